@@ -1,0 +1,1 @@
+"""The configuration tree, its presets and its checks."""

@@ -1,0 +1,139 @@
+"""The configuration: one tree of frozen dataclasses; every key has its meaning in its `doc`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def key(default: Any, doc: str) -> Any:
+    """Declare a configuration key with its default and its one-line meaning."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are augmented."""
+
+    name: str = key("digits", "'digits', 'cifar10', 'cifar100', or a folder of class folders (with or without train/ and test/)")
+    root: str | None = key(None, "folder that holds the official cifar archives; default: the user's cache folder")
+    download: bool = key(False, "download a missing official archive")
+    image_size: int | None = key(None, "side of the network's input in pixels; default: the data set's own size (folders: 32 if all are ≤ 32, else 224)")
+    train_per_class: int | None = key(None, "use at most this many training images per class, the first by name")
+    test_per_class: int | None = key(None, "use at most this many test images per class, the first by name")
+    test_share: float = key(0.2, "share of each class held out for testing where a folder has no train/test split")
+    crop_padding: int = key(4, "zero padding in pixels for the random crop; 0 = no random crop")
+    flip: bool = key(True, "random horizontal flip")
+    brightness: float = key(63 / 255, "brightness jitter: factor drawn from [1 − b, 1 + b]; 0 = off")
+    random_resized_crop: bool = key(False, "random-resized-crop (area 0.08–1, aspect 3/4–4/3) instead of the padded crop: for photos")
+    mean: tuple[float, float, float] = key((0.5071, 0.4867, 0.4408), "per-channel mean of the normalised images, in [0, 1]")
+    std: tuple[float, float, float] = key((0.2675, 0.2565, 0.2761), "per-channel standard deviation, in [0, 1]")
+    max_gib: float = key(8.0, "refuse to hold more than this many GiB of decoded images in memory")
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """How classes are dealt out over steps (METHOD: protocols)."""
+
+    name: str = key("B0-5", "'B0-n': all classes in n equal steps; 'B<base>-<n>': base classes first, the rest in n steps")
+    class_order: tuple[str, ...] | None = key(None, "class names in the order they arrive; default: shuffled by class_order_seed")
+    class_order_seed: int | None = key(1993, "seed of the class order; 'none' keeps the data set's own order")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The feature extractor."""
+
+    backbone: str = key("resnet32", "resnet18, resnet34, resnet50, preact_resnet18, resnet20, resnet32")
+    width: int | None = key(None, "channels of the first stage; default: the backbone's own (64, or 16 for resnet20/32)")
+    stem: str = key("auto", "'imagenet' (7×7 stride 2 + pooling), 'small' (3×3 stride 1), or 'auto': by image size, small up to 64 pixels")
+
+
+@dataclass(frozen=True)
+class MasksConfig:
+    """Channel masks, their sparsity loss and how a step is pruned."""
+
+    enabled: bool = key(True, "learn channel masks and prune; false = DER without pruning")
+    s_max: float = key(100.0, "largest mask scale; s runs from 1/s_max to s_max within every epoch")
+    lr: float = key(1.0, "learning rate of the mask logits (they have no momentum and no weight decay)")
+    init_low: float = key(0.0, "mask logits start uniformly in [init_low, init_high]")
+    init_high: float = key(2.0, "see init_low")
+    clamp: float = key(6.0, "mask logits are clamped to ± this after every optimizer step")
+    sparsity: float = key(1.0, "λ_s, the weight of the sparsity loss (its start value where target_params is given)")
+    target_params: float | None = key(None, "share of an extractor's parameters to keep; λ_s is adapted towards it during the step")
+    settle: float = key(0.5, "share of a step's epochs, at the end, trained with the masks held binary; 0 = the paper")
+    floor: float = key(0.0, "at least this share of every stream's channels is kept (never fewer than one); 0 = no floor")
+    bn_images: int = key(512, "training images used to re-estimate batch-norm statistics after binarising; 0 = off")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """SGD over one stage of a step."""
+
+    epochs: int = key(40, "number of epochs")
+    lr: float = key(0.1, "learning rate after the warm-up")
+    milestones: tuple[int, ...] = key((20, 30), "epochs (counted from the start) at which the learning rate is multiplied by gamma")
+    gamma: float = key(0.1, "factor applied at every milestone")
+    warmup_epochs: int = key(0, "epochs of linear warm-up; both classifiers are re-initialised at its end")
+    warmup_lr: float = key(0.01, "learning rate at which the warm-up starts")
+    momentum: float = key(0.9, "SGD momentum")
+    weight_decay: float = key(5e-4, "weight decay of weights and batch-norm parameters; never of mask logits")
+    batch_size: int = key(128, "images per batch")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(ScheduleConfig):
+    """The classifier stage on the class-balanced subset (steps after the first)."""
+
+    epochs: int = key(30, "number of epochs; 0 = no classifier stage")
+    milestones: tuple[int, ...] = key((15,), "epochs at which the learning rate is multiplied by gamma")
+    temperature: float = key(5.0, "logits are divided by T (5 on CIFAR, 1 on ImageNet)")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The rehearsal memory."""
+
+    total: int = key(2000, "exemplars in all, shared equally by the seen classes")
+    per_class: int | None = key(None, "a fixed number of exemplars per class instead of a fixed total")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What belongs to the method; each ablation is one switch."""
+
+    expand: bool = key(True, "add an extractor per step; false = one extractor, same memory ('without expansion')")
+    aux_weight: float = key(1.0, "λ_a, the weight of the auxiliary loss after the first step; 0 = without it")
+    bound: bool = key(False, "train one extractor on all data of all seen classes: the upper bound")
+    fwt: bool = key(False, "also train the randomly initialised reference models that forward transfer needs")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How it runs; none of these changes what is learned."""
+
+    seed: int = key(1993, "seed of everything random but the class order")
+    device: str = key("auto", "'cpu', 'cuda', 'cuda:1', or 'auto'")
+    backend: str = key("auto", "'reference', 'fused', or 'auto'")
+    threads: int | None = key(None, "CPU threads; default: what PyTorch chooses")
+    channels_last: bool = key(True, "keep activations channels-last")
+    tune_allocator: bool = key(True, "keep large CPU buffers instead of returning them to the system after every batch (glibc)")
+    eval_batch_size: int = key(256, "images per batch when nothing is trained")
+    keep_checkpoints: int = key(2, "how many of the last checkpoints stay on disk")
+    tensorboard: bool = key(False, "also write TensorBoard event files (needs the extra 'tensorboard')")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    first: ScheduleConfig = field(default_factory=ScheduleConfig)
+    later: ScheduleConfig = field(default_factory=ScheduleConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
