@@ -1,0 +1,77 @@
+"""From binary masks to what remains: pure functions of the description and the masks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from der_fast.model.layout import MaskLayout
+
+
+@dataclass(frozen=True)
+class CompactionPlan:
+    """What remains of an extractor.
+
+    Attributes:
+        layout: the layout of the full network.
+        keep: boolean (C,), the channels that stay.
+        widths: channels of every group that stay.
+        features: boolean (F,), the features that stay.
+        constant: some residual stream kept nothing, so that the features no longer depend on the image; nothing is kept.
+    """
+
+    layout: MaskLayout
+    keep: Tensor
+    widths: dict[str, int]
+    features: Tensor
+    constant: bool
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the compact network."""
+        return self.layout.architecture.parameters(self.widths)
+
+
+def plan(layout: MaskLayout, keep: Tensor) -> CompactionPlan:
+    """Decide what remains.
+
+    An inner group with nothing kept deletes its block's branch but for a constant (what batch-norm makes of zeros). A residual
+    stream with nothing kept makes the features constant: the extractor then has width 0.
+
+    Args:
+        layout: the full network's mask layout.
+        keep: boolean (C,), the binary masks.
+    """
+    if keep.shape != (layout.channels,) or keep.dtype != torch.bool:
+        raise ValueError(f"keep must be a boolean vector of {layout.channels} entries, not {keep.dtype} {tuple(keep.shape)}")
+    keep = keep.detach().cpu()
+    architecture = layout.architecture
+    path = [architecture.stem.target, *(block.target for block in architecture.blocks)]
+    constant = any(not keep[layout.slice_of(groups)].any() for groups in path)
+    if constant:
+        keep = torch.zeros_like(keep)
+    return CompactionPlan(layout, keep, layout.widths(keep), keep[layout.slice_of(architecture.features)], constant)
+
+
+def with_floor(layout: MaskLayout, logits: Tensor, keep: Tensor, share: float) -> Tensor:
+    """Keep at least ⌈share · width⌉ channels of every stream group, those with the largest logits.
+
+    Args:
+        layout: the full network's mask layout.
+        logits: (C,) mask logits.
+        keep: boolean (C,).
+        share: share of a stream's channels, in [0, 1]; 0 returns `keep` as it is.
+    """
+    keep = keep.clone()
+    if share <= 0:
+        return keep
+    streams = set(layout.stream_groups())
+    parts, scores = layout.by_group(keep), layout.by_group(logits.detach())
+    for name in layout.names:
+        if name in streams:
+            need = math.ceil(share * parts[name].numel())
+            parts[name][scores[name].topk(need).indices] = True
+    return keep

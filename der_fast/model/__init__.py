@@ -1,0 +1,1 @@
+"""Backbones, channel masks, the frozen bank and the classifiers."""

@@ -1,0 +1,61 @@
+"""The classifier on the super-feature and the auxiliary classifier on the new extractor's features."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def new_classifier(features: int, classes: int, generator: torch.Generator) -> nn.Linear:
+    """Return a linear layer (features → classes) drawn uniformly from ±1/√features (PyTorch's default), from `generator`."""
+    layer = nn.Linear(features, classes)
+    initialise_classifier(layer, generator)
+    return layer
+
+
+@torch.no_grad()
+def initialise_classifier(layer: nn.Linear, generator: torch.Generator) -> None:
+    """Draw a linear layer anew, in place."""
+    bound = 1 / math.sqrt(max(layer.in_features, 1))
+    for parameter in (layer.weight, layer.bias):
+        parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
+
+
+@torch.no_grad()
+def grow_classifier(old: nn.Linear | None, features: int, classes: int, generator: torch.Generator) -> nn.Linear:
+    """Return a classifier for more features and classes which, on old features and classes, starts as `old`.
+
+    Args:
+        old: the previous classifier, or None.
+        features, classes: the new sizes, not below the old ones.
+        generator: draws the new entries.
+    """
+    layer = new_classifier(features, classes, generator)
+    if old is not None:
+        layer.weight[: old.out_features, : old.in_features] = old.weight
+        layer.bias[: old.out_features] = old.bias
+    return layer
+
+
+@torch.no_grad()
+def slice_classifier(layer: nn.Linear, keep: Tensor, constant: Tensor | None = None) -> nn.Linear:
+    """Return the classifier that reads only the kept features.
+
+    Args:
+        layer: (classes, features).
+        keep: boolean (features,).
+        constant: (features,) the value of every feature that is dropped although it is not zero; moved into the bias.
+    """
+    sliced = nn.Linear(int(keep.sum()), layer.out_features, device=layer.weight.device)
+    sliced.weight.copy_(layer.weight[:, keep])
+    sliced.bias.copy_(layer.bias)
+    if constant is not None:
+        sliced.bias += layer.weight[:, ~keep] @ constant[~keep]
+    return sliced
+
+
+def auxiliary_targets(labels: Tensor, known: int) -> Tensor:
+    """Map labels to the auxiliary classifier's: 0 for any of the `known` old classes, 1 … for the new ones (METHOD: model)."""
+    return (labels - known + 1).clamp(min=0)

@@ -1,0 +1,163 @@
+"""A feature extractor: the network that a description describes, at any channel widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from der_fast.kernels.masked_bn import masked_bn
+from der_fast.model.architecture import Architecture, Block, Conv, Groups
+from der_fast.model.layout import MaskLayout
+
+
+class Convolution(nn.Module):
+    """A convolution without bias that also takes zero input or output channels (everything pruned): it then yields zeros."""
+
+    def __init__(self, conv: Conv, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.stride, self.padding = conv.stride, conv.kernel // 2
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, conv.kernel, conv.kernel))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.numel() == 0:
+            height, width = ((size - 1) // self.stride + 1 for size in x.shape[2:])
+            return x.new_zeros(x.shape[0], self.weight.shape[0], height, width)
+        return F.conv2d(x, self.weight, None, self.stride, self.padding)
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch-norm × mask (+ residual) (+ ReLU); holds γ, β and the running statistics, all (C,) float32."""
+
+    def __init__(self, channels: int, where: slice | None) -> None:
+        super().__init__()
+        self.where = where
+        self.momentum = 0.1
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, masks: Tensor | None, residual: Tensor | None = None, relu: bool = True) -> Tensor:
+        mask = None if masks is None or self.where is None else masks[self.where]
+        return masked_bn(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            mask=mask,
+            residual=residual,
+            relu=relu,
+            training=self.training,
+            momentum=self.momentum,
+        )
+
+
+class ResidualBlock(nn.Module):
+    """A residual block of an `Architecture`, post- or pre-activation."""
+
+    def __init__(self, block: Block, architecture: Architecture, widths: Mapping[str, int], layout: MaskLayout | None) -> None:
+        super().__init__()
+        self.preactivation = architecture.preactivation
+        self.stride = block.stride
+        self.grow = 0 if block.shortcut else architecture.width(block.target, widths) - architecture.width(block.source, widths)
+        self.convs = nn.ModuleList(_convolution(conv, architecture, widths) for conv in block.convs)
+        self.norms = nn.ModuleList(
+            _norm(conv.source if self.preactivation else conv.target, architecture, widths, layout) for conv in block.convs
+        )
+        self.shortcut = _convolution(block.shortcut, architecture, widths) if block.shortcut else None
+        project_norm = block.shortcut is not None and not self.preactivation
+        self.shortcut_norm = _norm(block.target, architecture, widths, layout) if project_norm else None
+
+    def forward(self, x: Tensor, masks: Tensor | None) -> Tensor:
+        return self._forward_preactivation(x, masks) if self.preactivation else self._forward(x, masks)
+
+    def _forward(self, x: Tensor, masks: Tensor | None) -> Tensor:
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            residual = self.shortcut_norm(self.shortcut(x), masks, None, False)
+        else:
+            residual = self._identity(x)
+        last = len(self.convs) - 1
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x), masks, residual if index == last else None, True)
+        return x
+
+    def _forward_preactivation(self, x: Tensor, masks: Tensor | None) -> Tensor:
+        active = self.norms[0](x, masks)
+        residual = self._identity(x) if self.shortcut is None else self.shortcut(active)
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            active = conv(active if index == 0 else norm(active, masks))
+        return active + residual
+
+    def _identity(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.grow)) if self.grow else x
+
+
+def _convolution(conv: Conv, architecture: Architecture, widths: Mapping[str, int]) -> Convolution:
+    return Convolution(conv, architecture.width(conv.source, widths), architecture.width(conv.target, widths))
+
+
+def _norm(groups: Groups, architecture: Architecture, widths: Mapping[str, int], layout: MaskLayout | None) -> MaskedBatchNorm:
+    return MaskedBatchNorm(architecture.width(groups, widths), layout.slice_of(groups) if layout else None)
+
+
+class Extractor(nn.Module):
+    """Maps images (N, 3, H, W) to feature vectors (N, F).
+
+    Args:
+        architecture: the description.
+        widths: channels of every group after compaction; None builds the full (dense, maskable) network.
+
+    Only the full network takes masks: a compact one has none left.
+    """
+
+    def __init__(self, architecture: Architecture, widths: Mapping[str, int] | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.widths = dict(architecture.groups if widths is None else widths)
+        layout = MaskLayout(architecture) if widths is None else None
+        self.stem = _convolution(architecture.stem, architecture, self.widths)
+        outer = architecture.features if architecture.preactivation else architecture.stem.target
+        self.norm = _norm(outer, architecture, self.widths, layout)
+        self.blocks = nn.ModuleList(ResidualBlock(block, architecture, self.widths, layout) for block in architecture.blocks)
+
+    @property
+    def features(self) -> int:
+        """Length of the feature vector."""
+        return self.architecture.width(self.architecture.features, self.widths)
+
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Return features (N, F); `masks` is the flat mask vector (C,), or None for all ones."""
+        x = self.stem(images)
+        if not self.architecture.preactivation:
+            x = self.norm(x, masks)
+        if self.architecture.pool:
+            x = F.max_pool2d(x, 3, 2, 1) if x.shape[1] else x[:, :, ::2, ::2]
+        for block in self.blocks:
+            x = block(x, masks)
+        if self.architecture.preactivation:
+            x = self.norm(x, masks)
+        return x.mean((2, 3))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> Extractor:
+        """Draw convolution weights from N(0, 2 / fan_out) (He et al. 2015) and reset batch-norm; returns self."""
+        for module in self.modules():
+            if isinstance(module, Convolution):
+                fan_out = module.weight.shape[0] * module.weight.shape[2] * module.weight.shape[3]
+                draw = torch.randn(module.weight.shape, generator=generator) * math.sqrt(2.0 / max(fan_out, 1))
+                module.weight.copy_(draw)
+            elif isinstance(module, MaskedBatchNorm):
+                module.weight.fill_(1)
+                module.bias.zero_()
+                module.running_mean.zero_()
+                module.running_var.fill_(1)
+        return self

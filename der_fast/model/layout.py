@@ -1,0 +1,74 @@
+"""Where each channel group lies in the network's one flat mask vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from der_fast.model.architecture import IMAGE_CHANNELS, Architecture, Groups
+
+
+@dataclass(frozen=True)
+class MaskLayout:
+    """Offsets of the groups of `architecture` in a vector of `channels` entries."""
+
+    architecture: Architecture
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Group names in order."""
+        return tuple(self.architecture.groups)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """G + 1 offsets; group g is ``offsets[g]:offsets[g + 1]``."""
+        offsets = [0]
+        for width in self.architecture.groups.values():
+            offsets.append(offsets[-1] + width)
+        return tuple(offsets)
+
+    @property
+    def channels(self) -> int:
+        """Length of the mask vector."""
+        return self.offsets[-1]
+
+    def slice_of(self, groups: Groups) -> slice:
+        """The slice of the mask vector that belongs to a tensor made of `groups`, which lie side by side."""
+        names = self.names
+        first, last = names.index(groups[0]), names.index(groups[-1])
+        if names[first : last + 1] != groups:
+            raise ValueError(f"groups {groups} of {self.architecture.name} do not lie side by side in {names}")
+        return slice(self.offsets[first], self.offsets[last + 1])
+
+    def by_group(self, vector: Tensor) -> dict[str, Tensor]:
+        """Split a (C,) vector into its groups."""
+        offsets = self.offsets
+        return {name: vector[offsets[i] : offsets[i + 1]] for i, name in enumerate(self.names)}
+
+    def widths(self, keep: Tensor) -> dict[str, int]:
+        """Number of kept channels of every group; `keep` is a (C,) boolean vector."""
+        return {name: int(part.sum()) for name, part in self.by_group(keep).items()}
+
+    def kept_parameters(self, keep: Tensor) -> int:
+        """Parameters that remain when only the channels in `keep` (boolean, (C,)) stay."""
+        return self.architecture.parameters(self.widths(keep))
+
+    def stream_groups(self) -> tuple[str, ...]:
+        """The groups that residual streams (and the stem) consist of; all others are inner groups of one block."""
+        streams = {name for block in self.architecture.blocks for name in (*block.source, *block.target)}
+        return tuple(name for name in self.names if name in streams)
+
+    def sparsity_terms(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The constants of the sparsity loss, as keyword arguments of `kernels.channel_masks.sparsity_loss`."""
+        names, convs = self.names, self.architecture.convs()
+        membership = torch.zeros(len(names), self.channels)
+        for row in range(len(names)):
+            membership[row, self.offsets[row] : self.offsets[row + 1]] = 1
+        reads = torch.tensor([[float(name in conv.source) for name in names] for conv in convs])
+        writes = torch.tensor([[float(name in conv.target) for name in names] for conv in convs])
+        image = torch.tensor([0.0 if conv.source else float(IMAGE_CHANNELS) for conv in convs])
+        area = torch.tensor([float(conv.kernel**2) for conv in convs])
+        terms = {"membership": membership, "reads": reads, "writes": writes, "image": image, "area": area}
+        return {name: value.to(device=device, dtype=dtype) for name, value in terms.items()}
