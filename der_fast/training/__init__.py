@@ -1,0 +1,1 @@
+"""Learning classes step by step: protocols, stages, memory, checkpoints and the learner."""
