@@ -1,13 +1,15 @@
-"""Reading, changing, checking and writing a `Config`: from TOML, from ``key=value`` texts, to plain dictionaries."""
+"""Reading, changing and writing a `Config`: from TOML, from ``key=value`` texts, to plain dictionaries."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import difflib
 import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from der_fast.config.schema import Config
 from der_fast.errors import ConfigError
@@ -17,11 +19,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Node = TypeVar("Node")
-
 
 def replace_keys(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return `config` with dotted keys replaced, e.g. ``{"later.lr": 0.03}``.
+
+    Values are what TOML, JSON or the command line give: texts are read as the key's type, ``none`` empties an optional key.
 
     Raises:
         ConfigError: an unknown key, or a value of the wrong type; the message names the key and what it takes.
@@ -31,27 +33,36 @@ def replace_keys(config: Config, changes: Mapping[str, Any]) -> Config:
     return config
 
 
-def _replace(node: Node, dotted: str, path: Sequence[str], value: Any) -> Node:
-    fields = {entry.name: entry for entry in dataclasses.fields(node)}  # type: ignore[arg-type]
+def _replace(node: Any, dotted: str, path: Sequence[str], value: Any) -> Any:
+    fields = [entry.name for entry in dataclasses.fields(node)]
     if path[0] not in fields:
-        raise ConfigError(f"unknown configuration key {dotted!r}: there is no {path[0]!r} here; choose from {', '.join(fields)}")
+        raise ConfigError(f"unknown configuration key {dotted!r}{_suggestion(dotted, path[0], fields)}")
     child = getattr(node, path[0])
     if dataclasses.is_dataclass(child):
         if len(path) == 1:
             raise ConfigError(f"{dotted!r} is a group of keys; set one of them, e.g. {dotted}.{dataclasses.fields(child)[0].name}=…")
-        changed: Any = _replace(child, dotted, path[1:], value)
+        changed = _replace(child, dotted, path[1:], value)
     elif len(path) > 1:
         raise ConfigError(f"unknown configuration key {dotted!r}: {path[0]!r} has no keys below it")
     else:
-        hints = typing.get_type_hints(type(node))
-        changed = _coerce(dotted, value, hints[path[0]])
-    return dataclasses.replace(node, **{path[0]: changed})  # type: ignore[type-var]
+        changed = _coerce(dotted, value, typing.get_type_hints(type(node))[path[0]])
+    return dataclasses.replace(node, **{path[0]: changed})
+
+
+def _suggestion(dotted: str, name: str, fields: Sequence[str]) -> str:
+    """Point at the keys that were probably meant: same last part anywhere, a close spelling, or else all that exist here."""
+    known = list(key_docs())
+    last = dotted.rsplit(".", 1)[-1]
+    meant = [key for key in known if key.endswith(f".{last}")] or difflib.get_close_matches(dotted, known, n=3)
+    if meant:
+        return f"; did you mean {', '.join(meant)}?"
+    return f": there is no {name!r} here; choose from {', '.join(fields)}"
 
 
 def _coerce(dotted: str, value: Any, hint: Any) -> Any:
     """Turn a TOML or command-line value into the field's type."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null", "")):
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if typing.get_origin(hint) is tuple:
@@ -60,6 +71,8 @@ def _coerce(dotted: str, value: Any, hint: Any) -> Any:
         value = _parse_scalar(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{dotted} takes {_name_of(hint)}, not {value!r}")
     return value
@@ -67,7 +80,7 @@ def _coerce(dotted: str, value: Any, hint: Any) -> Any:
 
 def _coerce_tuple(dotted: str, value: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str):
-        value = [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
+        value = split_list(value)
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{dotted} takes a list, e.g. {dotted}=1,2,3, not {value!r}")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -77,11 +90,33 @@ def _coerce_tuple(dotted: str, value: Any, arguments: tuple[Any, ...]) -> tuple[
     return tuple(_coerce(dotted, entry, hint) for entry, hint in zip(value, arguments, strict=True))
 
 
+def split_list(text: str) -> list[str]:
+    """Split ``a,b,c``, ``[a, b]`` or ``"a, with comma",b`` into its entries; quotes protect commas, empty entries are dropped."""
+    text = text.strip()
+    if (text[:1], text[-1:]) == ("[", "]"):
+        text = text[1:-1]
+    row = next(csv.reader([text], skipinitialspace=True), [])
+    return [entry for entry in (_unquoted(part) for part in row) if entry]
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
+        return text[1:-1]
+    return text
+
+
 def _parse_scalar(text: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {text.strip()}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
+    """Read a number or a truth value as people type them (`.5`, `1e-3`, `True`); other text comes back as it is."""
+    text = text.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _name_of(hint: Any) -> str:
@@ -96,8 +131,16 @@ def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
         dotted, sign, value = text.partition("=")
         if not sign or not dotted.strip():
             raise ConfigError(f"--set takes key=value, e.g. later.lr=0.03, not {text!r}")
-        changes[dotted.strip()] = value.strip()
+        changes[dotted.strip()] = _unquoted(value)
     return changes
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Read TOML into nested tables; raises ConfigError naming `source` and the place of the mistake."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -113,18 +156,22 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as nested dictionaries of plain JSON values."""
-    tree: dict[str, Any] = dataclasses.asdict(config)
-    return typing.cast(dict[str, Any], _plain(tree))
+    tree: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return tree
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
     """Build a configuration from nested dictionaries (the inverse of `to_dict`); raises ConfigError on unknown keys."""
+    groups = [entry.name for entry in dataclasses.fields(Config)]
+    for name in tree:
+        if name not in groups:
+            raise ConfigError(f"unknown configuration group {name!r}; choose from {', '.join(groups)}")
     return replace_keys(Config(), flatten(tree))
 
 

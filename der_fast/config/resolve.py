@@ -1,0 +1,88 @@
+"""From what a user names (data, protocol, preset, single keys) to one checked configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from der_fast.config.check import check
+from der_fast.config.presets import find_preset, load_preset
+from der_fast.config.schema import Config
+from der_fast.config.tree import flatten, replace_keys
+
+# Everything that is ours and not the paper's, switched off.
+PAPER = {"masks.settle": 0.0, "masks.target_params": None, "masks.floor": 0.0}
+
+SMALL_SIDE = 64
+_SAMPLED_CLASSES = 20
+
+
+def resolve_config(
+    data: str | None = None,
+    protocol: str | None = None,
+    *,
+    preset: str | None = None,
+    paper: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    base: Config | None = None,
+) -> Config:
+    """Return the configuration for a data set: preset, then `data` and `protocol`, then `paper`, then `changes`.
+
+    Args:
+        data: data set name or folder; None keeps the preset's.
+        protocol: e.g. ``"B0-10"``; None keeps the preset's.
+        preset: name of a preset; None takes the one made for `data` and `protocol` (see `preset_for`).
+        paper: switch off what is not the paper's (settling, parameter target, floor).
+        changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else.
+        base: a configuration to change instead of a preset; only used where `preset` is None.
+
+    Raises:
+        ConfigError: unknown preset or key, or a value that the key does not take.
+    """
+    if preset is not None or base is None:
+        name = preset or preset_for(data or Config().data.name, protocol)
+        base = replace_keys(Config(), flatten(load_preset(name))) if name else Config()
+    keys: dict[str, Any] = {}
+    if data is not None:
+        keys["data.name"] = data
+    if protocol is not None:
+        keys["protocol.name"] = protocol
+    if paper:
+        keys.update(PAPER)
+    keys.update(changes or {})
+    return check(replace_keys(base, keys))
+
+
+def preset_for(data: str, protocol: str | None) -> str | None:
+    """Return the preset made for a data set, or for folders one by the size of their images; None where there is none.
+
+    A folder's images are not read: the sizes in the headers of a few files decide between ``"images"`` (up to 64 pixels)
+    and ``"photos"``.
+    """
+    folder = Path(data).expanduser()
+    name = find_preset(data, protocol)
+    if name is not None or not folder.is_dir():
+        return name
+    side = max(_sampled_sides(folder), default=0)
+    return None if side == 0 else "images" if side <= SMALL_SIDE else "photos"
+
+
+def _sampled_sides(folder: Path) -> Iterator[int]:
+    """Yield the longer side of the first readable image of each of the first class folders."""
+    train = folder / "train"
+    classes = sorted(entry for entry in (train if train.is_dir() else folder).iterdir() if entry.is_dir())
+    for class_folder in classes[:_SAMPLED_CLASSES]:
+        sides = (_side(path) for path in islice(sorted(class_folder.iterdir()), 5) if path.is_file())
+        yield next((side for side in sides if side), 0)
+
+
+def _side(path: Path) -> int:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return max(image.size)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return 0
