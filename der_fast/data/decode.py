@@ -1,0 +1,145 @@
+"""From an image file of any kind to uint8 RGB pixels of one size."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff")
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif")
+)
+_MOST_THREADS = 8
+_FILES_PER_TASK = 64
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of decoding a list of files.
+
+    Args:
+        images: uint8, M × H × W × 3: the images that could be read.
+        kept: for each of them its position in the list.
+        problems: one "path: reason" per file that could not be read.
+    """
+
+    images: Tensor
+    kept: list[int]
+    problems: list[str]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB.
+
+    Transparency (an alpha channel, or a transparent palette entry) is laid over white; 16-bit grey keeps its upper 8 bits; everything
+    else as Pillow converts it (grey is repeated, CMYK and palettes are looked up).
+
+    Raises:
+        ValueError: 32-bit integer or floating pixels, whose range is unknown.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.uint32) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} (32 bits) have no known range; save the image with 8 or 16 bits")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Pixels:
+    """Resize an RGB image so that it just covers `size` and cut off the rest evenly (bilinear, antialiased).
+
+    Args:
+        image: RGB.
+        size: (height, width) in pixels.
+
+    Returns:
+        uint8, size[0] × size[1] × 3.
+    """
+    wanted = (size[1], size[0])
+    if image.size != wanted:
+        image = ImageOps.fit(image, wanted, method=Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def decode(path: Path, size: tuple[int, int]) -> Pixels:
+    """Read one image file: turned upright as its EXIF data says, RGB, of `size` (height, width).
+
+    Large JPEGs are decoded at a reduced scale, never below twice the wanted size.
+
+    Raises:
+        Exception: whatever Pillow raises on a damaged or unknown file.
+    """
+    # Opening a pipe or a device would wait for ever.
+    if not path.is_file():
+        raise OSError("a folder, not an image file" if path.is_dir() else "no such file" if not path.exists() else "not a regular file")
+    with Image.open(path) as image:
+        side = 2 * max(size)
+        image.draft(None, (side, side))  # type: ignore[arg-type]
+        image.load()
+        return fit(to_rgb(ImageOps.exif_transpose(image)), size)
+
+
+def decode_files(paths: Sequence[Path], size: tuple[int, int], *, progress: Callable[[int], None] | None = None) -> Decoded:
+    """Decode many files in a few threads; a file that cannot be read is left out and reported.
+
+    Args:
+        paths: the files.
+        size: (height, width) of the result in pixels.
+        progress: called with the number of files done since the last call.
+
+    Returns:
+        The images in the order of `paths`, whatever thread was first.
+    """
+    pixels = np.zeros((len(paths), *size, 3), dtype=np.uint8)
+    reasons: list[str | None] = [None] * len(paths)
+
+    def work(start: int) -> int:
+        chunk = range(start, min(start + _FILES_PER_TASK, len(paths)))
+        for index in chunk:
+            try:
+                pixels[index] = decode(paths[index], size)
+            except MemoryError:
+                raise
+            except Exception as error:  # damaged bytes make the decoders raise almost anything
+                reasons[index] = reason_of(error)
+        return len(chunk)
+
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        # Pillow warns about odd EXIF blocks and palettes that it copes with.
+        warnings.simplefilter("ignore")
+        for done in pool.map(work, range(0, len(paths), _FILES_PER_TASK)):
+            if progress is not None:
+                progress(done)
+    kept = [index for index, reason in enumerate(reasons) if reason is None]
+    images = torch.from_numpy(pixels)
+    if len(kept) < len(paths):
+        images = images[torch.tensor(kept, dtype=torch.int64)]
+    problems = [f"{path}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason is not None]
+    return Decoded(images, kept, problems)
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one line why an image could not be read."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known format"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,342 @@
+"""Labelled images that training reads in batches: the seam between where images live and who learns from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from der_fast.data.transform import Transform
+from der_fast.errors import DataError
+
+Source = TypeVar("Source", bound="ImageSource")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, ready for the network.
+
+    Args:
+        images: floating, N × 3 × H × W, normalised, on the device asked for.
+        labels: int64, N, on the same device: positions in the source's `class_names`.
+        indices: int64, N, on the CPU: positions of the images in the source.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class ImageSource(Protocol):
+    """Images with labels, wherever they live.
+
+    Every method that returns a source leaves this one unchanged.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; a label is a position in here."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels, int64, N, on the CPU."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the stored images in pixels."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def of_classes(self: Source, names: Sequence[str]) -> Source:
+        """Return the images of these classes only, relabelled so that `class_names` is `names`.
+
+        Raises:
+            DataError: an unknown or repeated name, or a class without images.
+        """
+        ...
+
+    def relabelled(self: Source, class_names: Sequence[str]) -> Source:
+        """Return the same images with labels into `class_names`, which must hold every name of this source.
+
+        Raises:
+            DataError: a name of this source is missing, or a name comes twice.
+        """
+        ...
+
+    def subset(self: Source, indices: Tensor) -> Source:
+        """Return the images at `indices` (int64, any length, in this order) with the same class names.
+
+        Raises:
+            DataError: an index out of range.
+        """
+        ...
+
+    def concatenated(self: Source, other: Source) -> Source:
+        """Return the images of this source followed by those of `other`.
+
+        Raises:
+            DataError: other class names or another image size.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hexadecimal) over pixels, labels and class names."""
+        ...
+
+    def batches(
+        self,
+        indices: Tensor | None,
+        batch_size: int,
+        *,
+        transform: Transform,
+        generator: torch.Generator | None = None,
+        shuffle: bool = False,
+        device: str | torch.device = "cpu",
+        channels_last: bool = True,
+    ) -> Iterator[Batch]:
+        """Go through the images once.
+
+        Args:
+            indices: int64: which images; None = all.
+            batch_size: images per batch; the last batch may be smaller.
+            transform: what is done to the pixels.
+            generator: CPU generator that decides shuffling and augmentation; equal seeds give equal batches, bit for bit.
+            shuffle: draw a new order, for training. A last batch of a single image is then left out if it is not the only one, because
+                batch-norm cannot train on one value.
+            device: where images and labels shall be.
+            channels_last: memory layout of the images.
+
+        Raises:
+            DataError: an index out of range.
+            ValueError: batch_size below 1, or shuffling without a generator.
+        """
+        ...
+
+
+class MemorySource:
+    """Images held in memory as uint8.
+
+    Args:
+        images: uint8, N × H × W × 3, on the CPU.
+        labels: integers, N, each a position in `class_names`; kept as int64.
+        class_names: distinct names; a class may be without images.
+        files: a name for every image, used in messages.
+        skipped: files that could not be read, each as "path: reason".
+
+    Raises:
+        DataError: a wrong shape or dtype, a label out of range, repeated class names; the message names the image.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        class_names: Sequence[str],
+        *,
+        files: Sequence[str] | None = None,
+        skipped: Sequence[str] = (),
+    ) -> None:
+        self._class_names = tuple(class_names)
+        self._files = None if files is None else tuple(files)
+        self.skipped = tuple(skipped)
+        self._fingerprint: str | None = None
+        _check_images(images)
+        _check_names(self._class_names)
+        self._labels = _checked_labels(labels, images.shape[0], self._class_names, self._files)
+        self._images = images.contiguous()
+
+    @property
+    def images(self) -> Tensor:
+        """The pixels, uint8, N × H × W × 3, on the CPU; not to be written to."""
+        return self._images
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels, int64, N, on the CPU; not to be written to."""
+        return self._labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; a label is a position in here."""
+        return self._class_names
+
+    @property
+    def files(self) -> tuple[str, ...] | None:
+        """A name for every image, or None."""
+        return self._files
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the stored images in pixels."""
+        return int(self._images.shape[1]), int(self._images.shape[2])
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return int(self._images.shape[0])
+
+    def __repr__(self) -> str:
+        """Say how many images of what size and how many classes there are."""
+        height, width = self.image_size
+        return f"MemorySource({len(self)} images of {height} × {width}, {len(self.class_names)} classes)"
+
+    def of_classes(self, names: Sequence[str]) -> MemorySource:
+        """Return the images of these classes only; see `ImageSource.of_classes`."""
+        names = tuple(names)
+        _check_names(names)
+        self._check_known(names)
+        position = torch.full((len(self._class_names),), -1, dtype=torch.int64)
+        for label, name in enumerate(names):
+            position[self._class_names.index(name)] = label
+        labels = position[self._labels]
+        counts = torch.bincount(labels[labels >= 0], minlength=len(names))
+        empty = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+        if empty:
+            raise DataError(f"no images of class {', '.join(map(repr, empty))}; add images or leave the class out")
+        chosen = (labels >= 0).nonzero().flatten()
+        return self._with(chosen, labels[chosen], names)
+
+    def relabelled(self, class_names: Sequence[str]) -> MemorySource:
+        """Return the same images with labels into `class_names`; see `ImageSource.relabelled`."""
+        class_names = tuple(class_names)
+        missing = [name for name in self._class_names if name not in class_names]
+        if missing:
+            raise DataError(f"cannot relabel: class {', '.join(map(repr, missing))} is not among the new class names")
+        position = torch.tensor([class_names.index(name) for name in self._class_names], dtype=torch.int64)
+        return MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped)
+
+    def subset(self, indices: Tensor) -> MemorySource:
+        """Return the images at `indices`; see `ImageSource.subset`."""
+        indices = self._checked_indices(indices)
+        return self._with(indices, self._labels[indices], self._class_names)
+
+    def concatenated(self, other: MemorySource) -> MemorySource:
+        """Return the images of this source followed by those of `other`; see `ImageSource.concatenated`."""
+        if other.class_names != self._class_names:
+            raise DataError(
+                f"cannot put sources together: their class names differ ({_few(self._class_names)} and {_few(other.class_names)}); "
+                "use relabelled() first"
+            )
+        if other.image_size != self.image_size:
+            raise DataError(f"cannot put sources together: images of {self.image_size} and of {other.image_size} pixels; load both alike")
+        files = self._files + other._files if self._files is not None and other._files is not None else None
+        return MemorySource(
+            torch.cat([self._images, other._images]),
+            torch.cat([self._labels, other._labels]),
+            self._class_names,
+            files=files,
+            skipped=tuple(dict.fromkeys(self.skipped + other.skipped)),
+        )
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 over pixels, labels and class names; computed once."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps([self._class_names, list(self._images.shape)]).encode())
+            digest.update(self._labels.numpy().astype("<i8").tobytes())
+            digest.update(memoryview(self._images.numpy().reshape(-1)))
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def batches(
+        self,
+        indices: Tensor | None,
+        batch_size: int,
+        *,
+        transform: Transform,
+        generator: torch.Generator | None = None,
+        shuffle: bool = False,
+        device: str | torch.device = "cpu",
+        channels_last: bool = True,
+    ) -> Iterator[Batch]:
+        """Go through the images once; see `ImageSource.batches`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if shuffle and generator is None:
+            raise ValueError("shuffling needs a torch.Generator: without one its result could not be repeated")
+        order = torch.arange(len(self)) if indices is None else self._checked_indices(indices)
+        return self._walk(order, batch_size, transform, generator, shuffle, device, channels_last)
+
+    def _walk(
+        self,
+        order: Tensor,
+        batch_size: int,
+        transform: Transform,
+        generator: torch.Generator | None,
+        shuffle: bool,
+        device: str | torch.device,
+        channels_last: bool,
+    ) -> Iterator[Batch]:
+        if shuffle:
+            order = order[torch.randperm(len(order), generator=generator)]
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            if shuffle and start > 0 and len(chosen) == 1:
+                return
+            images = transform(self._images.index_select(0, chosen), generator, device=device, channels_last=channels_last)
+            yield Batch(images, self._labels[chosen].to(device), chosen)
+
+    def _with(self, indices: Tensor, labels: Tensor, names: tuple[str, ...]) -> MemorySource:
+        files = None if self._files is None else tuple(self._files[index] for index in indices.tolist())
+        return MemorySource(self._images.index_select(0, indices), labels, names, files=files, skipped=self.skipped)
+
+    def _checked_indices(self, indices: Tensor) -> Tensor:
+        if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+            raise DataError(f"indices must be a one-dimensional tensor of integers, not {indices.dtype}, {tuple(indices.shape)}")
+        indices = indices.to("cpu", torch.int64)
+        wrong = ((indices < 0) | (indices >= len(self))).nonzero().flatten()
+        if len(wrong):
+            raise DataError(f"index {int(indices[wrong[0]])} is out of range: there are {len(self)} images, numbered from 0")
+        return indices
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in self._class_names]
+        if unknown:
+            raise DataError(f"unknown class {', '.join(map(repr, unknown))}; there are {_few(self._class_names)}")
+
+
+def _few(names: Sequence[str], most: int = 10) -> str:
+    """List names for a message, the first few only."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:
+        raise DataError(
+            f"images must be uint8, N × H × W × 3 (RGB, 0–255), not {images.dtype}, {tuple(images.shape)}; "
+            "der_fast.data.from_dataset converts other forms"
+        )
+    if images.device.type != "cpu":
+        raise DataError(f"images must be on the CPU, not on {images.device}; batches travel to the device by themselves")
+
+
+def _check_names(names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"class name {', '.join(map(repr, repeated))} comes more than once; class names must be distinct")
+
+
+def _checked_labels(labels: Tensor, count: int, names: tuple[str, ...], files: tuple[str, ...] | None) -> Tensor:
+    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DataError(f"labels must hold one integer per image ({count}), not {labels.dtype}, {tuple(labels.shape)}")
+    if files is not None and len(files) != count:
+        raise DataError(f"there are {count} images but {len(files)} file names")
+    labels = labels.to("cpu", torch.int64)
+    wrong = ((labels < 0) | (labels >= len(names))).nonzero().flatten()
+    if len(wrong):
+        first = int(wrong[0])
+        where = f" ({files[first]})" if files is not None else ""
+        raise DataError(
+            f"label {int(labels[first])} of image {first}{where} is out of range: labels must lie in 0 … {len(names) - 1} "
+            f"for {len(names)} classes; {len(wrong)} of {count} labels are wrong"
+        )
+    return labels

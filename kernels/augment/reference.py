@@ -1,0 +1,65 @@
+"""Augmentation of a batch of uint8 images in plain PyTorch: the definition of correct.
+
+    p[n, h, w, c]   = images[n, h − P, w − P, c] inside the image, else 0          zero padding P in pixel space (black)
+    q[n, h, w, c]   = p[n, h + row_n, w' + col_n, c],  w' = W − 1 − w if flip_n else w
+    out[n, c, h, w] = (min(brightness_n · q / 255, 1) − mean_c) / std_c
+
+The order is torchvision's RandomCrop(padding=P), RandomHorizontalFlip, ColorJitter(brightness), ToTensor, Normalize: the border is
+black *before* normalisation. Unlike PIL, the brightened pixel is not rounded back to 8 bits.
+
+Layout: images N × H × W × 3, result N × 3 × H × W whose memory is N × H × W × 3 (channels-last). Arithmetic in float32, or float64 if
+the result is float64. No backward. Bytes moved for Y = N·H·W·3: about 6Y for the uint8 passes (pad, crop, flip) and 20Y for three passes in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def augment_reference(
+    images: Tensor,
+    *,
+    row: Tensor,
+    col: Tensor,
+    flip: Tensor,
+    brightness: Tensor,
+    padding: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+) -> Tensor:
+    """Compute the formula above; arguments as in `der_fast.kernels.augment.augment`, unchecked."""
+    count, height, width, _ = images.shape
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    pixels = _crop(images, row, col, padding) if padding else images.clone(memory_format=torch.contiguous_format)
+    flipped = flip.nonzero().flatten()
+    pixels[flipped] = pixels[flipped].flip(2)
+
+    # (min(b·q/255, 1) − mean)/std = min(b·q, 255)·scale + shift: one clamp and one multiply-add per value.
+    scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))
+    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    # Rows of W·3 values, because broadcasting three channels over the innermost dimension would run three values at a time.
+    scale_row = scale.to(images.device, work).repeat(width)
+    shift_row = shift.to(images.device, work).repeat(width)
+    values = pixels.view(count, height * width * 3).to(work)
+    values = values.mul_(brightness.to(work)[:, None]).clamp_(max=255.0).view(count * height, width * 3)
+    result = torch.addcmul(shift_row, values, scale_row).to(dtype).view(count, height, width, 3).permute(0, 3, 1, 2)
+    return result if channels_last else result.contiguous()
+
+
+def _crop(images: Tensor, row: Tensor, col: Tensor, padding: int) -> Tensor:
+    """Cut H × W windows out of the zero-padded images; returns N × H × W × 3, contiguous."""
+    count, height, width, _ = images.shape
+    padded_height, padded_width = height + 2 * padding, width + 2 * padding
+    padded = images.new_zeros(count, padded_height, padded_width, 3)
+    padded[:, padding : padding + height, padding : padding + width] = images
+    # Row k of this overlapping view is the run of `width` pixels that starts at pixel k, so a crop is a gather of whole rows.
+    runs = padded.as_strided((max(count * padded_height * padded_width - width + 1, 0), width * 3), (3, 1))
+    first_row = torch.arange(count, device=images.device) * padded_height + row
+    rows = first_row[:, None] + torch.arange(height, device=images.device)
+    starts = rows * padded_width + col[:, None]
+    return runs.index_select(0, starts.flatten()).view(count, height, width, 3)
