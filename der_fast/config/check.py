@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def _channels(rule: Rule) -> Rule:
 
 
 def _is_increasing(values: tuple[int, ...]) -> bool:
-    return all(value >= 1 for value in values) and all(a < b for a, b in zip(values, values[1:], strict=False))
+    return all(value >= 1 for value in values) and all(a < b for a, b in itertools.pairwise(values))
 
 
 _SWITCH = Rule("true or false", lambda value: True)
@@ -149,7 +150,9 @@ def _check_pairs(config: Config) -> None:
     if max(abs(masks.init_low), abs(masks.init_high)) > masks.clamp:
         raise ConfigError(f"masks.init_low and masks.init_high must lie within ± masks.clamp ({masks.clamp}), or no logit keeps its start")
     if masks.enabled and masks.init_high <= 0:
-        raise ConfigError(f"masks.init_high ({masks.init_high}) must be above 0: a channel is kept where its logit is, so all would start dead")
+        raise ConfigError(
+            f"masks.init_high ({masks.init_high}) must be above 0: a channel is kept where its logit is, so all would start dead"
+        )
     for stage in ("first", "later", "classifier"):
         schedule = getattr(config, stage)
         if schedule.warmup_epochs and schedule.warmup_epochs >= schedule.epochs:

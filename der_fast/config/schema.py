@@ -18,7 +18,9 @@ class DataConfig:
     name: str = key("digits", "'digits', 'cifar10', 'cifar100', or a folder of class folders (with or without train/ and test/)")
     root: str | None = key(None, "folder that holds the official cifar archives; default: the user's cache folder")
     download: bool = key(False, "download a missing official archive")
-    image_size: int | None = key(None, "side of the network's input in pixels; default: the data set's own size (folders: 32 if all are ≤ 32, else 224)")
+    image_size: int | None = key(
+        None, "side of the network's input in pixels; default: the data set's own size (folders: 32 if all are ≤ 32, else 224)"
+    )
     train_per_class: int | None = key(None, "use at most this many training images per class, the first by name")
     test_per_class: int | None = key(None, "use at most this many test images per class, the first by name")
     test_share: float = key(0.2, "share of each class held out for testing where a folder has no train/test split")
