@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from der_fast.data.convert import as_image_batch, load_folder_images
+from der_fast.data.dataset import from_dataset
 from der_fast.data.load import load_dataset
 from der_fast.data.source import Batch, ImageSource, MemorySource
 from der_fast.data.transform import Transform, transforms_for
 
-__all__ = ["Batch", "ImageSource", "MemorySource", "Transform", "load_dataset", "transforms_for"]
+__all__ = [
+    "Batch",
+    "ImageSource",
+    "MemorySource",
+    "Transform",
+    "as_image_batch",
+    "from_dataset",
+    "load_dataset",
+    "load_folder_images",
+    "transforms_for",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif")
+    f".{suffix}"
+    for suffix in "jpg jpeg jpe jfif png bmp dib webp gif tif tiff ppm pgm pbm pnm tga jp2 avif".split()  # noqa: SIM905
 )
 _MOST_THREADS = 8
 _FILES_PER_TASK = 64
@@ -32,12 +33,25 @@ class Decoded:
     Args:
         images: uint8, M × H × W × 3: the images that could be read.
         kept: for each of them its position in the list.
-        problems: one "path: reason" per file that could not be read.
+        lost: the positions of the files that could not be read.
+        problems: for each of those "path: reason".
     """
 
     images: Tensor
     kept: list[int]
+    lost: list[int]
     problems: list[str]
+
+    def part(self, start: int, stop: int) -> Decoded:
+        """Return what came of ``files[start:stop]``, positions counted from `start`."""
+        first, last = bisect_left(self.kept, start), bisect_left(self.kept, stop)
+        lost = slice(bisect_left(self.lost, start), bisect_left(self.lost, stop))
+        return Decoded(
+            self.images[first:last],
+            [index - start for index in self.kept[first:last]],
+            [index - start for index in self.lost[lost]],
+            self.problems[lost],
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -91,7 +105,7 @@ def decode(path: Path, size: tuple[int, int]) -> Pixels:
         raise OSError("a folder, not an image file" if path.is_dir() else "no such file" if not path.exists() else "not a regular file")
     with Image.open(path) as image:
         side = 2 * max(size)
-        image.draft(None, (side, side))  # type: ignore[arg-type]
+        image.draft(None, (side, side))
         image.load()
         return fit(to_rgb(ImageOps.exif_transpose(image)), size)
 
@@ -132,8 +146,8 @@ def decode_files(paths: Sequence[Path], size: tuple[int, int], *, progress: Call
     images = torch.from_numpy(pixels)
     if len(kept) < len(paths):
         images = images[torch.tensor(kept, dtype=torch.int64)]
-    problems = [f"{path}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason is not None]
-    return Decoded(images, kept, problems)
+    lost = [index for index, reason in enumerate(reasons) if reason is not None]
+    return Decoded(images, kept, lost, [f"{paths[index]}: {reasons[index]}" for index in lost])
 
 
 def reason_of(error: Exception) -> str:

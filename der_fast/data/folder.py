@@ -8,6 +8,7 @@ Names that begin with a dot are ignored. Class names are folder names in sorted 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +18,16 @@ import torch
 from PIL import Image
 
 from der_fast.config.schema import DataConfig
-from der_fast.data.decode import IMAGE_SUFFIXES, decode_files
+from der_fast.data.decode import IMAGE_SUFFIXES, Decoded, decode_files
 from der_fast.data.progress import progress_bar
+from der_fast.data.sizes import SMALL_SIDE, default_side, refuse_too_much, stored_side
 from der_fast.data.source import MemorySource
 from der_fast.data.split import held_out
-from der_fast.data.transform import stored_side
 from der_fast.errors import DataError
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _IGNORED = ("__MACOSX",)
 _MOST_LISTED = 20
-_SMALL, _LARGE = 32, 224
 
 _log = logging.getLogger(__name__)
 
@@ -55,52 +55,43 @@ def load_folder(folder: Path, config: DataConfig) -> tuple[MemorySource, MemoryS
     """
     names, train, test = _parts(folder, config)
     paths = train.paths + test.paths
-    side = stored_side(config.image_size or guess_side(paths), config.random_resized_crop)
+    side = stored_side(config.image_size or _guess_side(paths), config.random_resized_crop)
     refuse_too_much(len(paths), (side, side), config.max_gib, str(folder))
     with progress_bar(f"decoding {folder.name}", len(paths)) as advance:
         decoded = decode_files(paths, (side, side), progress=advance)
     _judge_problems(decoded.problems, len(paths), folder)
-    border = sum(1 for index in decoded.kept if index < len(train.paths))
-    sources = []
-    for positions, images, part in (
-        (decoded.kept[:border], decoded.images[:border], "training"),
-        (decoded.kept[border:], decoded.images[border:], "test"),
-    ):
-        labels = [(train.labels + test.labels)[index] for index in positions]
-        left = set(labels)
-        lost = [name for label, name in enumerate(names) if label not in left]
-        if lost:
-            raise DataError(
-                f"no readable {part} image of class {', '.join(map(repr, lost))} in {folder}; mend the files:\n" + _listed(decoded.problems)
-            )
-        files = [str(paths[index].relative_to(folder)) for index in positions]
-        problems = _of_part(decoded.problems, train.paths if part == "training" else test.paths)
-        sources.append(MemorySource(images, torch.tensor(labels, dtype=torch.int64), names, files=files, skipped=problems))
-    return sources[0], sources[1]
+    border = len(train.paths)
+    return (
+        _source("training", folder, names, train, decoded.part(0, border)),
+        _source("test", folder, names, test, decoded.part(border, len(paths))),
+    )
 
 
-def guess_side(paths: Sequence[Path]) -> int:
-    """Return 32 if no image has a side above 32 pixels, else 224; only headers are read."""
-    for path in paths:
-        try:
-            if not path.is_file():
-                continue
-            with Image.open(path) as image:
-                if max(image.size) > _SMALL:
-                    return _LARGE
-        except Exception:  # whatever is wrong with the file is reported when it is decoded
-            continue
-    return _SMALL
-
-
-def refuse_too_much(count: int, size: tuple[int, int], max_gib: float, what: str) -> None:
-    """Raise DataError where `count` decoded images of `size` (height, width) would need more than `max_gib` GiB."""
-    gib = count * size[0] * size[1] * 3 / 2**30
-    if gib > max_gib:
+def _source(what: str, folder: Path, names: list[str], part: _Part, decoded: Decoded) -> MemorySource:
+    labels = torch.tensor(part.labels, dtype=torch.int64)[torch.tensor(decoded.kept, dtype=torch.int64)]
+    counts = torch.bincount(labels, minlength=len(names)).tolist()
+    lost = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    if lost:
         raise DataError(
-            f"{what}: {count} images of {size[0]} × {size[1]} pixels need {gib:.1f} GiB of memory, more than data.max_gib={max_gib:g}; "
-            "raise data.max_gib, or set data.image_size or data.train_per_class lower"
+            f"no readable {what} image of class {', '.join(map(repr, lost))} in {folder}; mend or replace these files:\n"
+            + _listed(decoded.problems)
         )
+    files = [part.paths[index].relative_to(folder).as_posix() for index in decoded.kept]
+    return MemorySource(decoded.images, labels, names, files=files, skipped=decoded.problems)
+
+
+def _guess_side(paths: Sequence[Path]) -> int:
+    """Choose the side from the headers of the files."""
+    largest = 1
+    for path in paths:
+        # Whatever is wrong with a file is reported when it is decoded.
+        with contextlib.suppress(Exception):
+            if path.is_file():
+                with Image.open(path) as image:
+                    largest = max(largest, *image.size)
+        if largest > SMALL_SIDE:
+            break
+    return default_side(largest)
 
 
 def _parts(folder: Path, config: DataConfig) -> tuple[list[str], _Part, _Part]:
@@ -189,8 +180,3 @@ def _judge_problems(problems: list[str], count: int, folder: Path) -> None:
 def _listed(problems: list[str]) -> str:
     more = [f"  … and {len(problems) - _MOST_LISTED} more"] if len(problems) > _MOST_LISTED else []
     return "\n".join([f"  {problem}" for problem in problems[:_MOST_LISTED]] + more)
-
-
-def _of_part(problems: list[str], paths: list[Path]) -> list[str]:
-    mine = {str(path) for path in paths}
-    return [problem for problem in problems if problem.rpartition(": ")[0] in mine or problem.partition(": ")[0] in mine]

@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 
 from der_fast.config.schema import DataConfig
+from der_fast.data.cifar import ARCHIVES, load_cifar
+from der_fast.data.convert import as_image_batch
 from der_fast.data.digits import load_digits
 from der_fast.data.folder import load_folder
+from der_fast.data.sizes import refuse_too_much, stored_side
 from der_fast.data.source import MemorySource
 from der_fast.errors import DataError
 
-KNOWN_NAMES = ("digits", "cifar10", "cifar100")
+KNOWN_NAMES = ("digits", *ARCHIVES)
 
 
 def load_dataset(config: DataConfig) -> tuple[MemorySource, MemorySource]:
@@ -28,8 +31,9 @@ def load_dataset(config: DataConfig) -> tuple[MemorySource, MemorySource]:
         DataError: an unknown name, or anything wrong with the data; see `load_folder`.
     """
     if config.name == "digits":
-        train, test = load_digits(config.test_share)
-        return limit_per_class(train, config.train_per_class), limit_per_class(test, config.test_per_class)
+        return _limited(load_digits(config.test_share), config)
+    if config.name in ARCHIVES:
+        return _limited(load_cifar(config.name, archive_folder(config.root), allow_download=config.download), config)
     folder = Path(config.name).expanduser()
     if folder.is_dir():
         return load_folder(folder, config)
@@ -37,6 +41,26 @@ def load_dataset(config: DataConfig) -> tuple[MemorySource, MemorySource]:
         f"unknown data set {config.name!r}: known names are {', '.join(KNOWN_NAMES)}, and there is no folder {folder.absolute()}; "
         "give one of these names or the path of a folder of class folders"
     )
+
+
+def archive_folder(root: str | None) -> Path:
+    """Return the folder in which official archives are looked for: `root`, or the user's cache folder."""
+    return Path.home() / ".cache" / "der_fast" if root is None else Path(root).expanduser()
+
+
+def _limited(sources: tuple[MemorySource, MemorySource], config: DataConfig) -> tuple[MemorySource, MemorySource]:
+    """Apply the limits per class and the image size to a data set that came whole."""
+    train, test = limit_per_class(sources[0], config.train_per_class), limit_per_class(sources[1], config.test_per_class)
+    side = stored_side(config.image_size or train.image_size[0], config.random_resized_crop)
+    refuse_too_much(len(train) + len(test), (side, side), config.max_gib, config.name)
+    return resized(train, (side, side)), resized(test, (side, side))
+
+
+def resized(source: MemorySource, size: tuple[int, int]) -> MemorySource:
+    """Return the source with images of `size` (height, width): resized to cover it, the rest cut off evenly."""
+    if source.image_size == size:
+        return source
+    return MemorySource(as_image_batch(source.images, size), source.labels, source.class_names, files=source.files, skipped=source.skipped)
 
 
 def limit_per_class(source: MemorySource, most: int | None) -> MemorySource:

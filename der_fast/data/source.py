@@ -242,7 +242,7 @@ class MemorySource:
         if self._fingerprint is None:
             digest = hashlib.sha256(json.dumps([self._class_names, list(self._images.shape)]).encode())
             digest.update(self._labels.numpy().astype("<i8").tobytes())
-            digest.update(memoryview(self._images.numpy().reshape(-1)))
+            digest.update(self._images.numpy().reshape(-1).data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

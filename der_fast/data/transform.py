@@ -15,17 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from der_fast.config.schema import DataConfig
+from der_fast.data.sizes import stored_side
 from der_fast.errors import DataError
 from der_fast.kernels.augment import augment
 
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-
-
-def stored_side(side: int, random_resized_crop: bool) -> int:
-    """Return the side in pixels at which images are held in memory for a network input of `side` pixels."""
-    return round(side * 256 / 224) if random_resized_crop else side
 
 
 @dataclass(frozen=True)

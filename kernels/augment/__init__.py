@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-
 from der_fast.kernels.augment.reference import augment_reference
+from torch import Tensor
 
 __all__ = ["augment", "augment_reference"]
 
