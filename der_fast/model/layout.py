@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,12 +17,12 @@ class MaskLayout:
 
     architecture: Architecture
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Group names in order."""
         return tuple(self.architecture.groups)
 
-    @property
+    @cached_property
     def offsets(self) -> tuple[int, ...]:
         """G + 1 offsets; group g is ``offsets[g]:offsets[g + 1]``."""
         offsets = [0]

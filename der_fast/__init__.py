@@ -1,0 +1,32 @@
+"""der_fast: class-incremental image classifiers that never forget their classes and hardly grow (DER, CVPR 2021, with the pruning)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from der_fast.api import RunResult, evaluate_run, learn_run, train
+    from der_fast.config.schema import Config
+    from der_fast.report import write_report
+    from der_fast.training.learner import Learner, Prediction
+
+_HOMES = {
+    "train": "der_fast.api",
+    "learn_run": "der_fast.api",
+    "evaluate_run": "der_fast.api",
+    "RunResult": "der_fast.api",
+    "Config": "der_fast.config.schema",
+    "write_report": "der_fast.report",
+    "Learner": "der_fast.training.learner",
+    "Prediction": "der_fast.training.learner",
+}
+
+__all__ = ["Config", "Learner", "Prediction", "RunResult", "evaluate_run", "learn_run", "train", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes a second or two; --help and --version shall not wait for it.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'der_fast' has no attribute {name!r}")

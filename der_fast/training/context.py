@@ -1,0 +1,38 @@
+"""What every stage of a step needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from der_fast.config.schema import Config
+from der_fast.data.transform import Transform
+from der_fast.training.progress import Observer
+from der_fast.training.state import StepState
+
+
+@dataclass(frozen=True)
+class Context:
+    """Settings, transforms and listeners of a run.
+
+    Attributes:
+        config: the resolved configuration.
+        device: where the network runs.
+        train_transform, test_transform: augmentation for training, and none for testing.
+        observer: told about batches, epochs and steps.
+        save: called with the state after every epoch and stage.
+    """
+
+    config: Config
+    device: torch.device
+    train_transform: Transform
+    test_transform: Transform
+    observer: Observer = field(default_factory=Observer)
+    save: Callable[[StepState], None] = lambda state: None
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.config.runtime.seed

@@ -1,0 +1,79 @@
+"""Counting an epoch: loss, accuracy and speed, without asking the device for a number in every batch."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from der_fast.errors import DivergenceError
+from der_fast.training.context import Context
+from der_fast.training.progress import EpochRecord
+from der_fast.training.state import StepState
+
+
+class EpochMeter:
+    """Sums loss and hits over an epoch on the device.
+
+    Args:
+        context: whose observer is told.
+        state: the step in progress; the finished epoch is added to its records.
+        epochs: how many epochs the stage has.
+        batches: how many batches this epoch has.
+        stage: the stage's name; default: the state's.
+    """
+
+    def __init__(self, context: Context, state: StepState, epochs: int, batches: int, stage: str | None = None) -> None:
+        self.context, self.state, self.epochs, self.batches = context, state, epochs, batches
+        self.stage = stage or state.stage
+        self.totals = torch.zeros(2, dtype=torch.float64, device=context.device)
+        self.images = self.batch = 0
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count one batch: its mean loss, and hits of `logits` (N, classes) against `labels` (N,)."""
+        hits = (logits.detach().argmax(1) == labels).sum()
+        self.totals += torch.stack([loss.detach().double() * len(labels), hits.double()])
+        self.images += len(labels)
+        self.batch += 1
+        epoch = self.state.epoch + 1
+        self.context.observer.batch_ends(self.state.step, self.stage, epoch, self.epochs, self.batch, self.batches, len(labels))
+
+    def finish(self, lr: float, *, kept_share: float | None = None, sparsity_weight: float | None = None, settled: bool = False) -> None:
+        """Record the epoch and count it in the state.
+
+        Raises:
+            DivergenceError: the loss is not a finite number.
+        """
+        loss, hits = (self.totals / max(self.images, 1)).tolist()
+        seconds = time.perf_counter() - self.started
+        self.state.elapsed += seconds
+        self.state.epoch += 1
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise DivergenceError(
+                f"the loss became {loss} in step {self.state.step}, {self.stage} stage, epoch {self.state.epoch}. "
+                f"Lower the learning rate (now {lr:g}) with --lr, or masks.lr if masks are on; "
+                "the last checkpoint holds the epoch before."
+            )
+        record = EpochRecord(
+            self.state.step,
+            self.stage,
+            self.state.epoch,
+            self.epochs,
+            loss,
+            100 * hits,
+            lr,
+            kept_share,
+            sparsity_weight,
+            self.images / max(seconds, 1e-9),
+            settled,
+        )
+        self.state.records.append(record)
+        self.context.observer.epoch_ends(record)
+
+
+def count_batches(images: int, batch_size: int) -> int:
+    """Number of batches of a shuffled epoch: a last batch of one image is left out if there are others."""
+    full, rest = divmod(images, batch_size)
+    return full + (rest > 1 or (rest == 1 and full == 0))

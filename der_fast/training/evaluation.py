@@ -1,0 +1,88 @@
+"""Features, logits and accuracy of a finished model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from der_fast.data.source import Batch, ImageSource
+from der_fast.model.bank import FrozenBank
+from der_fast.training.context import Context
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on a test set.
+
+    Attributes:
+        top1, top5: percent; top5 counts the five best of all known classes (100 while there are five or fewer).
+        class_set_top1: percent for every step's classes, None for a step of whose classes the test set has no image.
+        confusion: C × C counts, rows the true class, columns the predicted one, in learning order.
+        images: number of test images.
+        class_names: the known classes in learning order.
+    """
+
+    top1: float
+    top5: float
+    class_set_top1: list[float | None]
+    confusion: list[list[int]]
+    images: int
+    class_names: tuple[str, ...]
+
+
+def _test_batches(context: Context, source: ImageSource) -> Iterator[Batch]:
+    runtime = context.config.runtime
+    return source.batches(
+        None,
+        runtime.eval_batch_size,
+        transform=context.test_transform,
+        device=context.device,
+        channels_last=runtime.channels_last,
+    )
+
+
+@torch.no_grad()
+def features_of(context: Context, bank: FrozenBank, source: ImageSource) -> Tensor:
+    """Return the super-features (N, F) of all images, test transform, on the CPU."""
+    rows = [bank(batch.images).cpu() for batch in _test_batches(context, source)]
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def logits_of(context: Context, bank: FrozenBank, head: nn.Linear, source: ImageSource) -> Tensor:
+    """Return the logits (N, classes) of all images, test transform, on the CPU."""
+    rows = [head(bank(batch.images)).cpu() for batch in _test_batches(context, source)]
+    return torch.cat(rows)
+
+
+def score(logits: Tensor, labels: Tensor, class_names: Sequence[str], class_sets: Sequence[Sequence[str]]) -> Evaluation:
+    """Count hits.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64 in [0, C).
+        class_names: C names.
+        class_sets: the names that arrived in each step.
+    """
+    classes = len(class_names)
+    best = logits.topk(min(5, classes), 1).indices
+    hit1 = best[:, 0] == labels
+    hit5 = (best == labels[:, None]).any(1)
+    sets: list[float | None] = []
+    start = 0
+    for names in class_sets:
+        inside = (labels >= start) & (labels < start + len(names))
+        sets.append(100 * float(hit1[inside].double().mean()) if bool(inside.any()) else None)
+        start += len(names)
+    counts = torch.bincount(labels * classes + best[:, 0], minlength=classes**2).reshape(classes, classes)
+    return Evaluation(
+        100 * float(hit1.double().mean()),
+        100 * float(hit5.double().mean()),
+        sets,
+        counts.tolist(),
+        len(labels),
+        tuple(class_names),
+    )

@@ -1,0 +1,329 @@
+"""The learner: classes in, a classifier of all classes so far out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from der_fast.kernels.backend import resolve, resolve_device
+from torch import Tensor
+
+from der_fast.config.check import check
+from der_fast.config.schema import Config, RuntimeConfig
+from der_fast.data import MemorySource, as_image_batch, from_dataset, transforms_for
+from der_fast.data.source import ImageSource
+from der_fast.errors import DataError, DerFastError
+from der_fast.files import write_json
+from der_fast.model.architecture import build_architecture
+from der_fast.model.classifier import new_classifier
+from der_fast.model.extractor import Extractor
+from der_fast.model.layout import MaskLayout
+from der_fast.seeds import generator
+from der_fast.training import saved
+from der_fast.training.context import Context
+from der_fast.training.evaluation import Evaluation, logits_of, score
+from der_fast.training.latency import latency_ms, whole_model
+from der_fast.training.progress import EpochRecord, Observer
+from der_fast.training.reference_model import reference_accuracy
+from der_fast.training.results import StepResult, metrics_of
+from der_fast.training.runtime import apply_runtime
+from der_fast.training.state import StepState
+from der_fast.training.step import Model, Pruned, begin_step, learn_step
+
+# Up to this input side the stem is the small one (3×3, stride 1).
+_SMALL_SIDE = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one image: the best class, its probability in [0, 1], and the best few as (name, probability)."""
+
+    class_name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+class Learner:
+    """Learns classes step by step.
+
+    Args:
+        config: the configuration; default: `Config()`.
+        observer: told about progress.
+
+    Raises:
+        ConfigError, BackendError: something in the configuration cannot be used here.
+    """
+
+    def __init__(self, config: Config | None = None, *, observer: Observer | None = None) -> None:
+        self.config = check(config or Config())
+        self.observer = observer or Observer()
+        self.device = resolve_device(self.config.runtime.device)
+        self.backend = resolve(self.config.runtime.backend, self.device)
+        apply_runtime(self.config.runtime)
+        self.results: list[StepResult] = []
+        self.records: list[EpochRecord] = []
+        self.notes: list[str] = []
+        self.image_size: tuple[int, int] | None = None
+        self._model: Model | None = None
+        self._stem = ""
+        self._mask_logs: dict[int, Tensor] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Every known class, in learning order."""
+        return self._model.class_names if self._model else ()
+
+    @property
+    def model(self) -> Model:
+        """The model so far; raises DerFastError before the first step."""
+        if self._model is None:
+            raise DerFastError("nothing has been learned yet: call learn() first")
+        return self._model
+
+    def learn(
+        self,
+        train: Any,
+        test: Any = None,
+        *,
+        begin: Callable[[StepState], bool] | None = None,
+        save: Callable[[StepState], None] | None = None,
+    ) -> StepResult:
+        """Learn the classes of `train` without forgetting the earlier ones.
+
+        Args:
+            train: an image source or a map-style dataset of (image, label) with the new classes' images (for the upper bound,
+                `method.bound`, the images of all classes seen so far).
+            test: images of any seen classes, to measure accuracy on; None measures none.
+            begin: called with the step as it begins; may bring it to a checkpoint and then returns True.
+            save: called with the step's state after every epoch and stage.
+
+        Raises:
+            DataError: a class that is already known, images of another size than before, an empty source.
+            DivergenceError: the loss is no longer finite; the learner is as it was before the call.
+        """
+        train = self._source(train)
+        test = None if test is None else self._source(test)
+        self._check_new(train, test)
+        started = time.perf_counter()
+        context = self._context(train, save)
+        model = self._model or Model(self._architecture(context.test_transform.size))
+        new = [name for name in train.class_names if name not in model.class_names]
+        state = begin_step(context, model, len(new))
+        if begin is not None and not begin(state):
+            state = begin_step(context, model, len(new))
+        before = state.elapsed
+        finished, pruned = learn_step(context, model, state, train)
+        reference = reference_accuracy(context, model, train, test) if self.config.method.fwt and state.step > 1 else None
+        if state.masks is not None:
+            self._mask_logs[state.step] = torch.stack(state.mask_log)
+        self._model, self.image_size = finished, train.image_size
+        result = self._measure(context, finished, pruned, test, reference, before + time.perf_counter() - started)
+        self.results.append(result)
+        self.records += state.records
+        self.notes += [*state.notes, *_skipped(train), *(_skipped(test) if test is not None else [])]
+        self.observer.step_ends(_summary(result))
+        return result
+
+    def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
+        """Name the class of every image.
+
+        Args:
+            images: uint8 array or tensor (N, H, W, 3) or (N, H, W), or a list of paths, PIL images or arrays.
+            top: how many of the best classes to return for each.
+        """
+        model = self.model
+        assert model.head is not None and self.image_size is not None
+        pixels = as_image_batch(images, self.image_size)
+        if not len(pixels):
+            return []
+        source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
+        logits = logits_of(self._context(source), model.bank, model.head, source)
+        values, indices = torch.softmax(logits / model.temperature, 1).topk(min(top, len(model.class_names)), 1)
+        rows = [
+            tuple((model.class_names[i], float(p)) for i, p in zip(row.tolist(), probabilities.tolist(), strict=True))
+            for row, probabilities in zip(indices, values, strict=True)
+        ]
+        return [Prediction(row[0][0], row[0][1], row) for row in rows]
+
+    def evaluate(self, test: Any) -> Evaluation:
+        """Return accuracy over all known classes on a test set whose classes are all known.
+
+        Raises:
+            DataError: a class of the test set was never learned.
+        """
+        model = self.model
+        source = self._source(test)
+        unknown = [name for name in source.class_names if name not in model.class_names]
+        if unknown:
+            raise DataError(f"the test set has classes that were never learned: {', '.join(unknown[:5])}; learn them or leave them out")
+        return self._evaluate(self._context(source), model, source)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the learner, its metrics and its history; whatever the folder held before stays readable until then.
+
+        Raises:
+            StorageError: no space left or no permission.
+        """
+        run, model = Path(folder), self.model
+        for step, log in self._mask_logs.items():
+            layout = MaskLayout(model.architecture)
+            saved.save_mask_log(run, step, log, torch.tensor(layout.offsets), list(layout.names))
+        facts = {
+            **saved.results_to_json(self.results, self.records),
+            "notes": self.notes,
+            "image_size": list(self.image_size or ()),
+        }
+        saved.save_model(run, model, self.config, self._stem, facts)
+        write_json(run / "metrics.json", self.metrics())
+        write_json(run / "history.json", {"epochs": facts["records"]})
+        return run
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str | None = None, backend: str | None = None, observer: Observer | None = None
+    ) -> Learner:
+        """Read a saved learner, ready to predict or to learn further classes.
+
+        Args:
+            folder: what `save` or a run wrote.
+            device, backend: where it runs from now on; default: 'auto' for both.
+            observer: told about progress, and about a damaged state that had to be passed over.
+
+        Raises:
+            CheckpointError: nothing there can be read.
+        """
+        watcher = observer or Observer()
+        model, config, manifest = saved.load_model(Path(folder), watcher.message)
+        runtime: RuntimeConfig = replace(config.runtime, device=device or "auto", backend=backend or "auto")
+        learner = cls(replace(config, runtime=runtime), observer=watcher)
+        assert model.head is not None
+        model.bank.to(learner.device)
+        if runtime.channels_last:
+            model.bank.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.head.to(learner.device)
+        learner._model, learner._stem = model, manifest["stem"]
+        learner.image_size = (manifest["image_size"][0], manifest["image_size"][1])
+        learner.results, learner.records = saved.results_from_json(manifest)
+        learner.notes = list(manifest["notes"])
+        return learner
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what ``metrics.json`` holds (see the report's documentation)."""
+        from der_fast.config.tree import to_dict
+
+        facts = {
+            "protocol": self.config.protocol.name,
+            "dataset": self.config.data.name,
+            "name": variant_name(self.config),
+            "backend": f"{self.backend.name} ({self.backend.reason})",
+            "device": _device_name(self.device),
+            "notes": list(dict.fromkeys(self.notes)),
+            "config": to_dict(self.config),
+        }
+        return metrics_of(self.results, facts)
+
+    def _architecture(self, size: tuple[int, int]) -> Any:
+        stem = self.config.model.stem
+        self._stem = stem if stem != "auto" else ("small" if max(size) <= _SMALL_SIDE else "imagenet")
+        return build_architecture(self.config.model.backbone, width=self.config.model.width, stem=self._stem)
+
+    def _source(self, data: Any) -> ImageSource:
+        if hasattr(data, "batches") and hasattr(data, "class_names"):
+            source: ImageSource = data
+            return source
+        return from_dataset(data, image_size=self.config.data.image_size)
+
+    def _context(self, source: ImageSource, save: Callable[[StepState], None] | None = None) -> Context:
+        train_transform, test_transform = transforms_for(self.config.data, source.image_size)
+        return Context(self.config, self.device, train_transform, test_transform, self.observer, save or (lambda state: None))
+
+    def _check_new(self, train: ImageSource, test: ImageSource | None) -> None:
+        if len(train) < 2:
+            raise DataError(f"{len(train)} training image(s): batch-norm needs at least two")
+        known = set(self.class_names)
+        bound = self.config.method.bound
+        repeated = [name for name in train.class_names if name in known]
+        if repeated and not bound:
+            raise DataError(f"class {repeated[0]!r} is already known; give only new classes, or rename the folder if it is another class")
+        if bound and known - set(train.class_names):
+            raise DataError("the upper bound (method.bound) trains on the images of all seen classes: some known classes are missing")
+        if all(name in known for name in train.class_names):
+            raise DataError("there is no new class to learn")
+        if self.image_size is not None and train.image_size != self.image_size:
+            raise DataError(f"images of {train.image_size} pixels, but this learner was trained on {self.image_size}; set data.image_size")
+        if test is not None:
+            unknown = [name for name in test.class_names if name not in known and name not in train.class_names]
+            if unknown:
+                raise DataError(f"the test set has classes that are neither known nor being learned: {', '.join(unknown[:5])}")
+
+    def _evaluate(self, context: Context, model: Model, test: ImageSource) -> Evaluation:
+        named = test.relabelled(model.class_names)
+        assert model.head is not None
+        return score(logits_of(context, model.bank, model.head, named), named.labels, model.class_names, model.class_sets)
+
+    def _measure(
+        self, context: Context, model: Model, pruned: Pruned, test: ImageSource | None, reference: float | None, seconds: float
+    ) -> StepResult:
+        assert model.head is not None
+        outcome = self._evaluate(context, model, test) if test is not None else None
+        layout, counts = MaskLayout(model.architecture), model.bank.parameter_counts()
+        full, classes = model.architecture.parameters(), len(model.class_names)
+        image = torch.zeros(1, 3, *context.test_transform.size, device=context.device)
+        dense = Extractor(model.architecture).initialise(generator(0, "latency")).to(context.device).eval()
+        if context.config.runtime.channels_last:
+            dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        head_unpruned = new_classifier(len(model.bank) * dense.features, classes, generator(0, "latency"))
+        kept = None
+        if pruned.plan is not None:
+            kept = {name: [pruned.plan.widths[name], width] for name, width in layout.architecture.groups.items()}
+        return StepResult(
+            step=len(model.class_sets),
+            class_names=model.class_sets[-1],
+            top1=outcome.top1 if outcome else None,
+            top5=outcome.top5 if outcome else None,
+            class_set_top1=outcome.class_set_top1 if outcome else [None] * len(model.class_sets),
+            confusion=outcome.confusion if outcome else None,
+            params=sum(counts) + sum(p.numel() for p in model.head.parameters()),
+            params_unpruned=len(model.bank) * full + sum(p.numel() for p in head_unpruned.parameters()),
+            params_added=counts[-1],
+            kept=kept,
+            kept_share=counts[-1] / full,
+            compaction_error=pruned.error,
+            latency_ms=latency_ms(whole_model(model.bank, model.head), image),
+            latency_added_ms=latency_ms(model.bank.extractors[-1], image),
+            latency_unpruned_ms=len(model.bank) * latency_ms(dense, image),
+            seconds=seconds,
+            memory_per_class=_per_class(model.memory),
+            reference_top1=reference,
+        )
+
+
+def _per_class(memory: ImageSource | None) -> int:
+    return 0 if memory is None else int(torch.bincount(memory.labels).max())
+
+
+def _skipped(source: ImageSource) -> list[str]:
+    return [f"skipped {entry}" for entry in getattr(source, "skipped", ())]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def variant_name(config: Config) -> str:
+    """Name what was switched on or off, for reports: 'pruned', 'unpruned', 'without expansion', …"""
+    if config.method.bound:
+        return "bound"
+    if not config.method.expand:
+        return "without expansion"
+    parts = ["pruned" if config.masks.enabled else "unpruned"]
+    return ", ".join([*parts, *(["without auxiliary loss"] if config.method.aux_weight == 0 else [])])
+
+
+def _summary(result: StepResult) -> dict[str, Any]:
+    names: Sequence[str] = ("step", "top1", "top5", "params", "params_unpruned", "kept_share", "seconds", "latency_ms")
+    return {name: getattr(result, name) for name in names}

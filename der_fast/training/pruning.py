@@ -1,0 +1,150 @@
+"""How masks are driven towards a parameter budget, made binary, and how batch-norm is re-estimated afterwards."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from der_fast.compaction.plan import with_floor
+from der_fast.config.schema import MasksConfig
+from der_fast.data.source import ImageSource
+from der_fast.data.transform import Transform
+from der_fast.model.extractor import Extractor, MaskedBatchNorm
+from der_fast.model.layout import MaskLayout
+from der_fast.model.masks import ChannelMasks
+
+# A controller that may change λ_s without bound would answer the last noisy batch with a jump.
+LARGEST_CHANGE = 2.0
+
+
+def kept_share(layout: MaskLayout, keep: Tensor) -> float:
+    """Return the share of an extractor's parameters that the kept channels (boolean, (C,)) leave, in [0, 1]."""
+    return layout.kept_parameters(keep.cpu()) / layout.architecture.parameters()
+
+
+def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
+    """Return the binary masks that a step ends with, boolean (C,) on the CPU: e_c > 0, and never fewer than the floor."""
+    return with_floor(masks.layout, masks.logits.detach().cpu(), masks.keep().cpu(), config.floor)
+
+
+def budget_threshold(layout: MaskLayout, logits: Tensor, target: float, floor: float) -> float:
+    """Return the smallest threshold τ such that keeping e_c > τ (and the floor) leaves at most the share `target` of parameters.
+
+    Args:
+        layout: the full network's mask layout.
+        logits: (C,) on the CPU.
+        target: share of the parameters, in (0, 1].
+        floor: share of every stream that is always kept.
+
+    The share falls as τ rises, so a bisection over the sorted logits finds it. Where the floor alone exceeds the target, the
+    largest logit is returned: nothing but the floor stays.
+    """
+    candidates = torch.cat([logits.min().reshape(1) - 1, logits.sort().values])
+    low, high = 0, len(candidates) - 1
+    while low < high:
+        middle = (low + high) // 2
+        keep = with_floor(layout, logits, logits > candidates[middle], floor)
+        if kept_share(layout, keep) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return float(candidates[low])
+
+
+class SparsityController:
+    """Chooses λ_s: a constant, or the weight that brings the ranking of channels across zero on time.
+
+    With a target, the threshold τ that would meet the budget now must fall to 0 in the R batches that remain. The sparsity loss
+    alone moves a logit by λ_s · lr · ∂L_S/∂e per batch, so the weight that is needed is λ_s = τ / (R · lr · ∂L_S/∂e), with the
+    mean over channels for ∂L_S/∂e. What remains when the masks are made binary is taken off by `meet_budget`.
+    """
+
+    def __init__(self, config: MasksConfig, batches: int) -> None:
+        self.config = config
+        self.batches = batches
+        self.weight = config.sparsity
+
+    def update(self, masks: ChannelMasks, batch: int) -> None:
+        """Adapt λ_s before batch `batch` (0-based, counted over all epochs in which masks are learned)."""
+        target = self.config.target_params
+        if target is None:
+            return
+        logits = masks.logits.detach()
+        threshold = budget_threshold(masks.layout, logits.cpu(), target, self.config.floor)
+        remaining = max(self.batches - batch, 1)
+        wanted = max(threshold, 0.0) / (remaining * self.config.lr * max(self._pull(masks), 1e-12))
+        if batch == 0:
+            self.weight = wanted
+        else:
+            bound = max(self.weight, 1e-6)
+            self.weight = min(max(wanted, bound / LARGEST_CHANGE), bound * LARGEST_CHANGE)
+
+    @staticmethod
+    def _pull(masks: ChannelMasks) -> float:
+        """Mean over channels of ∂L_S/∂e, compensated, at the present soft masks."""
+        logits = masks.logits.detach().clone().requires_grad_()
+        soft = torch.sigmoid(logits)
+        (grad,) = torch.autograd.grad(masks.sparsity(soft), soft)
+        return float((grad * soft * (1 - soft)).mean())
+
+
+@torch.no_grad()
+def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
+    """Shift the logits so that keeping e_c > 0 leaves at most the target share; does nothing without a target or within it."""
+    if config.target_params is None:
+        return
+    logits = masks.logits.detach().cpu()
+    threshold = budget_threshold(masks.layout, logits, config.target_params, config.floor)
+    if threshold > 0:
+        masks.logits.sub_(threshold)
+        masks.clamp_logits()
+
+
+@torch.no_grad()
+def reestimate_batch_norm(
+    extractor: Extractor,
+    masks: Tensor | None,
+    source: ImageSource,
+    transform: Transform,
+    *,
+    images: int,
+    generator: torch.Generator,
+    device: torch.device,
+    channels_last: bool,
+    batch_size: int = 128,
+) -> None:
+    """Replace the running statistics by the mean over one pass of training images with the binary masks (METHOD: masks).
+
+    Args:
+        extractor: the full network; left in evaluation mode.
+        masks: (C,) binary masks as floats.
+        source, transform: training images and their augmentation.
+        images: how many images, drawn without replacement; 0 does nothing.
+        generator: draws them.
+        device, channels_last: as in training.
+        batch_size: images per batch.
+    """
+    count = min(images, len(source))
+    if count >= 2:
+        picked = torch.randperm(len(source), generator=generator)[:count]
+        norms = [module for module in extractor.modules() if isinstance(module, MaskedBatchNorm)]
+        usual = [norm.momentum for norm in norms]
+        extractor.train()
+        batches = source.batches(
+            picked,
+            math.ceil(count / max(round(count / batch_size), 1)),
+            transform=transform,
+            generator=generator,
+            shuffle=True,
+            device=device,
+            channels_last=channels_last,
+        )
+        for number, batch in enumerate(batches, 1):
+            for norm in norms:
+                norm.momentum = 1 / number
+            extractor(batch.images, masks)
+        for norm, momentum in zip(norms, usual, strict=True):
+            norm.momentum = momentum
+    extractor.eval()

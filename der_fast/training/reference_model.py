@@ -1,0 +1,40 @@
+"""The model that forward transfer is measured against (METHOD: metrics): random start, cross-entropy only, the same images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from der_fast.data.source import ImageSource
+from der_fast.model.bank import FrozenBank
+from der_fast.model.classifier import new_classifier
+from der_fast.model.extractor import Extractor
+from der_fast.seeds import generator
+from der_fast.training.context import Context
+from der_fast.training.evaluation import logits_of, score
+from der_fast.training.representation import RepresentationStage
+from der_fast.training.state import StepState
+from der_fast.training.step import Model, rehearsal, schedule_of
+
+
+def reference_accuracy(context: Context, model: Model, train: ImageSource, test: ImageSource | None) -> float | None:
+    """Train the reference model of a step on D̃_t and return its top-1 accuracy, in percent, on the step's new classes.
+
+    Args:
+        context: settings and listeners; nothing is saved.
+        model: the model before the step (its memory belongs to D̃_t).
+        train: the new classes' images.
+        test: test images; None, or none of a new class, returns None.
+    """
+    new = [name for name in train.class_names if name not in model.class_names]
+    if test is None or any(name not in test.class_names for name in new):
+        return None
+    step = len(model.class_sets) + 1
+    source = rehearsal(model, train, bound=False)
+    extractor = Extractor(model.architecture).initialise(generator(context.seed, "reference", step)).to(context.device)
+    head = new_classifier(extractor.features, len(source.class_names), generator(context.seed, "reference classifier", step))
+    state = StepState(step, extractor, None, head.to(context.device), None)
+    silent = replace(context, save=lambda state: None)
+    RepresentationStage(silent, state, FrozenBank(), source, 0, schedule_of(context, step), stage="reference").run()
+    images = test.of_classes(new).relabelled(source.class_names)
+    logits = logits_of(context, FrozenBank([extractor]), head, images)
+    return score(logits, images.labels, source.class_names, [source.class_names]).top1

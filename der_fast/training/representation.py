@@ -1,0 +1,132 @@
+"""The representation stage: the new extractor, its masks and the classifiers are trained on new classes and memory.
+
+L_DER = L_H + λ_a·L_Ha + λ_s·L_S (Yan et al. 2021; METHOD: training a step)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from der_fast.config.schema import ScheduleConfig
+from der_fast.data.source import ImageSource
+from der_fast.model.bank import FrozenBank
+from der_fast.model.classifier import auxiliary_targets, initialise_classifier
+from der_fast.seeds import generator
+from der_fast.training.context import Context
+from der_fast.training.epoch import EpochMeter, count_batches
+from der_fast.training.optimizer import NamedSGD
+from der_fast.training.pruning import SparsityController, final_keep, kept_share, meet_budget
+from der_fast.training.schedule import learning_rate, mask_scale, settled_from
+from der_fast.training.state import StepState
+
+
+class RepresentationStage:
+    """Trains one step's extractor, from whatever epoch `state` stands at.
+
+    Args:
+        context: settings and listeners.
+        state: the step in progress; changed in place.
+        bank: the frozen extractors.
+        source: new classes and memory, labelled over all seen classes.
+        known: number of classes known before this step.
+        schedule: epochs and learning rates.
+        stage: name in records ('representation', or 'reference').
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        state: StepState,
+        bank: FrozenBank,
+        source: ImageSource,
+        known: int,
+        schedule: ScheduleConfig,
+        stage: str | None = None,
+    ) -> None:
+        self.context, self.state, self.bank, self.source = context, state, bank, source
+        self.known, self.schedule, self.stage = known, schedule, stage or state.stage
+        self.batches = count_batches(len(source), schedule.batch_size)
+        masks = context.config.masks
+        self.settle_at = settled_from(schedule.epochs, masks.settle) if state.masks is not None else schedule.epochs
+        self.controller = SparsityController(masks, self.settle_at * self.batches)
+        if state.sparsity_weight is not None:
+            self.controller.weight = state.sparsity_weight
+        self.optimizer = NamedSGD(state.modules(), schedule, masks.lr)
+        self.optimizer.restore(state.momentum)
+
+    def run(self) -> None:
+        """Train the remaining epochs, saving after each."""
+        if self.state.masks is not None and not self.state.mask_log:
+            self.state.mask_log.append(self.state.masks.logits.detach().cpu().clone())
+        while self.state.epoch < self.schedule.epochs:
+            self._epoch()
+            self.context.save(self.state)
+
+    def _epoch(self) -> None:
+        state, epoch = self.state, self.state.epoch
+        names = (self.context.seed, self.stage, state.step, epoch)
+        lr = learning_rate(self.schedule, epoch)
+        self.optimizer.set_lr(lr)
+        if self.schedule.warmup_epochs and epoch == self.schedule.warmup_epochs:
+            self._reinitialise_classifiers()
+        settled = epoch >= self.settle_at
+        if settled and epoch == self.settle_at and state.masks is not None:
+            meet_budget(state.masks, self.context.config.masks)
+        binary = final_keep(state.masks, self.context.config.masks).float().to(self.context.device) if settled and state.masks else None
+        state.extractor.train()
+        meter = EpochMeter(self.context, state, self.schedule.epochs, self.batches, self.stage)
+        batches = self.source.batches(
+            None,
+            self.schedule.batch_size,
+            transform=self.context.train_transform,
+            generator=generator(*names),
+            shuffle=True,
+            device=self.context.device,
+            channels_last=self.context.config.runtime.channels_last,
+        )
+        for number, batch in enumerate(batches, 1):
+            masks = binary if binary is not None else self._soft_masks(number)
+            loss, logits = self._loss(batch.images, batch.labels, masks, binary is None)
+            self.optimizer.step(loss)
+            if state.masks is not None and not settled:
+                state.masks.clamp_logits()
+            meter.add(loss, logits, batch.labels)
+        self._finish(meter, lr, settled)
+
+    def _soft_masks(self, number: int) -> Tensor | None:
+        if self.state.masks is None:
+            return None
+        self.controller.update(self.state.masks, self.state.epoch * self.batches + number - 1)
+        masks: Tensor = self.state.masks(mask_scale(number, self.batches, self.context.config.masks.s_max))
+        return masks
+
+    def _loss(self, images: Tensor, labels: Tensor, masks: Tensor | None, learned: bool) -> tuple[Tensor, Tensor]:
+        state = self.state
+        new = state.extractor(images, masks)
+        logits = state.head(torch.cat([self.bank(images), new], 1))
+        loss = F.cross_entropy(logits, labels)
+        if state.auxiliary is not None:
+            auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))
+            loss = loss + self.context.config.method.aux_weight * auxiliary
+        if state.masks is not None and masks is not None and learned:
+            loss = loss + self.controller.weight * state.masks.sparsity(masks)
+        return loss, logits
+
+    def _reinitialise_classifiers(self) -> None:
+        """At the end of the warm-up both classifiers start anew, as in the authors' code."""
+        state = self.state
+        for name, layer in (("head", state.head), ("auxiliary", state.auxiliary)):
+            if layer is not None:
+                initialise_classifier(layer, generator(self.context.seed, "after warm-up", name, state.step))
+        self.optimizer.forget(("head.", "auxiliary."))
+
+    def _finish(self, meter: EpochMeter, lr: float, settled: bool) -> None:
+        state, share, weight = self.state, None, None
+        if state.masks is not None:
+            state.mask_log.append(state.masks.logits.detach().cpu().clone())
+            share, weight = kept_share(state.masks.layout, final_keep(state.masks, self.context.config.masks)), self.controller.weight
+        state.sparsity_weight = weight
+        state.momentum = self.optimizer.momentum()
+        meter.finish(lr, kept_share=share, sparsity_weight=weight, settled=settled)

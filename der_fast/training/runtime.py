@@ -1,0 +1,36 @@
+"""Settings of the process: CPU threads and the C allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+from der_fast.config.schema import RuntimeConfig
+
+# Parameters of glibc's mallopt(3).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST = 1 << 30
+
+
+def keep_large_buffers() -> bool:
+    """Let glibc keep freed memory instead of returning every large buffer to the system; returns whether it did.
+
+    By default each activation is a fresh mapping whose pages the kernel has to zero again in every batch.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+
+
+def apply_runtime(config: RuntimeConfig) -> None:
+    """Apply threads and allocator settings to this process."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.tune_allocator:
+        keep_large_buffers()

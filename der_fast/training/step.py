@@ -1,0 +1,275 @@
+"""One incremental step, from new images to a model that knows their classes (METHOD: training a step)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from der_fast.compaction import CompactionPlan, compact, compaction_error, plan
+from der_fast.config.schema import ScheduleConfig
+from der_fast.data.source import ImageSource
+from der_fast.errors import DerFastError
+from der_fast.model.architecture import Architecture
+from der_fast.model.bank import FrozenBank
+from der_fast.model.classifier import grow_classifier, new_classifier, slice_classifier
+from der_fast.model.extractor import Extractor
+from der_fast.model.layout import MaskLayout
+from der_fast.model.masks import ChannelMasks
+from der_fast.seeds import generator
+from der_fast.training.classifier_stage import train_classifier
+from der_fast.training.context import Context
+from der_fast.training.evaluation import features_of, logits_of
+from der_fast.training.memory import herding, quota, truncate
+from der_fast.training.pruning import final_keep, meet_budget, reestimate_batch_norm
+from der_fast.training.representation import RepresentationStage
+from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
+
+# The compact network computes the same sums in another order; anything beyond rounding is a fault of ours.
+COMPACTION_TOLERANCE = 1e-5
+
+
+@dataclass
+class Model:
+    """What a learner carries from step to step.
+
+    Attributes:
+        architecture: of every extractor.
+        bank: the finished extractors.
+        head: the classifier, or None before the first step.
+        dense: weights of the newest extractor before compaction, from which the next one starts.
+        memory: the rehearsal memory, labelled over all known classes, or None.
+        class_sets: the class names of every step.
+        temperature: logits are divided by it for probabilities.
+    """
+
+    architecture: Architecture
+    bank: FrozenBank = field(default_factory=FrozenBank)
+    head: nn.Linear | None = None
+    dense: dict[str, Tensor] | None = None
+    memory: ImageSource | None = None
+    class_sets: list[tuple[str, ...]] = field(default_factory=list)
+    temperature: float = 1.0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All known classes in learning order."""
+        return tuple(name for names in self.class_sets for name in names)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a step cut away: the plan (None without masks) and the relative error of the compact network."""
+
+    plan: CompactionPlan | None
+    error: float
+
+
+def schedule_of(context: Context, step: int) -> ScheduleConfig:
+    """The schedule of a step's representation stage (1-based)."""
+    return context.config.first if step == 1 else context.config.later
+
+
+def begin_step(context: Context, model: Model, new: int) -> StepState:
+    """Build the parts of the next step: extractor, masks, classifier, auxiliary classifier.
+
+    Args:
+        context: settings.
+        model: the model so far.
+        new: number of new classes.
+    """
+    step, method, masks = len(model.class_sets) + 1, context.config.method, context.config.masks
+    seed, known = context.seed, len(model.class_names)
+    expands = method.expand and not method.bound
+    extractor = Extractor(model.architecture)
+    if model.dense is None or method.bound:
+        extractor.initialise(generator(seed, "extractor", step))
+    else:
+        extractor.load_state_dict(model.dense)
+    channel_masks = None
+    if masks.enabled and expands:
+        layout = MaskLayout(model.architecture)
+        start = generator(seed, "mask logits", step)
+        channel_masks = ChannelMasks(layout, low=masks.init_low, high=masks.init_high, clamp=masks.clamp, generator=start)
+    features = extractor.features + (model.bank.features if expands else 0)
+    head = grow_classifier(None if method.bound else model.head, features, known + new, generator(seed, "classifier", step))
+    auxiliary = None
+    if step > 1 and expands and method.aux_weight > 0:
+        auxiliary = new_classifier(extractor.features, new + 1, generator(seed, "auxiliary classifier", step))
+    state = StepState(step, extractor, channel_masks, head, auxiliary)
+    for part in state.modules().values():
+        part.to(context.device)
+    if context.config.runtime.channels_last:
+        extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return state
+
+
+def learn_step(context: Context, model: Model, state: StepState, train: ImageSource) -> tuple[Model, Pruned]:
+    """Carry a step to its end, from wherever `state` stands; return the new model.
+
+    Args:
+        context: settings and listeners.
+        model: the model before this step; left unchanged.
+        state: the step in progress; changed in place.
+        train: the new classes' training images; for the upper bound, those of all seen classes.
+
+    Raises:
+        DivergenceError: the loss is no longer finite.
+        DerFastError: the compact network does not compute what the masked one does.
+    """
+    method, step = context.config.method, state.step
+    known = model.class_names
+    new = tuple(name for name in train.class_names if name not in known)
+    source = rehearsal(model, train, method.bound)
+    expands = method.expand and not method.bound
+    frozen = model.bank if expands else FrozenBank()
+    schedule = schedule_of(context, step)
+    context.observer.step_begins(step, step, new, len(source))
+    if state.stage == REPRESENTATION:
+        RepresentationStage(context, state, frozen, source, len(known), schedule).run()
+        _settle(context, state, source)
+    pruned = _finish_extractor(context, state, source)
+    bank = FrozenBank([*frozen.extractors, pruned[0]])  # type: ignore[list-item]
+    if state.stage == REPRESENTATION:
+        _slice_head(context, state, frozen, pruned)
+        state.stage, state.epoch, state.momentum = CLASSIFIER, 0, {}
+        context.save(state)
+    trains_classifier = step > 1 and not method.bound and context.config.classifier.epochs > 0
+    if trains_classifier:
+        train_classifier(context, state, bank, source)
+    dense = {name: value.detach().cpu().clone() for name, value in state.extractor.state_dict().items()}
+    finished = replace(
+        model,
+        bank=bank,
+        head=state.head,
+        dense=dense,
+        class_sets=[*model.class_sets, new],
+        temperature=context.config.classifier.temperature if trains_classifier else 1.0,
+    )
+    finished.memory = None if method.bound else refill(context, finished, model.memory, train)
+    return finished, Pruned(pruned[1], pruned[2])
+
+
+def rehearsal(model: Model, train: ImageSource, bound: bool) -> ImageSource:
+    """Return D̃_t: the new images and the memory, labelled over all seen classes in learning order."""
+    new = [name for name in train.class_names if name not in model.class_names]
+    named = train.relabelled((*model.class_names, *new))
+    if model.memory is None or bound:
+        return named
+    return named.concatenated(model.memory.relabelled(named.class_names))
+
+
+def refill(context: Context, model: Model, memory: ImageSource | None, train: ImageSource) -> ImageSource | None:
+    """Shrink the memory to the new quota and add the best exemplars of the new classes, by herding.
+
+    Args:
+        context: settings.
+        model: the finished model, which already knows the new classes.
+        memory: the memory before this step.
+        train: the new classes' images.
+    """
+    names = model.class_names
+    count = quota(context.config.memory, len(names))
+    parts = [] if memory is None else [truncate(memory, count).relabelled(names)]
+    for name in train.class_names:
+        images = train.of_classes([name])
+        chosen = images.subset(herding(features_of(context, model.bank, images), count))
+        parts.append(chosen.relabelled(names))
+        if len(chosen) < count:
+            context.observer.message(f"class {name!r} has {len(images)} images, fewer than its memory quota of {count}: all are kept")
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.concatenated(part)
+    return whole if len(whole) else None
+
+
+def _settle(context: Context, state: StepState, source: ImageSource) -> None:
+    """Make the masks binary and re-estimate batch-norm with them."""
+    if state.masks is None:
+        return
+    started = time.perf_counter()
+    config = context.config.masks
+    meet_budget(state.masks, config)
+    binary = final_keep(state.masks, config).float().to(context.device)
+    reestimate_batch_norm(
+        state.extractor,
+        binary,
+        source,
+        context.train_transform,
+        images=config.bn_images,
+        generator=generator(context.seed, "batch-norm", state.step),
+        device=context.device,
+        channels_last=context.config.runtime.channels_last,
+    )
+    state.elapsed += time.perf_counter() - started
+
+
+def _finish_extractor(context: Context, state: StepState, source: ImageSource) -> tuple[Extractor, CompactionPlan | None, float]:
+    """Return the extractor as it will be used from now on, checked against the masked one on a real batch."""
+    if state.masks is None:
+        finished = Extractor(state.extractor.architecture, state.extractor.widths).to(context.device)
+        finished.load_state_dict(state.extractor.state_dict())
+        return _placed(context, finished), None, 0.0
+    keep = final_keep(state.masks, context.config.masks)
+    decision = plan(state.masks.layout, keep)
+    finished = _placed(context, compact(state.extractor, decision))
+    batch = _some_images(context, source)
+    error = compaction_error(state.extractor, keep.float().to(context.device), finished, decision, batch)
+    if error > COMPACTION_TOLERANCE:
+        raise DerFastError(
+            f"step {state.step}: the compact extractor differs from the masked one by {error:.1e} (allowed {COMPACTION_TOLERANCE:.0e}) "
+            "on a batch of training images. This is a fault of der_fast: please report it with the run's config.json."
+        )
+    return finished, decision, error
+
+
+def _placed(context: Context, extractor: Extractor) -> Extractor:
+    if context.config.runtime.channels_last:
+        extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return extractor.eval()
+
+
+def _some_images(context: Context, source: ImageSource) -> Tensor:
+    indices = torch.arange(min(64, len(source)))
+    runtime = context.config.runtime
+    batches = source.batches(indices, 64, transform=context.test_transform, device=context.device, channels_last=runtime.channels_last)
+    return next(iter(batches)).images
+
+
+def _slice_head(context: Context, state: StepState, frozen: FrozenBank, pruned: tuple[Extractor, CompactionPlan | None, float]) -> None:
+    """Let the classifier read the kept features only; features that became constant move into its bias."""
+    decision = pruned[1]
+    if decision is None or state.masks is None:
+        return
+    old = torch.ones(frozen.features, dtype=torch.bool)
+    keep = torch.cat([old, decision.features]).to(context.device)
+    constant = None
+    if decision.constant:
+        note = (
+            f"step {state.step}: a residual stream kept no channel, so the new extractor adds nothing and was dropped. "
+            "Lower masks.sparsity or set masks.floor."
+        )
+        state.notes.append(note)
+        context.observer.message(note)
+        constant = torch.cat([torch.zeros(frozen.features), _constant_features(context, state)]).to(context.device)
+    state.head = slice_classifier(state.head, keep, constant)
+
+
+@torch.no_grad()
+def _constant_features(context: Context, state: StepState) -> Tensor:
+    """What the masked extractor makes of any image once one of its streams is empty."""
+    assert state.masks is not None
+    binary = final_keep(state.masks, context.config.masks).float().to(context.device)
+    height, width = context.test_transform.size
+    state.extractor.eval()
+    features: Tensor = state.extractor(torch.zeros(1, 3, height, width, device=context.device), binary)
+    return features[0].cpu()
+
+
+def logits_for(context: Context, model: Model, source: ImageSource) -> Tensor:
+    """Return the logits (N, classes) of a finished model, on the CPU."""
+    if model.head is None:
+        raise DerFastError("nothing has been learned yet: call learn() first")
+    return logits_of(context, model.bank, model.head, source)
