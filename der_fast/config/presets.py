@@ -45,7 +45,8 @@ def find_preset(data_name: str, protocol: str | None = None) -> str | None:
     if protocol is not None:
         lowered = protocol.lower()
         candidates = [f"{data_name}-{lowered}", f"{data_name}-{lowered.split('-')[0]}", data_name]
-    return next((name for name in candidates if name in known), None)
+    # A preset for any folder, such as "photos", says nothing about a folder that happens to be called photos.
+    return next((name for name in candidates if name in known and load_preset(name).get("data", {}).get("name") == data_name), None)
 
 
 def _load(name: str, below: tuple[str, ...]) -> tuple[dict[str, Any], str]:

@@ -15,7 +15,9 @@ from der_fast.config.tree import flatten, replace_keys
 # Everything that is ours and not the paper's, switched off.
 PAPER = {"masks.settle": 0.0, "masks.target_params": None, "masks.floor": 0.0}
 
-SMALL_SIDE = 64
+# Presets for folders, by the longer side of the images in pixels.
+_BY_SIDE = ((32, "images"), (64, "images64"))
+_LARGER = "photos"
 _SAMPLED_CLASSES = 20
 
 
@@ -58,15 +60,15 @@ def resolve_config(
 def preset_for(data: str, protocol: str | None) -> str | None:
     """Return the preset made for a data set, or for folders one by the size of their images; None where there is none.
 
-    A folder's images are not read: the sizes in the headers of a few files decide between ``"images"`` (up to 64 pixels)
-    and ``"photos"``.
+    A folder's images are not read: the sizes in the headers of a few files decide between ``"images"`` (up to 32 pixels),
+    ``"images64"`` and ``"photos"``.
     """
     folder = Path(data).expanduser()
     name = find_preset(data, protocol)
     if name is not None or not folder.is_dir():
         return name
     side = max(_sampled_sides(folder), default=0)
-    return None if side == 0 else "images" if side <= SMALL_SIDE else "photos"
+    return next((name for limit, name in _BY_SIDE if side <= limit), _LARGER) if side else None
 
 
 def _sampled_sides(folder: Path) -> Iterator[int]:

@@ -1,0 +1,46 @@
+"""`der-fast demo`: a whole run on data that ships with scikit-learn, within minutes on a laptop."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from der_fast.cli import options as opt
+from der_fast.cli.console import output
+from der_fast.cli.folders import new_folder, usable_out
+from der_fast.cli.group import remember_resume
+from der_fast.cli.running import run_and_show
+from der_fast.cli.settings import changes_from
+from der_fast.config.check import check
+from der_fast.config.resolve import resolve_config
+from der_fast.config.tree import replace_keys
+
+
+def demo(
+    ctx: typer.Context,
+    epochs: opt.Epochs = None,
+    out: opt.Out = None,
+    seed: opt.Seed = None,
+    device: opt.Device = None,
+    backend: opt.Backend = None,
+    settings: opt.Settings = None,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Learn ten handwritten digits in five steps of two, prune after every step, and draw a report."""
+    config = resolve_config("digits", preset="digits")
+    config = check(replace_keys(config, changes_from(ctx.params, config)))
+    out = new_folder(Path("runs"), "demo") if out is None else usable_out(out, resume=False)
+    remember_resume(ctx, f"der-fast train --out {shlex.quote(str(out))} --resume")
+    if not quiet:
+        output().print("1797 handwritten digits arrive two classes at a time; every step is tested on all digits seen so far.")
+
+    def work(observer: Any) -> None:
+        from der_fast.api import train_run
+
+        train_run(config, out, resume=False, observer=observer)
+
+    run_and_show(work, out, quiet=quiet)

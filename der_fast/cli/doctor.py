@@ -1,0 +1,121 @@
+"""`der-fast doctor`: what works on this machine, what does not, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from der_fast.cli import options as opt
+from der_fast.cli.console import output, print_json
+
+# Distributions whose versions decide about numbers or about what works.
+_DISTRIBUTIONS = ("der_fast", "torch", "triton", "numpy", "pillow", "safetensors", "scikit-learn", "matplotlib", "typer", "rich")
+
+
+def doctor(as_json: opt.Json = False, debug: opt.Debug = False) -> None:
+    """Show versions, devices, backends and optional parts: what works here, and why not."""
+    found = examine()
+    if as_json:
+        print_json(found)
+        return
+    console = output()
+    for title, rows in found.items():
+        table = Table(title=title, title_justify="left", show_header=False, min_width=60)
+        for name, value in rows.items():
+            table.add_row(name, value if isinstance(value, str) else f"{'yes' if value['works'] else 'no'}: {value['reason']}")
+        console.print(table)
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """Return everything that `doctor` shows: sections of name → text, or name → {works, reason}."""
+    return {
+        "versions": _versions(),
+        "processor": _processor(),
+        "cuda": _cuda(),
+        "backends": _backends(),
+        "optional parts": _optional_parts(),
+        "files": _files(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> dict[str, Any]:
+    found = {name: _version(name) or "not installed" for name in _DISTRIBUTIONS}
+    return {"python": f"{platform.python_version()} ({platform.platform()})", **found}
+
+
+def _processor() -> dict[str, Any]:
+    import torch
+
+    from der_fast.training.runtime import keep_large_buffers
+
+    kept = keep_large_buffers()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    reason = "glibc keeps large buffers between batches" if kept else "needs glibc's mallopt; large buffers are mapped anew in every batch"
+    return {
+        "model": _processor_name(),
+        "cores": f"{os.cpu_count()}, of which this process may use {usable}",
+        "threads": f"{torch.get_num_threads()} (runtime.threads)",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "allocator tuning": {"works": kept, "reason": reason},
+    }
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cuda() -> dict[str, Any]:
+    import torch
+
+    if torch.version.cuda is None:
+        return {"devices": {"works": False, "reason": f"PyTorch {torch.__version__} is built without CUDA"}}
+    if not torch.cuda.is_available():
+        return {"devices": {"works": False, "reason": f"PyTorch is built for CUDA {torch.version.cuda}, but finds no driver or no device"}}
+    found: dict[str, Any] = {"PyTorch's CUDA": torch.version.cuda}
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, compute capability {facts.major}.{facts.minor}"
+    return found
+
+
+def _backends() -> dict[str, Any]:
+    from der_fast.kernels.backend import available
+
+    return {name: {"works": works, "reason": reason} for name, (works, reason) in available().items()}
+
+
+def _optional_parts() -> dict[str, Any]:
+    version = _version("tensorboard")
+    missing = "not installed; pip install 'der_fast[tensorboard]'"
+    return {"tensorboard": {"works": version is not None, "reason": f"{version}; --tensorboard" if version else missing}}
+
+
+def _files() -> dict[str, Any]:
+    import der_fast
+    from der_fast.data.cifar import ARCHIVES
+    from der_fast.data.load import archive_folder
+
+    folder = archive_folder(None)
+    archives = {}
+    for name, archive in ARCHIVES.items():
+        path = folder / archive.file
+        there = path.is_file()
+        archives[f"{name} archive"] = {"works": there, "reason": f"{path}{'' if there else ' is not there; --download, or data.root'}"}
+    return {"package": str(Path(der_fast.__file__).parent), "cache": str(folder), **archives}

@@ -1,0 +1,46 @@
+"""What every command shares: exit codes, messages for people, --debug."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from der_fast.cli.console import errors, say_error, say_note
+from der_fast.errors import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+_DEBUG = "der_fast.debug"
+_RESUME = "der_fast.resume"
+
+
+class Commands(TyperGroup):
+    """Ends with 2 on errors that the user can mend, 130 on Ctrl-C, and leaves faults of ours to Python (traceback, 1)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command of `ctx`."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say_note("interrupted. " + ctx.meta.get(_RESUME, "Nothing was lost that had been saved."))
+            raise typer.Exit(INTERRUPTED) from None
+        except UserError as error:
+            if ctx.meta.get(_DEBUG):
+                errors().print("".join(traceback.format_exception(error)), end="")
+            say_error(str(error))
+            raise typer.Exit(USER_ERROR) from None
+
+
+def remember_debug(ctx: typer.Context, value: bool) -> bool:
+    """Keep --debug where `Commands` finds it after the command has failed."""
+    ctx.meta[_DEBUG] = value
+    return value
+
+
+def remember_resume(ctx: typer.Context, command: str) -> None:
+    """Keep what to type to go on, for whoever presses Ctrl-C."""
+    ctx.meta[_RESUME] = f"Every finished epoch is saved; go on with: {command}"

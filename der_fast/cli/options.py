@@ -1,0 +1,94 @@
+"""The options that `der-fast` commands take, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from der_fast.cli.group import remember_debug
+from der_fast.config.check import BACKBONES, BACKENDS
+from der_fast.config.presets import list_presets
+
+_LEARN = "What is learned"
+_SCHEDULE = "Schedule"
+_MEMORY = "Rehearsal memory"
+_METHOD = "Pruning and ablations"
+_RUN = "Where and how it runs"
+
+Data = Annotated[
+    str | None,
+    typer.Argument(metavar="DATA", help="digits, cifar10, cifar100, or a folder of class folders (with or without train/ and test/)"),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a saved run")]
+
+Protocol = Annotated[
+    str | None,
+    typer.Option(help="B0-n: all classes in n equal steps; B<base>-<n>: base classes, then n steps", rich_help_panel=_LEARN),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help=f"recipe to start from; default: the one made for DATA. One of {', '.join(list_presets())}", rich_help_panel=_LEARN),
+]
+Backbone = Annotated[str | None, typer.Option(help=", ".join(BACKBONES), rich_help_panel=_LEARN)]
+Width = Annotated[int | None, typer.Option(help="channels of the backbone's first stage", rich_help_panel=_LEARN)]
+ClassOrder = Annotated[
+    str | None,
+    typer.Option(help="'alphabetical', names separated by commas, or a file with one name per line", rich_help_panel=_LEARN),
+]
+TrainPerClass = Annotated[
+    int | None, typer.Option(help="use at most this many training images per class, the first by name", rich_help_panel=_LEARN)
+]
+TestPerClass = Annotated[int | None, typer.Option(help="use at most this many test images per class", rich_help_panel=_LEARN)]
+DataRoot = Annotated[str | None, typer.Option(help="folder that holds the official cifar archives", rich_help_panel=_LEARN)]
+Download = Annotated[bool, typer.Option("--download", help="download a missing official archive", rich_help_panel=_LEARN)]
+
+Epochs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N[,M]",
+        help="epochs of every step, or first,later; milestones and warm-up of the recipe move in proportion",
+        rich_help_panel=_SCHEDULE,
+    ),
+]
+LearnEpochs = Annotated[int | None, typer.Option(help="epochs of this step; milestones and warm-up of the run's recipe move in proportion")]
+BatchSize = Annotated[int | None, typer.Option(help="images per batch, in every stage", rich_help_panel=_SCHEDULE)]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--lr", help="learning rate of the first and the later steps (not of the classifier stage)", rich_help_panel=_SCHEDULE),
+]
+
+Memory = Annotated[int | None, typer.Option(help="exemplars in all, shared by the seen classes", rich_help_panel=_MEMORY)]
+MemoryPerClass = Annotated[int | None, typer.Option(help="exemplars per class, instead of --memory", rich_help_panel=_MEMORY)]
+
+TargetParams = Annotated[
+    float | None, typer.Option(help="share of an extractor's parameters to keep, e.g. 0.1; adapts the sparsity", rich_help_panel=_METHOD)
+]
+Paper = Annotated[
+    bool, typer.Option("--paper", help="the paper's pruning schedule: no settling, no target, no floor", rich_help_panel=_METHOD)
+]
+NoPrune = Annotated[bool, typer.Option("--no-prune", help="no channel masks: DER without pruning", rich_help_panel=_METHOD)]
+NoAux = Annotated[bool, typer.Option("--no-aux", help="without the auxiliary loss", rich_help_panel=_METHOD)]
+NoExpand = Annotated[bool, typer.Option("--no-expand", help="one extractor for all steps, same memory", rich_help_panel=_METHOD)]
+Bound = Annotated[bool, typer.Option("--bound", help="one extractor on all data of all seen classes", rich_help_panel=_METHOD)]
+Fwt = Annotated[bool, typer.Option("--fwt", help="also train the reference models that forward transfer needs", rich_help_panel=_METHOD)]
+
+Out = Annotated[
+    Path | None, typer.Option(help="folder of the run; default: a new one under runs/", rich_help_panel=_RUN, show_default=False)
+]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out; DATA may be left out", rich_help_panel=_RUN)]
+Seed = Annotated[int | None, typer.Option(help="seed of everything random but the class order", rich_help_panel=_RUN)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto", rich_help_panel=_RUN)]
+Backend = Annotated[str | None, typer.Option(help=", ".join(BACKENDS), rich_help_panel=_RUN)]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard event files", rich_help_panel=_RUN)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="any key of the configuration, over everything else; repeatable", rich_help_panel=_RUN),
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved configuration and stop", rich_help_panel=_RUN)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only the final table", rich_help_panel=_RUN)]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output instead of a table")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="show the traceback of errors, too", callback=remember_debug, is_eager=True, rich_help_panel=_RUN)
+]

@@ -1,0 +1,27 @@
+"""`der-fast report`: pictures and tables of saved runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from der_fast.cli import options as opt
+from der_fast.cli.console import say_where
+
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="the folders of saved runs")]
+Compare = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="draw all runs in one picture: .html with a table, .png alone", show_default=False)
+]
+
+
+def report(runs: Runs, compare: Compare = None, debug: opt.Debug = False) -> None:
+    """Write report.html and figures/*.png into every RUN; with --compare, one picture of all instead."""
+    from der_fast.report import compare_runs, write_report
+
+    if compare is not None:
+        say_where("comparison", compare_runs(runs, compare))
+        return
+    for run in runs:
+        say_where("report", write_report(run))

@@ -1,0 +1,31 @@
+"""Running a training and showing what came of it: shared by `train`, `demo` and `learn`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from der_fast.cli.console import say_where
+from der_fast.cli.folders import read_json
+from der_fast.cli.tables import print_summary
+
+if TYPE_CHECKING:
+    from der_fast.training.progress import Observer
+
+
+def run_and_show(work: Callable[[Observer], Any], run: Path, *, quiet: bool) -> None:
+    """Call `work` with a fitting observer, then print the run's table and where its report lies.
+
+    Args:
+        work: trains; writes the run folder and its report.
+        run: that folder.
+        quiet: no progress, only the final table.
+    """
+    from der_fast.cli.display import watching
+
+    with watching(quiet) as observer:
+        work(observer)
+    print_summary(read_json(run, "metrics.json"))
+    say_where("run", run)
+    say_where("report", run / "report.html")

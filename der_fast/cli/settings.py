@@ -1,0 +1,132 @@
+"""From the options of `der-fast train` and `learn` to changes of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from der_fast.config.rescale import parse_epochs, rescaled_keys
+from der_fast.config.schema import Config, ScheduleConfig
+from der_fast.config.tree import parse_assignments, split_list
+from der_fast.errors import ConfigError
+
+# Options that stand for exactly one key.
+_DIRECT = {
+    "backbone": "model.backbone",
+    "width": "model.width",
+    "train_per_class": "data.train_per_class",
+    "test_per_class": "data.test_per_class",
+    "data_root": "data.root",
+    "target_params": "masks.target_params",
+    "seed": "runtime.seed",
+    "device": "runtime.device",
+    "backend": "runtime.backend",
+}
+# Flags and the key and value that they stand for.
+_FLAGS = {
+    "no_prune": ("masks.enabled", False),
+    "no_aux": ("method.aux_weight", 0.0),
+    "no_expand": ("method.expand", False),
+    "bound": ("method.bound", True),
+    "fwt": ("method.fwt", True),
+    "tensorboard": ("runtime.tensorboard", True),
+    "download": ("data.download", True),
+}
+
+
+def changes_from(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
+    """Return the dotted keys that command-line options change in `base`.
+
+    Args:
+        options: option names (``"batch_size"``) and values; None, False and missing options change nothing.
+        base: the configuration they are applied to; schedules are stretched from its own.
+
+    Raises:
+        ConfigError: options that contradict each other, or a value that cannot be read.
+    """
+    refuse_contradictions(options)
+    changes = {key: options[name] for name, key in _DIRECT.items() if options.get(name) is not None}
+    changes.update({key: value for name, (key, value) in _FLAGS.items() if options.get(name)})
+    if options.get("class_order") is not None:
+        changes.update(class_order_keys(options["class_order"]))
+    changes.update(_memory_keys(options))
+    changes.update(_schedule_keys(options, base))
+    changes.update(parse_assignments(options.get("settings") or []))
+    return changes
+
+
+def refuse_contradictions(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for two options of which one would silently lose."""
+    pairs = [
+        ("memory", "memory_per_class", "one fixes the total, the other the share of every class"),
+        ("target_params", "no_prune", "a target needs pruning"),
+        ("target_params", "paper", "the paper's schedule has no target"),
+        ("no_expand", "bound", "each is a method of its own"),
+    ]
+    for one, other, reason in pairs:
+        if options.get(one) not in (None, False) and options.get(other) not in (None, False):
+            raise ConfigError(f"{_flag(one)} and {_flag(other)} do not go together: {reason}. Leave one of them out.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def class_order_keys(text: str) -> dict[str, Any]:
+    """Read ``--class-order``: 'alphabetical', names separated by commas, or a file with one name per line (UTF-8)."""
+    if text.strip().lower() == "alphabetical":
+        return {"protocol.class_order": None, "protocol.class_order_seed": None}
+    path = Path(text).expanduser()
+    if _is_file(path):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--class-order: cannot read {path}: {error}; it takes a text file with one class name per line") from error
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        names = split_list(text)
+        if len(names) < 2:
+            raise ConfigError(
+                f"--class-order {text!r} is neither 'alphabetical', nor class names separated by commas, nor a file with one name per line"
+            )
+    return {"protocol.class_order": tuple(names)}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A long list of names is no valid path.
+        return False
+
+
+def _memory_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    if options.get("memory") is not None:
+        return {"memory.total": options["memory"], "memory.per_class": None}
+    if options.get("memory_per_class") is not None:
+        return {"memory.per_class": options["memory_per_class"]}
+    return {}
+
+
+def _schedule_keys(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    if options.get("epochs") is not None:
+        first, later = parse_epochs(str(options["epochs"]))
+        keys.update(_under("first", rescaled_keys(base.first, first)))
+        keys.update(_under("later", rescaled_keys(base.later, later)))
+    if options.get("lr") is not None:
+        keys.update(_under("first", _rate_keys(base.first, options["lr"])))
+        keys.update(_under("later", _rate_keys(base.later, options["lr"])))
+    if options.get("batch_size") is not None:
+        keys.update({f"{stage}.batch_size": options["batch_size"] for stage in ("first", "later", "classifier")})
+    return keys
+
+
+def _rate_keys(schedule: ScheduleConfig, rate: float) -> dict[str, Any]:
+    """Move the start of the warm-up with the rate it leads to."""
+    return {"lr": rate, "warmup_lr": schedule.warmup_lr * rate / schedule.lr}
+
+
+def _under(group: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{group}.{name}": value for name, value in keys.items()}

@@ -1,0 +1,71 @@
+"""How long a run still takes, from what its epochs took so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from der_fast.config.schema import Config
+
+
+class TimeLeft:
+    """Estimates the seconds left in the run.
+
+    The rest of a stage is its epochs left times what its epochs took so far; a stage that has not begun takes what its
+    epochs took in the step before; later steps take as long as this one, allowing for schedules of another length.
+    An estimate, not a promise: steps grow with the classes seen.
+    """
+
+    def __init__(self, config: Config, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self.steps = steps
+        self.clock = clock
+        self.step = 1
+        self.step_began = self.stage_began = clock()
+        self.stage = ""
+        self.done = 0.0
+        self.epochs = 0
+        self.first_epoch = 0
+        self.seconds_per_epoch: dict[str, float] = {}
+
+    def step_begins(self, step: int) -> None:
+        """Note that `step` (1-based) begins now."""
+        self.step = step
+        self.step_began = self.clock()
+        self.stage, self.done, self.epochs = "", 0.0, 0
+
+    def progress(self, stage: str, epochs_done: float, epochs: int) -> None:
+        """Note that `epochs_done` of a stage's `epochs` are done (a fraction within an epoch)."""
+        if stage != self.stage:
+            self.stage, self.stage_began, self.epochs = stage, self.clock(), epochs
+            # A resumed stage does not start at epoch 0; what came before took no time of ours.
+            self.first_epoch = int(epochs_done)
+        self.done = epochs_done
+        covered = epochs_done - self.first_epoch
+        if covered > 0:
+            self.seconds_per_epoch[stage] = (self.clock() - self.stage_began) / covered
+
+    def seconds(self) -> float | None:
+        """Return the seconds left, or None before anything is known."""
+        if self.stage not in self.seconds_per_epoch:
+            return None
+        left_in_step = (self.epochs - self.done) * self.seconds_per_epoch[self.stage] + self._classifier_seconds()
+        this_step = (self.clock() - self.step_began) + left_in_step
+        if self.step == 1:
+            this_step *= self.config.later.epochs / self.config.first.epochs
+        return left_in_step + max(0, self.steps - self.step) * this_step
+
+    def _classifier_seconds(self) -> float:
+        """Return what the classifier stage of this step will take, where it is still to come."""
+        if self.step == 1 or self.stage != "representation":
+            return 0.0
+        return self.config.classifier.epochs * self.seconds_per_epoch.get("classifier", 0.0)
+
+
+def as_clock(seconds: float | None) -> str:
+    """Write seconds as ``m:ss`` or ``h:mm:ss``; None as ``–:––``."""
+    if seconds is None:
+        return "–:––"
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

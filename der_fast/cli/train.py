@@ -1,0 +1,102 @@
+"""`der-fast train`: a class-incremental run over a data set."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from der_fast.cli import options as opt
+from der_fast.cli.console import print_json, say_note
+from der_fast.cli.folders import new_folder, begun_config, usable_out
+from der_fast.cli.group import remember_resume
+from der_fast.cli.running import run_and_show
+from der_fast.cli.settings import changes_from, refuse_contradictions
+from der_fast.config.check import check
+from der_fast.config.resolve import preset_for, resolve_config
+from der_fast.config.schema import Config
+from der_fast.config.tree import replace_keys, to_dict
+from der_fast.errors import ConfigError
+
+
+def train(
+    ctx: typer.Context,
+    data: opt.Data = None,
+    protocol: opt.Protocol = None,
+    preset: opt.Preset = None,
+    backbone: opt.Backbone = None,
+    width: opt.Width = None,
+    class_order: opt.ClassOrder = None,
+    train_per_class: opt.TrainPerClass = None,
+    test_per_class: opt.TestPerClass = None,
+    data_root: opt.DataRoot = None,
+    download: opt.Download = False,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    lr: opt.LearningRate = None,
+    memory: opt.Memory = None,
+    memory_per_class: opt.MemoryPerClass = None,
+    target_params: opt.TargetParams = None,
+    paper: opt.Paper = False,
+    no_prune: opt.NoPrune = False,
+    no_aux: opt.NoAux = False,
+    no_expand: opt.NoExpand = False,
+    bound: opt.Bound = False,
+    fwt: opt.Fwt = False,
+    out: opt.Out = None,
+    resume: opt.Resume = False,
+    seed: opt.Seed = None,
+    device: opt.Device = None,
+    backend: opt.Backend = None,
+    tensorboard: opt.Tensorboard = False,
+    settings: opt.Settings = None,
+    print_config: opt.PrintConfig = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Learn the classes of DATA step by step, prune after every step, and write the run to a folder.
+
+    Starts from the recipe made for DATA (see --preset); options change it, --set changes any key.
+    """
+    config = resolve(dict(ctx.params))
+    if print_config:
+        print_json(to_dict(config))
+        return
+    if out is None:
+        out = new_folder(Path("runs"), f"{Path(config.data.name).name}-{config.protocol.name}")
+    usable_out(out, resume)
+    remember_resume(ctx, f"der-fast train --out {shlex.quote(str(out))} --resume")
+
+    def work(observer: Any) -> None:
+        from der_fast.api import train_run
+
+        train_run(config, out, resume=resume, observer=observer)
+
+    run_and_show(work, out, quiet=quiet)
+
+
+def resolve(options: dict[str, Any]) -> Config:
+    """Turn the options of `der-fast train` into a checked configuration.
+
+    With --resume the saved configuration is the base, so that DATA and options may be left out; whatever is given still counts,
+    and training refuses what differs from the saved run.
+
+    Raises:
+        ConfigError: neither DATA nor --resume, --resume without --out, or anything wrong with an option.
+        CheckpointError: nothing to resume in --out.
+    """
+    refuse_contradictions(options)
+    base = None
+    if options["resume"]:
+        if options["out"] is None:
+            raise ConfigError("--resume needs --out, the folder of the run to go on with")
+        base = begun_config(usable_out(options["out"], resume=True))
+    elif options["data"] is None and options["preset"] is None:
+        raise ConfigError("DATA is missing: give digits, cifar10, cifar100 or a folder of class folders, e.g. `der-fast train digits`")
+    if base is None and options["preset"] is None:
+        chosen = preset_for(options["data"], options["protocol"])
+        say_note(f"recipe: {f'preset {chosen}' if chosen else 'the defaults'}")
+    config = resolve_config(options["data"], options["protocol"], preset=options["preset"], paper=options["paper"], base=base)
+    return check(replace_keys(config, changes_from(options, config)))
