@@ -279,7 +279,7 @@ class MemorySource:
             order = order[torch.randperm(len(order), generator=generator)]
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            if shuffle and start > 0 and len(chosen) == 1:
+            if shuffle and start > 0 and len(chosen) == 1 < batch_size:
                 return
             images = transform(self._images.index_select(0, chosen), generator, device=device, channels_last=channels_last)
             yield Batch(images, self._labels[chosen].to(device), chosen)
