@@ -1,0 +1,26 @@
+"""Reports: one self-contained HTML page and PNG pictures per run, and comparisons of several runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["compare_runs", "write_report"]
+
+
+def write_report(run: str | Path) -> Path:
+    """Write RUN/report.html and RUN/figures/*.png; see `der_fast.report.page.write_report`."""
+    # Drawing needs matplotlib, which takes a second to import: only those who draw pay for it.
+    from der_fast.report.page import write_report as write
+
+    return write(run)
+
+
+def compare_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Draw several runs in one picture; see `der_fast.report.compare.compare_runs`."""
+    from der_fast.report.compare import compare_runs as compare
+
+    return compare(runs, out)

@@ -1,0 +1,236 @@
+"""What a run folder says about the run, read tolerantly: what is absent is named, what is damaged is refused or left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from der_fast.errors import CheckpointError
+from der_fast.report.fields import Fields, Values
+from der_fast.report.trajectory import MaskTrajectory, read_trajectories
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One line of history.json: `accuracy` in percent, `kept_share` in [0, 1], `None` where the run did not know."""
+
+    step: int
+    stage: str
+    epoch: int
+    loss: float | None
+    accuracy: float | None
+    lr: float | None
+    kept_share: float | None
+    sparsity_weight: float | None
+    settled: bool
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run, as far as it got.
+
+    Lists indexed by step have one entry per *finished* step (T entries), `None` where the run did not say. Accuracies are in
+    percent, parameters are counts, latencies milliseconds per image at batch size 1, `seconds` wall time.
+    """
+
+    path: Path
+    name: str
+    protocol: str
+    dataset: str
+    steps: tuple[tuple[str, ...], ...]
+    planned_steps: int
+    top1: Values
+    top5: Values
+    average_top1: float | None
+    last_top1: float | None
+    average_top5: float | None
+    bwt: float | None
+    fwt: float | None
+    params: Values
+    params_unpruned: Values
+    params_added: Values
+    average_params: float | None
+    final_params: float | None
+    latency_ms: Values
+    latency_added_ms: Values
+    latency_unpruned_ms: Values
+    seconds: Values
+    memory_per_class: Values
+    class_set_top1: tuple[Values, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    kept: tuple[Mapping[str, tuple[int, int]], ...]
+    backend: str
+    device: str
+    notes: tuple[str, ...]
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    history: tuple[EpochRow, ...]
+    trajectories: tuple[MaskTrajectory, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Every class of the finished steps, in the order it was learned."""
+        return tuple(name for names in self.steps for name in names)
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Number of classes seen after each finished step."""
+        return tuple(sum(len(names) for names in self.steps[: step + 1]) for step in range(len(self.steps)))
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the model is smaller than the unpruned one at any step."""
+        pairs = zip(self.params, self.params_unpruned, strict=True)
+        return any(count is not None and full is not None and count < full for count, full in pairs)
+
+    @property
+    def kept_params_share(self) -> float | None:
+        """Final parameters over final unpruned parameters, in [0, 1]; None where either is unknown."""
+        full = self.params_unpruned[-1] if self.params_unpruned else None
+        return self.final_params / full if self.final_params is not None and full else None
+
+
+def read_run(run: str | Path) -> RunRecord:
+    """Read RUN/metrics.json, RUN/history.json, RUN/config.json and RUN/steps/*/mask_logits.safetensors.
+
+    Raises:
+        CheckpointError: no such folder; metrics.json missing, not JSON, or without a usable `steps` or `top1`. A damaged
+            history or mask file does not stop the report: it is named in `missing`.
+    """
+    path = Path(run)
+    metrics = _read_metrics(path)
+    fields = Fields(metrics, path / "metrics.json")
+    top1 = fields.values("top1")
+    steps = fields.steps(len(top1))
+    history = _read_history(path, fields.missing)
+    settled: dict[int, int] = {}
+    for row in history:
+        if row.settled and row.stage == "representation":
+            settled.setdefault(row.step, row.epoch)
+    kept = fields.kept(len(top1))
+    config = fields.mapping("config") or _read_config(path)
+    masks_off = config.get("masks", {}).get("enabled") is False if isinstance(config.get("masks"), dict) else False
+    trajectories = read_trajectories(path, settled, fields.missing)
+    _name_missing_pictures(fields, kept, trajectories, masks_off)
+    return RunRecord(
+        path=path,
+        name=fields.text("name", path.resolve().name),
+        protocol=fields.text("protocol", "unknown protocol"),
+        dataset=fields.text("dataset", "unknown data set"),
+        steps=steps,
+        planned_steps=max(fields.list_length("steps"), len(steps)),
+        top1=top1,
+        top5=fields.per_step("top5", len(top1)),
+        average_top1=fields.number("average_top1", default=_mean(top1)),
+        last_top1=fields.number("last_top1", default=top1[-1]),
+        average_top5=fields.number("average_top5"),
+        bwt=fields.number("bwt"),
+        fwt=fields.number("fwt"),
+        params=fields.per_step("params", len(top1)),
+        params_unpruned=fields.per_step("params_unpruned", len(top1)),
+        params_added=fields.per_step("params_added", len(top1)),
+        average_params=fields.number("average_params"),
+        final_params=fields.number("final_params"),
+        latency_ms=fields.per_step("latency_ms", len(top1)),
+        latency_added_ms=fields.per_step("latency_added_ms", len(top1)),
+        latency_unpruned_ms=fields.per_step("latency_unpruned_ms", len(top1)),
+        seconds=fields.per_step("seconds", len(top1)),
+        memory_per_class=fields.per_step("memory_per_class", len(top1)),
+        class_set_top1=fields.class_sets(len(top1)),
+        confusion=fields.confusion(sum(map(len, steps))),
+        kept=kept,
+        backend=fields.text("backend", "unknown backend"),
+        device=fields.text("device", "unknown device"),
+        notes=fields.texts("notes"),
+        config=config,
+        versions={name: str(value) for name, value in fields.mapping("versions").items()},
+        history=history,
+        trajectories=trajectories,
+        missing=tuple(fields.missing),
+    )
+
+
+def _read_metrics(path: Path) -> Mapping[str, Any]:
+    file = path / "metrics.json"
+    if not path.is_dir():
+        raise CheckpointError(f"there is no run folder {path}: give the folder that `der-fast train` wrote with --out")
+    if not file.is_file():
+        raise CheckpointError(
+            f"{path} holds no metrics.json, so there is nothing to report: it is written when the first step ends. "
+            "Go on with the run (--resume), or give another folder."
+        )
+    try:
+        metrics = _strict_json(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read as JSON ({error}): it is damaged. Go on with the run (--resume) to write it anew."
+        ) from error
+    if not isinstance(metrics, dict):
+        raise CheckpointError(f"{file} holds {type(metrics).__name__} where a table of metrics is expected: it is damaged.")
+    return metrics
+
+
+def _strict_json(file: Path) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no JSON number")
+
+    return json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = _strict_json(path / "config.json")
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _read_history(path: Path, missing: list[str]) -> tuple[EpochRow, ...]:
+    file = path / "history.json"
+    if not file.is_file():
+        missing.append("Loss and kept share over epochs: the run has no history.json.")
+        return ()
+    try:
+        rows = _strict_json(file)["epochs"]
+        return tuple(_epoch_row(Fields(row, file)) for row in rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+        missing.append(f"Loss and kept share over epochs: history.json is damaged ({error}).")
+        return ()
+
+
+def _epoch_row(fields: Fields) -> EpochRow:
+    step, epoch = fields.number("step"), fields.number("epoch")
+    if step is None or epoch is None:
+        raise CheckpointError("an epoch without its step or number")
+    return EpochRow(
+        step=int(step),
+        stage=fields.text("stage", "representation"),
+        epoch=int(epoch),
+        loss=fields.number("loss"),
+        accuracy=fields.number("accuracy"),
+        lr=fields.number("lr"),
+        kept_share=fields.number("kept_share"),
+        sparsity_weight=fields.number("sparsity_weight"),
+        settled=fields.source.get("settled") is True,
+    )
+
+
+def _name_missing_pictures(
+    fields: Fields, kept: tuple[Mapping[str, tuple[int, int]], ...], trajectories: tuple[MaskTrajectory, ...], masks_off: bool
+) -> None:
+    if masks_off:
+        fields.missing.append("Kept channels and mask trajectories: the run was not pruned (masks.enabled = false).")
+        return
+    if not any(kept):
+        fields.missing.append("Kept channels: metrics.json does not say which channels were kept.")
+    if not trajectories:
+        fields.missing.append("Mask trajectories: the run has no steps/*/mask_logits.safetensors that can be read.")
+
+
+def _mean(values: Values) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,171 @@
+"""The report's tables as plain texts, ready for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from der_fast.config.tree import flatten, key_docs
+from der_fast.report import style
+from der_fast.report.paper import PaperCurve
+from der_fast.report.record import RunRecord
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        columns: headings.
+        rows: one text per column; the first `leading` columns are words (left aligned), the others numbers.
+        emphasised: indices of rows to set off.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    leading: int = 1
+    emphasised: frozenset[int] = frozenset()
+
+
+def tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
+    """Return the key numbers as (name, value, remark); what the run does not know is left out."""
+    classes, steps = len(run.class_names), len(run.top1)
+    full = run.params_unpruned[-1]
+    remark = f"{style.share(run.final_params, full)} of {style.count(full)} unpruned" if run.pruned else "not pruned"
+    known_seconds = [value for value in run.seconds if value is not None]
+    candidates = (
+        ("average top-1", run.average_top1 if steps > 1 else None, f"{style.percent(run.average_top1)} %", f"mean over {steps} steps"),
+        ("last top-1", run.last_top1, f"{style.percent(run.last_top1)} %", f"on all {classes} classes"),
+        ("final parameters", run.final_params, style.count(run.final_params), remark if full else "used at inference"),
+        ("backward transfer", run.bwt, style.signed(run.bwt, 2), "points; below zero = forgetting"),
+        ("forward transfer", run.fwt, style.signed(run.fwt, 2), "points, against a fresh model"),
+        ("latency", run.latency_ms[-1], f"{style.milliseconds(run.latency_ms[-1])} ms", f"one image on {run.device}"),
+        ("wall time", known_seconds or None, style.duration(sum(known_seconds)), f"{style.plural(steps, 'step')} in all"),
+    )
+    return tuple((name, text, remark) for name, value, text, remark in candidates if value is not None)
+
+
+def summary(run: RunRecord) -> str:
+    """Return the run in one sentence."""
+    finished, full = len(run.top1), run.params_unpruned[-1]
+    steps = f"{finished} of {run.planned_steps} steps" if run.planned_steps > finished else style.plural(finished, "step")
+    text = (
+        f"After {steps} the model knows {style.plural(len(run.class_names), 'class', 'es')} and names "
+        f"{style.percent(run.last_top1)} % of their test images right"
+    )
+    if finished > 1:
+        text += f" ({style.percent(run.average_top1)} % averaged over steps)"
+    if run.final_params is not None:
+        text += f", with {style.count(run.final_params)} parameters"
+        if full and run.pruned:
+            text += f": {style.share(run.final_params, full)} of the unpruned model's {style.count(full)}"
+    return f"{text}."
+
+
+def step_table(run: RunRecord) -> Table:
+    """Return one row per step, and a last row with averages over the steps."""
+    columns = (
+        *("step", "classes", "top-1 %", "top-5 %", "parameters", "unpruned", "share", "added"),
+        *("latency ms", "added ms", "exemplars / class", "time"),
+    )
+    rows = [
+        (
+            str(step + 1),
+            str(count),
+            style.percent(run.top1[step], 2),
+            style.percent(run.top5[step], 2),
+            style.count(run.params[step]),
+            style.count(run.params_unpruned[step]),
+            style.share(run.params[step], run.params_unpruned[step]),
+            style.count(run.params_added[step]),
+            style.milliseconds(run.latency_ms[step]),
+            style.milliseconds(run.latency_added_ms[step]),
+            "–" if (quota := run.memory_per_class[step]) is None else f"{quota:.0f}",
+            style.duration(run.seconds[step]),
+        )
+        for step, count in enumerate(run.class_counts)
+    ]
+    known = [value for value in run.seconds if value is not None]
+    full = [value for value in run.params_unpruned if value is not None]
+    average_full = sum(full) / len(full) if full else None
+    mean_time = style.duration(sum(known) / len(known)) if known else "–"
+    rows.append(
+        (
+            *("average", "", style.percent(run.average_top1, 2), style.percent(run.average_top5, 2), style.count(run.average_params)),
+            *(style.count(average_full), style.share(run.average_params, average_full), "", "", "", "", mean_time),
+        )
+    )
+    return Table(columns, tuple(rows), emphasised=frozenset({len(rows) - 1}))
+
+
+def class_table(run: RunRecord) -> Table | None:
+    """Return one row per class after the last step, in the order of learning; None without a confusion matrix."""
+    if not run.confusion:
+        return None
+    names = run.class_names
+    step_of = [step for step, group in enumerate(run.steps, start=1) for _ in group]
+    rows = []
+    for index, counts in enumerate(run.confusion):
+        images = sum(counts)
+        wrong = max((other for other in range(len(counts)) if other != index), key=lambda other: counts[other], default=None)
+        mistaken = f"{names[wrong]} ({counts[wrong]})" if wrong is not None and counts[wrong] else "–"
+        right = style.percent(100 * counts[index] / images) if images else "–"
+        rows.append((str(index + 1), names[index], mistaken, str(step_of[index]), str(images), right))
+    return Table(("no.", "class", "most often taken for", "step", "test images", "top-1 %"), tuple(rows), leading=3)
+
+
+def step_class_table(run: RunRecord) -> Table:
+    """Return the class names that every step brought."""
+    return Table(("step", "classes"), tuple((str(step), ", ".join(names)) for step, names in enumerate(run.steps, start=1)), leading=2)
+
+
+def paper_table(run: RunRecord, paper: PaperCurve) -> Table:
+    """Return this run beside the paper, over the steps that this run has finished."""
+    finished, metric = len(run.top1), "top-1" if paper.metric == "top1" else "top-5"
+    own = run.top1 if paper.metric == "top1" else run.top5
+    mine = run.average_top1 if paper.metric == "top1" else run.average_top5
+    rows = [("this run", style.percent(mine, 2), style.percent(own[-1], 2), style.count(run.average_params))]
+    for name, curve, params in (
+        ("paper, pruned", paper.pruned, paper.average_params_pruned),
+        ("paper, not pruned", paper.unpruned, paper.average_params_unpruned),
+    ):
+        # The paper's parameter average is over all steps: it says nothing about a run that is not finished.
+        whole = finished == len(curve)
+        rows.append(
+            (
+                name,
+                style.percent(sum(curve[:finished]) / finished, 2),
+                style.percent(curve[finished - 1], 2),
+                style.count(params if whole else None),
+            )
+        )
+    columns = ("", f"average {metric} %", f"{metric} after step {finished} %", "average parameters")
+    return Table(columns, tuple(rows), emphasised=frozenset({0}))
+
+
+def config_table(config: Mapping[str, Any]) -> Table:
+    """Return every key with its value and meaning; rows that differ from the default are emphasised."""
+    docs = key_docs()
+    rows: list[tuple[str, str, str]] = []
+    changed: set[int] = set()
+    for key, value in flatten(config).items():
+        default, meaning = docs.get(key, (value, ""))
+        if value != (list(default) if isinstance(default, tuple) else default):
+            changed.add(len(rows))
+        rows.append((key, _plain(value), meaning))
+    return Table(("key", "value", "meaning"), tuple(rows), leading=3, emphasised=frozenset(changed))
+
+
+def version_table(run: RunRecord) -> Table:
+    """Return what the run was made with."""
+    rows = [("backend", run.backend), ("device", run.device), *run.versions.items()]
+    return Table(("what", "version"), tuple(rows), leading=2)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

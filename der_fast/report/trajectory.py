@@ -1,0 +1,100 @@
+"""Mask logits over the epochs of a step, as saved in RUN/steps/NN/mask_logits.safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+
+@dataclass(frozen=True)
+class MaskTrajectory:
+    """The logits e of one step.
+
+    Attributes:
+        step: 1-based.
+        logits: float32 (epochs + 1, channels); row 0 is the start, row k the state after epoch k. A channel is kept iff e > 0.
+        offsets: int64 (groups + 1,); group g owns the channels offsets[g]…offsets[g+1]−1.
+        groups: the groups' names.
+        settled_from: first epoch (1-based) with the masks held binary; None where there is none.
+    """
+
+    step: int
+    logits: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    groups: tuple[str, ...]
+    settled_from: int | None
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs recorded."""
+        return len(self.logits) - 1
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """Boolean (epochs + 1, channels): e > 0."""
+        return self.logits > 0
+
+    def kinds(self) -> dict[str, NDArray[np.bool_]]:
+        """Return channel selections, boolean (channels,), for residual streams and for inner masks; empty kinds are left out."""
+        stream = np.zeros(self.logits.shape[1], dtype=np.bool_)
+        for group, name in enumerate(self.groups):
+            stream[self.offsets[group] : self.offsets[group + 1]] = is_stream(name)
+        kinds = {"residual streams": stream, "inner channels": ~stream}
+        return {name: chosen for name, chosen in kinds.items() if chosen.any()}
+
+    def alive_share_per_group(self) -> NDArray[np.float64]:
+        """Return float64 (groups, epochs + 1): the share of every group's channels with e > 0."""
+        alive = self.alive
+        spans = zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        return np.stack([alive[:, start:stop].mean(axis=1) for start, stop in spans])
+
+    def crossings(self) -> NDArray[np.int64]:
+        """Return int64 (channels,): how often each channel changed between kept and dropped from one epoch to the next."""
+        changed = self.alive[1:] != self.alive[:-1]
+        crossings: NDArray[np.int64] = changed.sum(axis=0, dtype=np.int64)
+        return crossings
+
+
+def is_stream(group: str) -> bool:
+    """Whether a group masks a residual stream (or the stem): groups inside a block are named ``stage.block``, with a dot."""
+    return "." not in group
+
+
+def read_trajectories(run: Path, settled: Mapping[int, int], missing: list[str]) -> tuple[MaskTrajectory, ...]:
+    """Read every step's mask logits; a damaged file is named in `missing` and left out.
+
+    Args:
+        run: the run's folder.
+        settled: step → first epoch with the masks held binary.
+        missing: gets one sentence for every file that cannot be used.
+    """
+    trajectories = []
+    for file in sorted(run.glob("steps/*/mask_logits.safetensors")):
+        if not file.parent.name.isdigit():
+            continue
+        step = int(file.parent.name)
+        try:
+            trajectories.append(_read(file, step, settled.get(step)))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            missing.append(f"Mask trajectories of step {step}: {file.relative_to(run)} is damaged ({error}).")
+    return tuple(sorted(trajectories, key=lambda trajectory: trajectory.step))
+
+
+def _read(file: Path, step: int, settled_from: int | None) -> MaskTrajectory:
+    with safe_open(file, framework="numpy") as tensors:
+        logits, offsets = tensors.get_tensor("logits"), tensors.get_tensor("offsets")
+        metadata = tensors.metadata() or {}
+    groups = json.loads(metadata["groups"])
+    if logits.ndim != 2 or not logits.size or not np.isfinite(logits).all():
+        raise ValueError(f"logits of shape {logits.shape} with every value finite are expected as (epochs + 1, channels)")
+    if not isinstance(groups, list) or offsets.shape != (len(groups) + 1,):
+        raise ValueError(f"{len(groups)} groups do not fit offsets of shape {offsets.shape}")
+    if offsets[0] != 0 or offsets[-1] != logits.shape[1] or (np.diff(offsets) <= 0).any():
+        raise ValueError(f"offsets do not rise from 0 to {logits.shape[1]} channels")
+    return MaskTrajectory(step, logits.astype(np.float32), offsets.astype(np.int64), tuple(map(str, groups)), settled_from)
