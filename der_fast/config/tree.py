@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
+import functools
 import sys
 import types
 import typing
@@ -45,8 +46,13 @@ def _replace(node: Any, dotted: str, path: Sequence[str], value: Any) -> Any:
     elif len(path) > 1:
         raise ConfigError(f"unknown configuration key {dotted!r}: {path[0]!r} has no keys below it")
     else:
-        changed = _coerce(dotted, value, typing.get_type_hints(type(node))[path[0]])
+        changed = _coerce(dotted, value, _hints(type(node))[path[0]])
     return dataclasses.replace(node, **{path[0]: changed})
+
+
+@functools.cache
+def _hints(group: type) -> dict[str, Any]:
+    return typing.get_type_hints(group)
 
 
 def _suggestion(dotted: str, name: str, fields: Sequence[str]) -> str:

@@ -1,0 +1,120 @@
+"""From names to one configuration, and schedules that stretch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from der_fast.config.rescale import parse_epochs, rescaled_keys
+from der_fast.config.resolve import preset_for, resolve_config
+from der_fast.config.schema import Config, ScheduleConfig
+from der_fast.config.tree import replace_keys
+from der_fast.errors import ConfigError
+
+
+def folder_of(root: Path, sides: list[int], train: bool = False) -> Path:
+    for label, side in enumerate(sides):
+        folder = root / ("train" if train else ".") / f"class{label}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (side, side // 2 + 1)).save(folder / "1.png")
+    return root
+
+
+def test_changes_win_over_protocol_over_preset() -> None:
+    config = resolve_config("cifar100", "B0-10", changes={"later.epochs": 3, "later.warmup_epochs": 0})
+    assert (config.protocol.name, config.first.epochs, config.later.epochs) == ("B0-10", 170, 3)
+    assert resolve_config("cifar100", "B50-5").first.epochs == 200
+    assert resolve_config("digits", "B2-4").protocol.name == "B2-4"
+
+
+def test_a_named_preset_keeps_the_users_data() -> None:
+    config = resolve_config("./pictures", preset="cifar10-5x2")
+    assert (config.data.name, config.data.train_per_class) == ("./pictures", 1000)
+
+
+def test_a_base_is_used_instead_of_a_preset() -> None:
+    base = replace_keys(Config(), {"data.name": "cifar100", "first.epochs": 7})
+    assert resolve_config("cifar100", base=base).first.epochs == 7
+    assert resolve_config("cifar100", preset="cifar100", base=base).first.epochs == 170
+
+
+def test_paper_switches_off_what_is_ours() -> None:
+    config = resolve_config("digits", paper=True, changes={"masks.sparsity": 2.0})
+    assert (config.masks.settle, config.masks.target_params, config.masks.floor) == (0.0, None, 0.0)
+    assert config.masks.enabled
+
+
+def test_wrong_values_are_refused_here() -> None:
+    with pytest.raises(ConfigError, match="masks.settle takes"):
+        resolve_config("digits", changes={"masks.settle": 1.0})
+
+
+@pytest.mark.parametrize(("sides", "expected"), [([28, 32], "images"), ([32, 64], "images64"), ([32, 300], "photos")])
+@pytest.mark.parametrize("train", [False, True])
+def test_folders_get_a_recipe_by_their_images(tmp_path: Path, sides: list[int], expected: str, train: bool) -> None:
+    assert preset_for(str(folder_of(tmp_path / "set", sides, train)), "B0-2") == expected
+
+
+def test_folders_without_readable_images_get_none(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(b"no image")
+    assert preset_for(str(tmp_path), None) is None
+    assert preset_for(str(tmp_path / "missing"), None) is None
+
+
+def test_a_broken_first_file_does_not_decide(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, [300])
+    (folder / "class0" / "0.png").write_bytes(b"")
+    assert preset_for(str(folder), None) == "photos"
+
+
+PAPER = ScheduleConfig(epochs=170, milestones=(110, 130), warmup_epochs=10)
+
+
+def test_schedules_keep_their_shape() -> None:
+    assert rescaled_keys(PAPER, 17) == {"epochs": 17, "milestones": (11, 13), "warmup_epochs": 1}
+    assert rescaled_keys(PAPER, 340) == {"epochs": 340, "milestones": (220, 260), "warmup_epochs": 20}
+    assert rescaled_keys(PAPER, 170) == {"epochs": 170, "milestones": (110, 130), "warmup_epochs": 10}
+
+
+def test_very_short_schedules() -> None:
+    assert rescaled_keys(PAPER, 1) == {"epochs": 1, "milestones": (), "warmup_epochs": 0}
+    assert rescaled_keys(PAPER, 2) == {"epochs": 2, "milestones": (1,), "warmup_epochs": 1}
+    four = ScheduleConfig(epochs=220, milestones=(80, 140, 180, 200))
+    assert rescaled_keys(four, 4)["milestones"] == (1, 2, 3)
+
+
+def test_a_milestone_that_is_never_reached_is_not_brought_in() -> None:
+    assert rescaled_keys(ScheduleConfig(epochs=10, milestones=(5, 30)), 20)["milestones"] == (10,)
+
+
+@given(
+    st.integers(1, 300),
+    st.lists(st.integers(1, 320), unique=True, max_size=6).map(sorted),
+    st.integers(0, 30),
+    st.integers(1, 400),
+)
+def test_every_stretched_schedule_is_a_valid_one(old: int, milestones: list[int], warmup: int, new: int) -> None:
+    keys = rescaled_keys(ScheduleConfig(epochs=old, milestones=tuple(milestones), warmup_epochs=min(warmup, old - 1)), new)
+    found = keys["milestones"]
+    assert keys["epochs"] == new
+    assert list(found) == sorted(set(found))
+    assert keys["warmup_epochs"] < new
+    if new != old:
+        assert all(1 <= milestone < new for milestone in found)
+    resolve_config("digits", changes={f"first.{name}": value for name, value in keys.items()})
+
+
+@pytest.mark.parametrize(("text", "expected"), [("12", (12, 12)), ("12,10", (12, 10)), (" 3 , 4 ", (3, 4))])
+def test_epochs_option(text: str, expected: tuple[int, int]) -> None:
+    assert parse_epochs(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "3,0", "-1", "1,2,3", "many", "1.5"])
+def test_epochs_option_refuses(text: str) -> None:
+    with pytest.raises(ConfigError, match="--epochs takes one whole number, or two"):
+        parse_epochs(text)
