@@ -10,7 +10,7 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import print_json, say_note
-from der_fast.cli.folders import new_folder, begun_config, usable_out
+from der_fast.cli.folders import begun_config, new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from, refuse_contradictions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,7 @@ from der_fast.errors import ConfigError
 CIFAR_STEP = ScheduleConfig(
     epochs=170, lr=0.1, milestones=(110, 130), gamma=0.1, warmup_epochs=10, warmup_lr=0.01, momentum=0.9, weight_decay=5e-4, batch_size=128
 )
-CIFAR_BASE = ScheduleConfig(
-    epochs=200,
-    lr=0.1,
-    milestones=(60, 120, 160),
-    gamma=0.1,
-    warmup_epochs=0,
-    warmup_lr=0.01,
-    momentum=0.9,
-    weight_decay=5e-4,
-    batch_size=128,
-)
+CIFAR_BASE = replace(CIFAR_STEP, epochs=200, milestones=(60, 120, 160), warmup_epochs=0)
 IMAGENET_STEP = ScheduleConfig(
     epochs=220,
     lr=0.1,
