@@ -106,10 +106,13 @@ def load_cifar(name: str, root: Path, *, allow_download: bool) -> tuple[MemorySo
             f"{path} is damaged or not the official file: its MD5 is {found}, expected {archive.md5}; nothing of it was read. "
             f"Delete it and download {archive.url} again (or use --download)"
         )
-    members = _read_members(data, archive, path)
-    names = [text.decode() for text in members[archive.meta][archive.names_key]]
-    train = _source(archive, path, members, archive.train, names)
-    return train, _source(archive, path, members, (archive.test,), names)
+    try:
+        members = _read_members(data, archive)
+        names = [text.decode() for text in members[archive.meta][archive.names_key]]
+        train = _source(archive, path, members, archive.train, names)
+        return train, _source(archive, path, members, (archive.test,), names)
+    except (tarfile.TarError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} has the right checksum but cannot be read: {error!r}; please report this") from error
 
 
 def _missing(name: str, archive: Archive, path: Path) -> str:
@@ -121,18 +124,15 @@ def _missing(name: str, archive: Archive, path: Path) -> str:
     )
 
 
-def _read_members(data: bytes, archive: Archive, path: Path) -> dict[str, Any]:
+def _read_members(data: bytes, archive: Archive) -> dict[str, Any]:
     """Unpickle the members that are needed, straight from memory."""
     members: dict[str, Any] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
-            for member in (archive.meta, *archive.train, archive.test):
-                handle = tar.extractfile(f"{archive.folder}/{member}")
-                if handle is None:
-                    raise KeyError(member)
-                members[member] = ArrayUnpickler(handle, encoding="bytes").load()
-    except (tarfile.TarError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} has the right checksum but cannot be read: {error}; please report this") from error
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as tar:
+        for member in (archive.meta, *archive.train, archive.test):
+            handle = tar.extractfile(f"{archive.folder}/{member}")
+            if handle is None:
+                raise KeyError(member)
+            members[member] = ArrayUnpickler(handle, encoding="bytes").load()
     return members
 
 

@@ -53,7 +53,10 @@ def load_folder(folder: Path, config: DataConfig) -> tuple[MemorySource, MemoryS
         DataError: no class folders, an empty class, a class that is in one part only, a class too small to be split, more images than
             `max_gib` allows, or more unreadable files than three and than 1 % of all.
     """
-    names, train, test = _parts(folder, config)
+    try:
+        names, train, test = _parts(folder, config)
+    except OSError as error:
+        raise DataError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from error
     paths = train.paths + test.paths
     side = stored_side(config.image_size or _guess_side(paths), config.random_resized_crop)
     refuse_too_much(len(paths), (side, side), config.max_gib, str(folder))

@@ -37,6 +37,8 @@ def load_dataset(config: DataConfig) -> tuple[MemorySource, MemorySource]:
     folder = Path(config.name).expanduser()
     if folder.is_dir():
         return load_folder(folder, config)
+    if folder.exists():
+        raise DataError(f"{folder.absolute()} is a file; give the path of a folder of class folders (unpack an archive first)")
     raise DataError(
         f"unknown data set {config.name!r}: known names are {', '.join(KNOWN_NAMES)}, and there is no folder {folder.absolute()}; "
         "give one of these names or the path of a folder of class folders"

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from der_fast.kernels.augment.reference import augment_reference
 from torch import Tensor
+
+from der_fast.kernels.augment.reference import augment_reference
 
 __all__ = ["augment", "augment_reference"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from der_fast.config.schema import DataConfig
-from der_fast.data import MemorySource, transforms_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from der_fast.config.schema import DataConfig
+from der_fast.data import MemorySource, transforms_for
 
 few = settings(max_examples=40, deadline=None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from der_fast.config.schema import DataConfig
 from der_fast.data import MemorySource, transforms_for
 from der_fast.errors import DataError
@@ -164,7 +165,9 @@ def test_training_drops_a_last_batch_of_one_image_but_not_an_only_one():
     alone = torch.tensor([3])
     sizes = [len(batch.labels) for batch in source.batches(alone, 4, transform=evaluation(source), generator=seeded(), shuffle=True)]
     assert sizes == [1]
-    sizes = [len(batch.labels) for batch in source.batches(torch.arange(3), 1, transform=evaluation(source), generator=seeded(), shuffle=True)]
+    sizes = [
+        len(batch.labels) for batch in source.batches(torch.arange(3), 1, transform=evaluation(source), generator=seeded(), shuffle=True)
+    ]
     assert sizes == [1, 1, 1]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from der_fast.kernels.augment import augment
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from der_fast.kernels.augment import augment
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
@@ -97,7 +98,9 @@ def test_images_are_left_alone():
     case = draw(6, 8, 8, 2, seed=9)
     before = case["images"].clone()
     augment(**case, mean=MEAN, std=STD)
-    augment(**{**case, "padding": 0, "row": torch.zeros(6, dtype=torch.int64), "col": torch.zeros(6, dtype=torch.int64)}, mean=MEAN, std=STD)
+    augment(
+        **{**case, "padding": 0, "row": torch.zeros(6, dtype=torch.int64), "col": torch.zeros(6, dtype=torch.int64)}, mean=MEAN, std=STD
+    )
     assert torch.equal(case["images"], before)
 
 
