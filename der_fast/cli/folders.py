@@ -23,7 +23,7 @@ def holds_run(folder: Path) -> bool:
 
 def new_folder(parent: Path, name: str) -> Path:
     """Return ``parent/name``, or ``parent/name-2``, ``-3`` … if runs lie there already."""
-    slug = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.") or "run"
+    slug = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.") or "run"
     for number in count(1):
         folder = parent / (slug if number == 1 else f"{slug}-{number}")
         if not folder.exists():

@@ -65,8 +65,13 @@ def refuse_contradictions(options: Mapping[str, Any]) -> None:
         ("no_expand", "bound", "each is a method of its own"),
     ]
     for one, other, reason in pairs:
-        if options.get(one) not in (None, False) and options.get(other) not in (None, False):
+        if _given(options, one) and _given(options, other):
             raise ConfigError(f"{_flag(one)} and {_flag(other)} do not go together: {reason}. Leave one of them out.")
+
+
+def _given(options: Mapping[str, Any], name: str) -> bool:
+    # Not `in (None, False)`: a memory of 0 is given, too.
+    return options.get(name) is not None and options[name] is not False
 
 
 def _flag(name: str) -> str:
