@@ -106,8 +106,8 @@ def decode(path: Path, size: tuple[int, int]) -> Pixels:
     with Image.open(path) as image:
         side = 2 * max(size)
         image.draft(None, (side, side))
-        image.load()
-        return fit(to_rgb(ImageOps.exif_transpose(image)), size)
+        ImageOps.exif_transpose(image, in_place=True)
+        return fit(to_rgb(image), size)
 
 
 def decode_files(paths: Sequence[Path], size: tuple[int, int], *, progress: Callable[[int], None] | None = None) -> Decoded:
