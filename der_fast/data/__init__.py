@@ -5,6 +5,7 @@ from __future__ import annotations
 from der_fast.data.convert import as_image_batch, load_folder_images
 from der_fast.data.dataset import from_dataset
 from der_fast.data.load import load_dataset
+from der_fast.data.sizes import stored_side
 from der_fast.data.source import Batch, ImageSource, MemorySource
 from der_fast.data.transform import Transform, transforms_for
 
@@ -17,5 +18,6 @@ __all__ = [
     "from_dataset",
     "load_dataset",
     "load_folder_images",
+    "stored_side",
     "transforms_for",
 ]
