@@ -21,8 +21,10 @@ _ANNOTATED = 12
 _CHANGES = LinearSegmentedColormap.from_list("changes", ["#b8433f", "#f0c4bf", "#fbfbfb", "#bfe0d2", "#2f8f6b"])
 
 
-def accuracy_per_step(run: RunRecord, paper: PaperCurve | None) -> style.Picture:
-    """Draw top-1 and top-5 after every step over the number of classes seen, with the paper's curves where there are any."""
+def accuracy_per_step(run: RunRecord, paper: PaperCurve | None) -> style.Picture | None:
+    """Draw top-1 and top-5 over the number of classes seen, with the paper's curves where there are any; None without test images."""
+    if all(value is None for value in run.top1):
+        return None
     figure = style.new_figure(9.2, 4.0)
     axes = figure.add_subplot()
     style.grid_lines(axes)
@@ -87,7 +89,7 @@ def _accuracy_caption(run: RunRecord, paper: PaperCurve | None) -> str:
 def class_sets_over_time(run: RunRecord) -> style.Picture | None:
     """Draw the accuracy of every class set after every later step: row = class set, column = step. None where it is unknown."""
     steps = len(run.class_set_top1)
-    if steps < 2:
+    if steps < 2 or all(value is None for row in run.class_set_top1 for value in row):
         return None
     grid = np.full((steps, steps), np.nan)
     for step, row in enumerate(run.class_set_top1):

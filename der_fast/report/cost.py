@@ -19,18 +19,19 @@ Write = Callable[[float], str]
 
 def parameters_per_step(run: RunRecord, paper: PaperCurve | None) -> style.Picture | None:
     """Draw parameters after every step (left) and those each step added (right), beside the unpruned model's. None if unknown."""
-    if not any(value is not None for value in run.params):
+    if not _known(run.params):
         return None
     figure = style.new_figure(9.2, 3.6)
     total, added = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    full = run.params_unpruned if run.pruned else (None,) * len(run.params)
     total.set_title("parameters used at inference", pad=24)
-    _lines(total, run.params, run.params_unpruned, style.count_tick)
+    _lines(total, run.params, full, style.count_tick)
     if paper is not None and paper.average_params_pruned is not None:
         text = f"paper, pruned, average: {style.count(paper.average_params_pruned)}"
         total.axhline(paper.average_params_pruned, color=style.WARM, linestyle="--", linewidth=1.2, label=text)
     style.legend_above(total, columns=3)
-    added.set_title("parameters added by each step", pad=24)
-    _bars(added, run.params_added, _differences(run.params_unpruned), style.count_tick)
+    added.set_title("parameters added by each step, classifier included", pad=24)
+    _bars(added, _differences(run.params), _differences(full), style.count_tick)
     title = "Parameters against the unpruned model" if run.pruned else "Parameters"
     return style.picture(figure, "parameters_per_step", title, _parameter_caption(run))
 
@@ -44,12 +45,14 @@ def _parameter_caption(run: RunRecord) -> str:
     if not run.pruned:
         return f"The run was not pruned: the final model has all {style.count(run.final_params)} parameters."
     share = style.share(run.final_params, full)
-    return f"The final model has {style.count(run.final_params)} parameters, {share} of the {style.count(full)} without pruning."
+    errors = [error for error in run.compaction_error if error is not None]
+    same = f"; its outputs differ from the masked network's by at most {max(errors):.0e} (relative)" if errors else ""
+    return f"The final model has {style.count(run.final_params)} parameters, {share} of the {style.count(full)} without pruning{same}."
 
 
 def latency_per_step(run: RunRecord) -> style.Picture | None:
     """Draw the latency of one image after every step (left) and what each step added (right). None where it was not measured."""
-    if not any(value is not None for value in run.latency_ms):
+    if not _known(run.latency_ms):
         return None
     figure = style.new_figure(9.2, 3.4)
     total, added = figure.subplots(1, 2, width_ratios=[1.15, 1])
@@ -76,9 +79,8 @@ def _differences(values: Values) -> Values:
     return tuple(None if value is None or before is None else value - before for value, before in pairs)
 
 
-def _differs(own: Values, full: Values) -> bool:
-    """Whether there is an unpruned model to compare with at all."""
-    return any(whole is not None and whole != value for value, whole in zip(own, full, strict=True))
+def _known(values: Values) -> bool:
+    return any(value is not None for value in values)
 
 
 def _step_axis(axes: Axes, steps: int) -> None:
@@ -92,7 +94,7 @@ def _lines(axes: Axes, own: Values, full: Values, write: Write) -> None:
     steps = np.arange(1, len(own) + 1)
     _step_axis(axes, len(own))
     dot = 4.5 if len(own) <= 20 else 0.0
-    if _differs(own, full):
+    if _known(full):
         axes.plot(steps, _array(full), color=style.OTHER, marker="o", markersize=0.75 * dot, label="unpruned")
     axes.plot(steps, _array(own), color=style.RUN, marker="o", markersize=dot, linewidth=2.2, label="this run")
     axes.fill_between(steps, 0, _array(own), color=style.RUN, alpha=0.12, linewidth=0)
@@ -105,7 +107,7 @@ def _bars(axes: Axes, own: Values, full: Values, write: Write) -> None:
     """Draw the unpruned step's bar behind the run's own; on top of it the share that is left."""
     steps = np.arange(1, len(own) + 1)
     _step_axis(axes, len(own))
-    compared = _differs(own, full)
+    compared = _known(full)
     if compared:
         axes.bar(steps, _array(full), color=style.FAINT, width=0.72, label="unpruned")
     axes.bar(steps, _array(own), color=style.RUN, width=0.72, label="this run")

@@ -79,10 +79,10 @@ class Fields:
             )
         return values
 
-    def per_step(self, key: str, steps: int) -> Values:
-        """Return one number per step, padded with None (and noted) where there are too few."""
+    def per_step(self, key: str, steps: int, needed: bool = True) -> Values:
+        """Return one number per step, padded with None (and noted, if `needed`) where there are too few."""
         values = tuple(self._number(key, value) for value in self._list(key))[:steps]
-        if len(values) < steps:
+        if len(values) < steps and needed:
             found = f"has {len(values)} of {steps} values" if values else "is absent"
             self.missing.append(f"{key}: {found} in metrics.json.")
         return values + (None,) * (steps - len(values))

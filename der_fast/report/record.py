@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ class RunRecord:
     """A run, as far as it got.
 
     Lists indexed by step have one entry per *finished* step (T entries), `None` where the run did not say. Accuracies are in
-    percent, parameters are counts, latencies milliseconds per image at batch size 1, `seconds` wall time.
+    percent, parameters are counts, latencies milliseconds per image at batch size 1, `seconds` wall time. `compaction_error` is the
+    largest relative difference between the masked network and its compacted form.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class RunRecord:
     class_set_top1: tuple[Values, ...]
     confusion: tuple[tuple[int, ...], ...]
     kept: tuple[Mapping[str, tuple[int, int]], ...]
+    compaction_error: Values
     backend: str
     device: str
     notes: tuple[str, ...]
@@ -86,12 +89,6 @@ class RunRecord:
         """Whether the model is smaller than the unpruned one at any step."""
         pairs = zip(self.params, self.params_unpruned, strict=True)
         return any(count is not None and full is not None and count < full for count, full in pairs)
-
-    @property
-    def kept_params_share(self) -> float | None:
-        """Final parameters over final unpruned parameters, in [0, 1]; None where either is unknown."""
-        full = self.params_unpruned[-1] if self.params_unpruned else None
-        return self.final_params / full if self.final_params is not None and full else None
 
 
 def read_run(run: str | Path) -> RunRecord:
@@ -122,7 +119,7 @@ def read_run(run: str | Path) -> RunRecord:
         protocol=fields.text("protocol", "unknown protocol"),
         dataset=fields.text("dataset", "unknown data set"),
         steps=steps,
-        planned_steps=max(fields.list_length("steps"), len(steps)),
+        planned_steps=max(_planned_steps(fields.text("protocol", "")), fields.list_length("steps")),
         top1=top1,
         top5=fields.per_step("top5", len(top1)),
         average_top1=fields.number("average_top1", default=_mean(top1)),
@@ -143,6 +140,7 @@ def read_run(run: str | Path) -> RunRecord:
         class_set_top1=fields.class_sets(len(top1)),
         confusion=fields.confusion(sum(map(len, steps))),
         kept=kept,
+        compaction_error=fields.per_step("compaction_error", len(top1), needed=False),
         backend=fields.text("backend", "unknown backend"),
         device=fields.text("device", "unknown device"),
         notes=fields.texts("notes"),
@@ -222,6 +220,8 @@ def _epoch_row(fields: Fields) -> EpochRow:
 def _name_missing_pictures(
     fields: Fields, kept: tuple[Mapping[str, tuple[int, int]], ...], trajectories: tuple[MaskTrajectory, ...], masks_off: bool
 ) -> None:
+    if not any(value is not None for value in fields.values("top1")):
+        fields.missing.append("Accuracy: the run had no test images.")
     if masks_off:
         fields.missing.append("Kept channels and mask trajectories: the run was not pruned (masks.enabled = false).")
         return
@@ -231,6 +231,12 @@ def _name_missing_pictures(
         fields.missing.append("Mask trajectories: the run has no steps/*/mask_logits.safetensors that can be read.")
 
 
+def _planned_steps(protocol: str) -> int:
+    """Return the number of steps that a protocol such as ``B0-10`` or ``B50-5`` has, 0 where it cannot be told."""
+    match = re.fullmatch(r"B(\d+)-(\d+)", protocol)
+    return 0 if match is None else int(match[2]) + (int(match[1]) > 0)
+
+
 def _mean(values: Values) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -50,12 +50,11 @@ def summary(run: RunRecord) -> str:
     """Return the run in one sentence."""
     finished, full = len(run.top1), run.params_unpruned[-1]
     steps = f"{finished} of {run.planned_steps} steps" if run.planned_steps > finished else style.plural(finished, "step")
-    text = (
-        f"After {steps} the model knows {style.plural(len(run.class_names), 'class', 'es')} and names "
-        f"{style.percent(run.last_top1)} % of their test images right"
-    )
-    if finished > 1:
-        text += f" ({style.percent(run.average_top1)} % averaged over steps)"
+    text = f"After {steps} the model knows {style.plural(len(run.class_names), 'class', 'es')}"
+    if run.last_top1 is not None:
+        text += f" and names {style.percent(run.last_top1)} % of their test images right"
+        if finished > 1 and run.average_top1 is not None:
+            text += f" ({style.percent(run.average_top1)} % averaged over steps)"
     if run.final_params is not None:
         text += f", with {style.count(run.final_params)} parameters"
         if full and run.pruned:
