@@ -1,0 +1,60 @@
+"""`der-fast doctor`: everything is named, and what does not work says why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from typer.testing import Result
+
+from der_fast.cli import doctor
+
+Run = Callable[..., Result]
+
+
+def test_json(run: Run) -> None:
+    ended = run("doctor", "--json")
+    assert ended.exit_code == 0
+    found = json.loads(ended.stdout)
+    assert set(found) == {"versions", "processor", "cuda", "backends", "optional parts", "files"}
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["backends"]["reference"]["works"] is True
+    assert set(found["optional parts"]["tensorboard"]) == {"works", "reason"}
+    assert f"{torch.get_num_threads()} " in found["processor"]["threads"]
+
+
+def test_table(run: Run) -> None:
+    shown = run("doctor").stdout
+    for word in ("versions", "torch", "cores", "reference", "yes: eager PyTorch", "allocator tuning", "cifar10 archive"):
+        assert word in shown
+
+
+def test_what_is_missing_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    found = doctor.examine()
+    assert found["versions"]["triton"] == "not installed"
+    assert found["optional parts"]["tensorboard"] == {"works": False, "reason": "not installed; pip install 'der_fast[tensorboard]'"}
+
+
+def test_cuda_without_a_device_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor._cuda()["devices"] == {"works": False, "reason": "PyTorch is built for CUDA 13.0, but finds no driver or no device"}
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "built without CUDA" in doctor._cuda()["devices"]["reason"]
+
+
+def test_archives_are_found_where_they_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    from pathlib import Path
+
+    home = Path(str(tmp_path))
+    monkeypatch.setattr(Path, "home", lambda: home)
+    cache = home / ".cache" / "der_fast"
+    cache.mkdir(parents=True)
+    (cache / "cifar-10-python.tar.gz").write_bytes(b"")
+    found = doctor._files()
+    assert found["cifar10 archive"]["works"] is True
+    assert found["cifar100 archive"]["works"] is False
+    assert "--download" in found["cifar100 archive"]["reason"]
