@@ -138,8 +138,11 @@ def label(name: str, index: int, width: int = 16) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut a text to `width` characters, the last one an ellipsis."""
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+    """Cut a text to `width` characters: its beginning, an ellipsis, its end (names in a row often differ at the end only)."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"
 
 
 def class_set_label(step: int, names: Sequence[str], first_index: int, width: int = 22) -> str:

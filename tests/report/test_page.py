@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from der_fast.errors import CheckpointError, StorageError
-from der_fast.report import write_report
+from der_fast.report import style, write_report
 
 CLASSES = [["cat", "dog"], ["hen", "owl"], ["elk", "fox"]]
 PICTURES = {
@@ -44,6 +44,14 @@ def full(tmp_path_factory, make_run, read_page):
 def colours(png: bytes) -> int:
     image = Image.open(io.BytesIO(png)).convert("RGB")
     return len(image.getcolors(image.width * image.height) or [])
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Spare the encoding of pictures where only words are looked at."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "png")
+    monkeypatch.setattr(style, "picture", lambda figure, stem, title, caption: style.Picture(stem, title, caption, buffer.getvalue(), 1, 1))
 
 
 def test_step_table_holds_the_metrics(full):
@@ -155,7 +163,7 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path, make_run, read_page):
     assert "<script>alert(2)</script>" in page.text
 
 
-def test_one_step_without_masks_says_what_is_missing(tmp_path, make_run, read_page):
+def test_one_step_without_masks_says_what_is_missing(tmp_path, make_run, read_page, undrawn):
     make_run(tmp_path, [["a", "b"]], epochs=1)
     (tmp_path / "history.json").unlink()
     page = read_page(write_report(tmp_path))
@@ -167,14 +175,14 @@ def test_one_step_without_masks_says_what_is_missing(tmp_path, make_run, read_pa
     assert stems == PICTURES - {"class_sets_over_time", "epochs", "kept_channels"}
 
 
-def test_the_least_that_can_be_reported(tmp_path, read_page):
+def test_the_least_that_can_be_reported(tmp_path, read_page, undrawn):
     (tmp_path / "metrics.json").write_text('{"top1": [90.0], "steps": [["a"]]}')
     page = read_page(write_report(tmp_path))
     assert "After 1 step the model knows 1 class and names 90.0 % of their test images right." in page.text
     assert {file.stem for file in (tmp_path / "figures").iterdir()} == {"accuracy_per_step"}
 
 
-def test_a_run_without_test_images(tmp_path, make_run, read_page):
+def test_a_run_without_test_images(tmp_path, make_run, read_page, undrawn):
     unknown = {"top1": [None, None], "top5": [None, None], "class_set_top1": [[None], [None, None]]}
     metrics = make_run(tmp_path, CLASSES[:2], epochs=1, **unknown, confusion=None, average_top1=None, last_top1=None, average_top5=None)
     assert metrics["top1"] == [None, None]
@@ -183,12 +191,12 @@ def test_a_run_without_test_images(tmp_path, make_run, read_page):
     assert "the run had no test images" in page.text
 
 
-def test_unfinished_run_says_how_far_it_got(tmp_path, make_run, read_page):
+def test_unfinished_run_says_how_far_it_got(tmp_path, make_run, read_page, undrawn):
     make_run(tmp_path, CLASSES[:2], epochs=1, protocol="B0-3")
     assert "After 2 of 3 steps the model knows 4 classes" in read_page(write_report(tmp_path)).text
 
 
-def test_paper_stands_beside_a_paper_run(tmp_path, make_run, read_page):
+def test_paper_stands_beside_a_paper_run(tmp_path, make_run, read_page, undrawn):
     classes = [[f"c{20 * step + index}" for index in range(20)] for step in range(2)]
     make_run(tmp_path, classes, epochs=1, dataset="cifar100", protocol="B0-5", top1=[86.0, 80.0], average_top1=83.0, last_top1=80.0)
     page = read_page(write_report(tmp_path))
@@ -204,7 +212,7 @@ def test_paper_stands_beside_a_paper_run(tmp_path, make_run, read_page):
     assert "Rhyssiyan/DER-ClassIL.pytorch" in page.text
 
 
-def test_paper_is_withheld_from_a_part_of_its_data(tmp_path, make_run, read_page):
+def test_paper_is_withheld_from_a_part_of_its_data(tmp_path, make_run, read_page, undrawn):
     classes = [[f"c{index}" for index in range(20)]]
     config = {"data": {"name": "cifar100", "train_per_class": 50}}
     make_run(tmp_path, classes, epochs=1, dataset="cifar100", protocol="B0-5", config=config)
@@ -213,7 +221,7 @@ def test_paper_is_withheld_from_a_part_of_its_data(tmp_path, make_run, read_page
     assert "Rhyssiyan" not in page.text
 
 
-def test_many_steps_show_a_choice_of_trajectories(tmp_path, make_run, read_page, monkeypatch):
+def test_many_steps_show_a_choice_of_trajectories(tmp_path, make_run, read_page, monkeypatch, undrawn):
     from der_fast.report import page as page_module
 
     monkeypatch.setattr(page_module, "_MOST_TRAJECTORIES", 3)
@@ -228,7 +236,7 @@ def test_many_steps_show_a_choice_of_trajectories(tmp_path, make_run, read_page,
     assert "mine" in stems
 
 
-def test_damaged_metrics_leave_an_earlier_report_alone(tmp_path, make_run):
+def test_damaged_metrics_leave_an_earlier_report_alone(tmp_path, make_run, undrawn):
     make_run(tmp_path, [["a", "b"]], epochs=1)
     before = write_report(tmp_path).read_bytes()
     text = (tmp_path / "metrics.json").read_text()
@@ -238,14 +246,14 @@ def test_damaged_metrics_leave_an_earlier_report_alone(tmp_path, make_run):
     assert (tmp_path / "report.html").read_bytes() == before
 
 
-def test_a_page_that_cannot_be_written_is_a_storage_error(tmp_path, make_run):
+def test_a_page_that_cannot_be_written_is_a_storage_error(tmp_path, make_run, undrawn):
     make_run(tmp_path, [["a", "b"]], epochs=1)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(StorageError, match=r"could not write .*report\.html"):
         write_report(tmp_path)
 
 
-def test_config_json_stands_in_for_a_missing_config(tmp_path, make_run, read_page):
+def test_config_json_stands_in_for_a_missing_config(tmp_path, make_run, read_page, undrawn):
     make_run(tmp_path, [["a", "b"]], epochs=1, config=None)
     (tmp_path / "config.json").write_text(json.dumps({"later": {"lr": 0.025}, "config_sha256": "0" * 64}))
     rows = {row[0]: row[1] for row in read_page(write_report(tmp_path)).table("key", "value")}

@@ -47,7 +47,7 @@ def test_share_signed_plural():
     [
         ("cat", "cat"),
         ("a\nb\tc", "a b c"),
-        ("x" * 40, "x" * 15 + "…"),
+        ("a long name, number 3", "a long n…umber 3"),
         ("猫", "class 7"),
         ("", "class 7"),
         ("\ud800", "class 7"),
