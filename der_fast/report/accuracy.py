@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -39,7 +40,7 @@ def accuracy_per_step(run: RunRecord, paper: PaperCurve | None) -> style.Picture
     _line(axes, counts, run.top1, color=style.RUN, linewidth=2.4, markersize=5, label="this run, top-1")
     if paper is None and len(counts) <= _ANNOTATED:
         for count, value in zip(counts[:-1], run.top1[:-1], strict=True):
-            _write_value(axes, count, value, (0, 7), "center", "bottom")
+            _write_value(axes, count, value, (0, -7), "center", "top")
     _write_value(axes, counts[-1], run.top1[-1], (8, 0), "left", "center")
     axes.set_ylabel("accuracy on all classes seen, %")
     _class_axis(axes, paper.class_counts if paper is not None else counts)
@@ -69,7 +70,8 @@ def _line(axes: Axes, counts: Sequence[int], values: Values, **look: Any) -> Non
 
 def _write_value(axes: Axes, at: int, value: float | None, offset: tuple[int, int], ha: str, va: str) -> None:
     if value is not None:
-        axes.annotate(f"{value:.1f}", (at, value), xytext=offset, textcoords="offset points", ha=ha, va=va, color=style.RUN, fontsize=8.5)
+        text = axes.annotate(f"{value:.1f}", (at, value), xytext=offset, textcoords="offset points", ha=ha, va=va, color=style.RUN)
+        text.set(fontsize=8.5, path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=4)
 
 
 def _accuracy_caption(run: RunRecord, paper: PaperCurve | None) -> str:
@@ -142,7 +144,9 @@ def _write_cells(axes: Axes, grid: NDArray[np.float64], template: str, dark_abov
         value = grid[row, column]
         if np.isfinite(value):
             color = "white" if abs(value) > dark_above else style.INK
-            axes.text(column, row, template.format(value).replace("-", "−"), ha="center", va="center", fontsize=8, color=color)
+            text = template.format(value).replace("-", "−")
+            text = "0" if text in ("+0", "−0") else text
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
 
 
 def _forgotten_caption(change: NDArray[np.float64]) -> str:

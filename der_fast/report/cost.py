@@ -46,12 +46,12 @@ def _parameter_caption(run: RunRecord) -> str:
         return f"The run was not pruned: the final model has all {style.count(run.final_params)} parameters."
     share = style.share(run.final_params, full)
     errors = [error for error in run.compaction_error if error is not None]
-    same = f"; its outputs differ from the masked network's by at most {max(errors):.0e} (relative)" if errors else ""
+    same = f"; its outputs differ from the masked network's by at most {max(errors):.1g} (relative)" if errors else ""
     return f"The final model has {style.count(run.final_params)} parameters, {share} of the {style.count(full)} without pruning{same}."
 
 
 def latency_per_step(run: RunRecord) -> style.Picture | None:
-    """Draw the latency of one image after every step (left) and what each step added (right). None where it was not measured."""
+    """Draw the latency of one image after every step (left) and that of every step's extractor (right). None if not measured."""
     if not _known(run.latency_ms):
         return None
     figure = style.new_figure(9.2, 3.4)
@@ -61,10 +61,12 @@ def latency_per_step(run: RunRecord) -> style.Picture | None:
     full = run.latency_unpruned_ms if run.pruned else (None,) * len(run.latency_ms)
     _lines(total, run.latency_ms, full, style.milliseconds)
     style.legend_above(total, columns=3)
-    added.set_title("milliseconds added by each step", pad=24)
-    _bars(added, run.latency_added_ms, _differences(full), style.milliseconds)
+    added.set_title("milliseconds of each step's extractor", pad=24)
+    _bars(added, run.latency_added_ms, (None,) * len(run.latency_ms), style.milliseconds)
     last = style.milliseconds(run.latency_ms[-1])
-    caption = f"Median time of the whole model for a single image on {run.device} ({run.backend} backend); the final model takes {last} ms."
+    caption = (
+        f"Median time of the whole model for a single image on {run.device} ({run.backend_name} backend); the final model takes {last} ms."
+    )
     title = "Latency against the unpruned model" if run.pruned else "Latency"
     return style.picture(figure, "latency_per_step", title, caption)
 

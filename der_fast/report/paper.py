@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from der_fast.report.record import RunRecord
+from der_fast.report.record import RunRecord, own_name
 
 _ALIASES = {
     "cifar100": "cifar100",
@@ -51,7 +51,7 @@ def paper_curve(dataset: str, protocol: str, class_counts: Sequence[int]) -> Pap
         protocol: e.g. ``"B0-10"``.
         class_counts: number of classes seen after every finished step; must be the paper's, as far as the run got.
     """
-    name = re.sub(r"[^a-z0-9]", "", re.split(r"[/\\]", dataset.rstrip("/\\"))[-1].lower())
+    name = re.sub(r"[^a-z0-9]", "", own_name(dataset).lower())
     for entry in _published()["curves"]:
         if entry["dataset"] == _ALIASES.get(name) and entry["protocol"] == protocol:
             counts = _class_counts(protocol, entry["classes"], len(entry["pruned"]))

@@ -85,10 +85,25 @@ class RunRecord:
         return tuple(sum(len(names) for names in self.steps[: step + 1]) for step in range(len(self.steps)))
 
     @property
+    def title(self) -> str:
+        """Data set (a folder by its own name), protocol and the run's name."""
+        return f"{own_name(self.dataset)} {self.protocol}, {self.name}"
+
+    @property
+    def backend_name(self) -> str:
+        """The backend without the reason why it was chosen."""
+        return self.backend.partition(" (")[0]
+
+    @property
     def pruned(self) -> bool:
         """Whether the model is smaller than the unpruned one at any step."""
         pairs = zip(self.params, self.params_unpruned, strict=True)
         return any(count is not None and full is not None and count < full for count, full in pairs)
+
+
+def own_name(dataset: str) -> str:
+    """Return a data set's name, or of a folder its own name without the path."""
+    return re.split(r"[/\\]", dataset.rstrip("/\\"))[-1] or dataset
 
 
 def read_run(run: str | Path) -> RunRecord:

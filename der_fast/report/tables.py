@@ -66,7 +66,7 @@ def step_table(run: RunRecord) -> Table:
     """Return one row per step, and a last row with averages over the steps."""
     columns = (
         *("step", "classes", "top-1 %", "top-5 %", "parameters", "unpruned", "share", "added"),
-        *("latency ms", "added ms", "exemplars / class", "time"),
+        *("latency ms", "added ms", "exemplars", "time"),
     )
     rows = [
         (

@@ -25,6 +25,12 @@ HARD = {
         "class_sets": [[f"a long class name, number {2 * step + index}" for index in (0, 1)] for step in range(6)],
         "backbone": "resnet50",
     },
+    "perfect accuracy": {
+        "class_sets": [["a", "b"]] * 5,
+        "top1": [100.0, 100.0, 99.9, 97.0, 60.0],
+        "top5": [100.0] * 5,
+        "backbone": "resnet20",
+    },
     "one step, one epoch": {"class_sets": [["a", "b"]], "backbone": "resnet32", "epochs": 1, "settle_from": None},
 }
 
