@@ -206,7 +206,9 @@ def test_a_process_ends_with_the_right_code(tmp_path: Path) -> None:
 def test_interrupted(tmp_path: Path) -> None:
     out = tmp_path / "run"
     long = ["train", "digits", "--protocol", "B0-2", *TINY, "--epochs", "500", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "der_fast.cli.main", *long], stderr=subprocess.PIPE, text=True)
+    # A test run in the background of a shell has interrupts switched off, and children inherit that.
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from der_fast.cli.main import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", start, *long], stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoints/*")) and time.monotonic() < deadline and process.poll() is None:

@@ -64,6 +64,7 @@ REFUSED: dict[str, list[Any]] = {
     "runtime.seed": [-1, 2**63],
     "runtime.device": ["tpu", "cuda:", "cuda:x", "CPU"],
     "runtime.backend": ["fast"],
+    "runtime.precision": ["fp16", ""],
     "runtime.threads": [0],
     "runtime.eval_batch_size": [0],
     "runtime.keep_checkpoints": [0],

@@ -1,0 +1,76 @@
+"""The reference page of all configuration keys and presets.
+
+python -m der_fast.config.document docs/configuration.md
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from der_fast.config.check import RULES
+from der_fast.config.presets import describe_preset, list_presets
+from der_fast.config.tree import key_docs
+from der_fast.errors import ConfigError
+from der_fast.files import write_bytes
+
+_HEAD = """# Configuration
+
+<!-- Written by `python -m der_fast.config.document docs/configuration.md`; a test compares the two. -->
+
+A run has one configuration: a tree of frozen dataclasses (`der_fast.Config`). It is put together in this order, later entries winning:
+
+1. the defaults below,
+2. a preset: the one made for data set and protocol, or the one named by `--preset`,
+3. `DATA` and `--protocol`, then `--paper`,
+4. the other options of `der-fast train`,
+5. `--set key=value`, for any key below; in Python `der_fast.train(..., settings={"later.lr": 0.03})`.
+
+`der-fast train DATA … --print-config` shows the result without training; every run saves it in `config.json`. Lists are written
+`--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded.
+
+Folders of images get the preset `images`, `images64` or `photos` by the size of their images. The ImageNet presets are for folders of
+yours: `der-fast train /data/imagenet100 --preset imagenet100-b0-10`.
+"""
+
+
+def configuration_page() -> str:
+    """Return the page as Markdown: every key with default, range and meaning, then every preset."""
+    parts = [_HEAD]
+    group = ""
+    for dotted, (default, meaning) in key_docs().items():
+        if dotted.split(".")[0] != group:
+            group = dotted.split(".")[0]
+            parts.append(f"\n## {group}\n\n| key | default | takes | meaning |\n| --- | --- | --- | --- |")
+        takes = RULES[dotted].takes
+        parts.append(f"| `{dotted}` | `{_written(default)}` | {_cell(takes)} | {_cell(meaning)} |")
+    parts.append("\n## Presets\n\n| name | what it is |\n| --- | --- |")
+    parts += [f"| `{name}` | {_cell(describe_preset(name))} |" for name in list_presets()]
+    return "\n".join(parts) + "\n"
+
+
+def _written(value: Any) -> str:
+    """Write a default as it would be given to --set."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(_written(entry) for entry in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def main(arguments: list[str]) -> None:
+    """Write the page to the path given; raises ConfigError without one."""
+    if len(arguments) != 1:
+        raise ConfigError("give one path, e.g. docs/configuration.md")
+    write_bytes(Path(arguments[0]), configuration_page().encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
