@@ -114,6 +114,7 @@ RULES: dict[str, Rule] = {
     "runtime.seed": _SEED,
     "runtime.device": Rule("cpu, cuda, cuda:<number> or auto", lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None),
     "runtime.backend": _one_of(BACKENDS),
+    "runtime.precision": _one_of(("fp32", "bf16")),
     "runtime.threads": _at_least(1),
     "runtime.channels_last": _SWITCH,
     "runtime.tune_allocator": _SWITCH,

@@ -117,6 +117,7 @@ class RuntimeConfig:
     seed: int = key(1993, "seed of everything random but the class order")
     device: str = key("auto", "'cpu', 'cuda', 'cuda:1', or 'auto'")
     backend: str = key("auto", "'reference', 'fused', or 'auto'")
+    precision: str = key("fp32", "'fp32', or 'bf16': extractors run in bfloat16 autocast (weights, batch-norm statistics and classifiers stay fp32)")
     threads: int | None = key(None, "CPU threads; default: what PyTorch chooses")
     channels_last: bool = key(True, "keep activations channels-last")
     tune_allocator: bool = key(True, "keep large CPU buffers instead of returning them to the system after every batch (glibc)")

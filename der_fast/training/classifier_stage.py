@@ -46,7 +46,7 @@ def train_classifier(context: Context, state: StepState, bank: FrozenBank, sourc
             device=context.device,
             channels_last=context.config.runtime.channels_last,
         ):
-            logits = state.head(bank(batch.images))
+            logits = state.head(context.features(bank, batch.images))
             loss = F.cross_entropy(logits / schedule.temperature, batch.labels)
             optimizer.step(loss)
             meter.add(loss, logits, batch.labels)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 
 from der_fast.config.schema import Config
 from der_fast.data.transform import Transform
@@ -36,3 +37,10 @@ class Context:
     def seed(self) -> int:
         """The run's seed."""
         return self.config.runtime.seed
+
+    def features(self, extractor: nn.Module, images: Tensor, *masks: Tensor | None) -> Tensor:
+        """Return the features (N, F), float32, of an extractor or a bank in the run's precision."""
+        bf16 = self.config.runtime.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            out: Tensor = extractor(images, *masks)
+        return out.float()

@@ -47,14 +47,14 @@ def _test_batches(context: Context, source: ImageSource) -> Iterator[Batch]:
 @torch.no_grad()
 def features_of(context: Context, bank: FrozenBank, source: ImageSource) -> Tensor:
     """Return the super-features (N, F) of all images, test transform, on the CPU."""
-    rows = [bank(batch.images).cpu() for batch in _test_batches(context, source)]
+    rows = [context.features(bank, batch.images).cpu() for batch in _test_batches(context, source)]
     return torch.cat(rows)
 
 
 @torch.no_grad()
 def logits_of(context: Context, bank: FrozenBank, head: nn.Linear, source: ImageSource) -> Tensor:
     """Return the logits (N, classes) of all images, test transform, on the CPU."""
-    rows = [head(bank(batch.images)).cpu() for batch in _test_batches(context, source)]
+    rows = [head(context.features(bank, batch.images)).cpu() for batch in _test_batches(context, source)]
     return torch.cat(rows)
 
 

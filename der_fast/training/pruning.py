@@ -87,7 +87,7 @@ class SparsityController:
         logits = masks.logits.detach().clone().requires_grad_()
         soft = torch.sigmoid(logits)
         (grad,) = torch.autograd.grad(masks.sparsity(soft), soft)
-        return float((grad * soft * (1 - soft)).mean())
+        return float((grad * soft.detach() * (1 - soft.detach())).mean())
 
 
 @torch.no_grad()

@@ -104,8 +104,8 @@ class RepresentationStage:
 
     def _loss(self, images: Tensor, labels: Tensor, masks: Tensor | None, learned: bool) -> tuple[Tensor, Tensor]:
         state = self.state
-        new = state.extractor(images, masks)
-        logits = state.head(torch.cat([self.bank(images), new], 1))
+        new = self.context.features(state.extractor, images, masks)
+        logits = state.head(torch.cat([self.context.features(self.bank, images), new], 1))
         loss = F.cross_entropy(logits, labels)
         if state.auxiliary is not None:
             auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))

@@ -1,0 +1,114 @@
+"""Choose the mask settings that the paper does not publish, by measurement.
+
+    python bench/sweep.py digits --out bench/results/sweep_digits.jsonl
+    python bench/sweep.py PATH/cifar10 --steps 3 --out bench/results/sweep_cifar10.jsonl
+
+Accuracy is measured on held-out *training* images: on CIFAR-10 the first 1000 images of a class are trained on and the next 500 are
+tested on; the test folder is not read. Every variant is a set of configuration keys over the data set's preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from der_fast.config.resolve import resolve_config
+from der_fast.config.schema import Config
+from der_fast.data import MemorySource, load_dataset
+from der_fast.training.progress import EpochRecord, Observer
+from der_fast.training.protocol import class_order
+from der_fast.training.run import run_protocol
+
+PLAIN = {"masks.settle": 0.0, "masks.floor": 0.0, "masks.target_params": None}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "unpruned": {"masks.enabled": False},
+    "target 0.2": {"masks.target_params": 0.2},
+    "target 0.2, floor 0.25": {"masks.target_params": 0.2, "masks.floor": 0.25},
+    "target 0.2, floor 0.4": {"masks.target_params": 0.2, "masks.floor": 0.4},
+}
+
+
+class Quiet(Observer):
+    """Prints a line per step, and every epoch with --verbose."""
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+
+    def epoch_ends(self, record: EpochRecord) -> None:
+        if self.verbose:
+            print(f"   {record}", flush=True)
+
+    def step_ends(self, summary: dict[str, Any]) -> None:
+        print(f"   step {summary['step']}: {summary['top1']:.2f} %, kept {summary['kept_share']:.3f}, {summary['seconds']:.0f} s", flush=True)
+
+
+def held_out(source: MemorySource, first: int) -> tuple[MemorySource, MemorySource]:
+    """Split training images: the first `first` of every class by name, and the rest."""
+    rank = torch.zeros(len(source), dtype=torch.int64)
+    for label in range(len(source.class_names)):
+        rows = (source.labels == label).nonzero().squeeze(1)
+        rank[rows] = torch.arange(len(rows))
+    return source.subset((rank < first).nonzero().squeeze(1)), source.subset((rank >= first).nonzero().squeeze(1))
+
+
+def load(data: str) -> tuple[Config, MemorySource, MemorySource]:
+    """Return the preset's configuration and training images divided in two."""
+    if data == "digits":
+        config = resolve_config("digits", "B0-5")
+        source, _ = load_dataset(config.data)
+        return config, *held_out(source, 110)
+    config = resolve_config(data, None, preset="cifar10-5x2")
+    source, _ = load_dataset(replace(config.data, train_per_class=1500, test_per_class=1))
+    return config, *held_out(source, 1000)
+
+
+def run(config: Config, train: MemorySource, test: MemorySource, steps: int, verbose: bool) -> dict[str, Any]:
+    """Run the first `steps` steps and return what is compared."""
+    order = class_order(train.class_names, config.protocol)[: 2 * steps]
+    config = replace(config, protocol=replace(config.protocol, name=f"B0-{steps}", class_order=order))
+    started = time.perf_counter()
+    learner = run_protocol(config, train.of_classes(order), test.of_classes(order), None, observer=Quiet(verbose))
+    metrics = learner.metrics()
+    return {
+        "average_top1": metrics["average_top1"],
+        "last_top1": metrics["last_top1"],
+        "top1": metrics["top1"],
+        "kept": sum(metrics["params_added"]) / (len(metrics["params"]) * learner.model.architecture.parameters()),
+        "kept_groups": metrics["kept"][-1],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def main() -> None:
+    """Run the variants asked for, one JSON line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="'digits', or the folder of CIFAR-10's class folders")
+    parser.add_argument("--steps", type=int, default=5, help="how many steps of two classes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names from VARIANTS, or key=value,key=value")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--verbose", action="store_true")
+    args = parser.parse_args()
+    base, train, test = load(args.data)
+    for name in args.variants:
+        changes = VARIANTS.get(name) or dict(pair.split("=", 1) for pair in name.split(","))
+        for seed in args.seeds:
+            print(f"{name}, seed {seed}", flush=True)
+            keys = {**changes, "runtime.seed": seed, "runtime.threads": args.threads}
+            row = {"data": Path(args.data).name, "variant": name, "seed": seed, "steps": args.steps, "settings": changes}
+            row.update(run(resolve_config(changes=keys, base=base), train, test, args.steps, args.verbose))
+            print(f"-> {name}: average {row['average_top1']:.2f} %, kept {row['kept']:.3f}, {row['seconds']:.0f} s", flush=True)
+            if args.out:
+                with args.out.open("a") as handle:
+                    handle.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
