@@ -45,7 +45,9 @@ class Quiet(Observer):
             print(f"   {record}", flush=True)
 
     def step_ends(self, summary: dict[str, Any]) -> None:
-        print(f"   step {summary['step']}: {summary['top1']:.2f} %, kept {summary['kept_share']:.3f}, {summary['seconds']:.0f} s", flush=True)
+        print(
+            f"   step {summary['step']}: {summary['top1']:.2f} %, kept {summary['kept_share']:.3f}, {summary['seconds']:.0f} s", flush=True
+        )
 
 
 def held_out(source: MemorySource, first: int) -> tuple[MemorySource, MemorySource]:

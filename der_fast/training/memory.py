@@ -51,6 +51,6 @@ def balanced_subset(labels: Tensor, generator: torch.Generator) -> Tensor:
         labels: (N,) int64.
         generator: decides which images of the larger classes are taken.
     """
-    rows = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+    rows = [(labels == label).nonzero().squeeze(1) for label in sorted(set(labels.tolist()))]
     size = min(len(row) for row in rows)
     return torch.cat([row[torch.randperm(len(row), generator=generator)[:size]].sort().values for row in rows])

@@ -131,7 +131,7 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
         RepresentationStage(context, state, frozen, source, len(known), schedule).run()
         _settle(context, state, source)
     pruned = _finish_extractor(context, state, source)
-    bank = FrozenBank([*frozen.extractors, pruned[0]])  # type: ignore[list-item]
+    bank = FrozenBank([*frozen.extractors, pruned[0]])
     if state.stage == REPRESENTATION:
         _slice_head(context, state, frozen, pruned)
         state.stage, state.epoch, state.momentum = CLASSIFIER, 0, {}
