@@ -76,8 +76,6 @@ def measure(args: argparse.Namespace) -> None:
                 counts = ("params", "params_unpruned", "params_added", "average_params", "final_params")
                 scores = ("top1", "average_top1", "last_top1", "bwt", "class_set_top1", "latency_ms", "seconds", "versions")
                 row.update({key: metrics[key] for key in (*scores, *counts)})
-                    {key: metrics[key] for key in (*keys_kept, "final_params", "class_set_top1", "latency_ms", "seconds", "versions")}
-                )
                 print(f"-> {name}: average {row['average_top1']:.2f} %, last {row['last_top1']:.2f} %", flush=True)
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 with args.out.open("a") as handle:
