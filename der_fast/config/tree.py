@@ -46,7 +46,8 @@ def _replace(node: Any, dotted: str, path: Sequence[str], value: Any) -> Any:
     elif len(path) > 1:
         raise ConfigError(f"unknown configuration key {dotted!r}: {path[0]!r} has no keys below it")
     else:
-        changed = _coerce(dotted, value, _hints(type(node))[path[0]])
+        group: Any = type(node)
+        changed = _coerce(dotted, value, _hints(group)[path[0]])
     return dataclasses.replace(node, **{path[0]: changed})
 
 
