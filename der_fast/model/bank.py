@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class FrozenBank(nn.Module):
     @property
     def widths(self) -> list[int]:
         """Length of every extractor's feature vector."""
-        return [extractor.features for extractor in self.extractors]
+        return [cast(Extractor, extractor).features for extractor in self.extractors]
 
     def append(self, extractor: Extractor) -> None:
         """Add a finished extractor; it is frozen from now on."""

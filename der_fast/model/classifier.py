@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 def new_classifier(features: int, classes: int, generator: torch.Generator) -> nn.Linear:
     """Return a linear layer (features → classes) drawn uniformly from ±1/√features (PyTorch's default), from `generator`."""
-    layer = nn.Linear(features, classes)
+    layer = _linear(features, classes)
     initialise_classifier(layer, generator)
     return layer
 
@@ -48,14 +49,21 @@ def slice_classifier(layer: nn.Linear, keep: Tensor, constant: Tensor | None = N
         keep: boolean (features,).
         constant: (features,) the value of every feature that is dropped although it is not zero; moved into the bias.
     """
-    sliced = nn.Linear(int(keep.sum()), layer.out_features, device=layer.weight.device)
+    sliced = _linear(int(keep.sum()), layer.out_features).to(layer.weight)
     sliced.weight.copy_(layer.weight[:, keep])
     sliced.bias.copy_(layer.bias)
     if constant is not None:
-        sliced.bias += layer.weight[:, ~keep] @ constant[~keep]
+        sliced.bias.add_(layer.weight[:, ~keep] @ constant[~keep])
     return sliced
 
 
 def auxiliary_targets(labels: Tensor, known: int) -> Tensor:
     """Map labels to the auxiliary classifier's: 0 for any of the `known` old classes, 1 … for the new ones (METHOD: model)."""
     return (labels - known + 1).clamp(min=0)
+
+
+def _linear(features: int, classes: int) -> nn.Linear:
+    with warnings.catch_warnings():
+        # An extractor of width 0 is legal and reported where it is dropped; PyTorch's remark on it would only puzzle.
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        return nn.Linear(features, classes)

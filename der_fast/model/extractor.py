@@ -93,7 +93,8 @@ class ResidualBlock(nn.Module):
         residual = self._identity(x) if self.shortcut is None else self.shortcut(active)
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             active = conv(active if index == 0 else norm(active, masks))
-        return active + residual
+        out: Tensor = active + residual
+        return out
 
     def _identity(self, x: Tensor) -> Tensor:
         if self.stride > 1:
@@ -136,7 +137,7 @@ class Extractor(nn.Module):
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return features (N, F); `masks` is the flat mask vector (C,), or None for all ones."""
-        x = self.stem(images)
+        x: Tensor = self.stem(images)
         if not self.architecture.preactivation:
             x = self.norm(x, masks)
         if self.architecture.pool:
