@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from der_fast.cli import options as opt
-from der_fast.cli.console import output
+from der_fast.cli.console import output, say_note
 from der_fast.cli.folders import new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
@@ -34,6 +34,7 @@ def demo(
     config = resolve_config("digits", preset="digits")
     config = check(replace_keys(config, changes_from(ctx.params, config)))
     out = new_folder(Path("runs"), "demo") if out is None else usable_out(out, resume=False)
+    say_note(f"writing to {out}")
     remember_resume(ctx, f"der-fast train --out {shlex.quote(str(out))} --resume")
     if not quiet:
         output().print("1797 handwritten digits arrive two classes at a time; every step is tested on all digits seen so far.")

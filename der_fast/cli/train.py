@@ -67,6 +67,7 @@ def train(
     if out is None:
         out = new_folder(Path("runs"), f"{Path(config.data.name).name}-{config.protocol.name}")
     usable_out(out, resume)
+    say_note(f"writing to {out}")
     remember_resume(ctx, f"der-fast train --out {shlex.quote(str(out))} --resume")
 
     def work(observer: Any) -> None:

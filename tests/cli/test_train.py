@@ -61,6 +61,11 @@ def test_folder_names_make_run_names(run: Run, api: Any, tmp_path: Path) -> None
     assert api.calls[0]["out"] == Path("runs/my-photos-b0-5")
 
 
+def test_the_folder_is_named_before_work_starts(run: Run, api: Any) -> None:
+    api.error = DataError("labels are out of range")
+    assert "note: writing to runs/digits-b0-5\n" in run("train", "digits").stderr
+
+
 def test_demo_is_the_digits_preset(run: Run, api: Any) -> None:
     assert run("demo", "--seed", "7", "--out", "here").exit_code == 0
     assert api.calls[0]["config"] == replace_keys(resolve_config(preset="digits"), {"runtime.seed": 7})
