@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from der_fast.errors import StorageError
+
+LOCK = ".lock"
+
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+# What this process holds: folder → the thread that holds it.
+_held: dict[Path, int] = {}
+_guard = threading.Lock()
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -25,34 +35,39 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
             unharmed, and the temporary file is removed.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with open(temporary, "rb") as handle:
+        with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        temporary.unlink(missing_ok=True)
-        reason = _storage_reason(error)
-        if reason is None:
+        temporary.replace(path)
+    except BaseException as error:
+        # Where even the parent is no folder, unlinking raises too, and would hide what went wrong.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
             raise
         raise StorageError(
-            f"could not write {path}: {reason}. What was saved there before is unharmed; "
+            f"could not write {path}: {_reason(error)}. What was saved there before is unharmed; "
             "free some space or choose another folder, then go on with --resume."
         ) from error
+    _sync_folder(path.parent)
     return path
 
 
-def _storage_reason(error: Exception) -> str | None:
-    """Name the file system's complaint, or None where the error is of another kind."""
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno else str(error)
-    # safetensors reports the operating system's error as text inside its own exception class.
-    text = str(error)
-    if "os error" in text.lower() or os.strerror(errno.ENOSPC) in text:
-        return text
-    return None
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -72,7 +87,66 @@ def write_json(path: str | Path, value: Any) -> Path:
 def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file as hexadecimal text."""
     digest = hashlib.sha256()
-    with open(path, "rb") as handle:
+    with Path(path).open("rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the temporary files that a killed process left directly in `folder`; call it while holding the folder."""
+    with contextlib.suppress(OSError):
+        for path in Path(folder).iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(folder: str | Path) -> Iterator[None]:
+    """Keep other processes and threads from writing to `folder` meanwhile; it is made if it is not there.
+
+    The thread that holds a folder may hold it again. The system lets go of it when the process ends, however it ends. Where it
+    knows no such locks (Windows, some network drives) only the threads of one process exclude each other.
+
+    Raises:
+        StorageError: somebody else holds it, or the folder cannot be written to.
+    """
+    folder, thread = Path(folder), threading.get_ident()
+    key = folder.absolute()
+    with _guard:
+        holder = _held.get(key)
+        if holder is None:
+            _held[key] = thread
+    if holder == thread:
+        yield
+        return
+    if holder is not None:
+        raise StorageError(f"another thread of this program is writing to {folder}: wait for it, or choose another folder")
+    try:
+        with _locked(folder):
+            yield
+    finally:
+        del _held[key]
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / LOCK).open("a")
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}: {_reason(error)}; choose another folder") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(f"another process is writing to {folder}: wait until it ends, or choose another folder") from error
+        except OSError:
+            # A drive without locks: better to write unguarded than not at all.
+            pass
+        yield

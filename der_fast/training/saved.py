@@ -1,11 +1,13 @@
 """A learner on disk.
 
-    DIR/extractors/NN.safetensors     compact extractor of step NN; never changes
-    DIR/steps/NN/model.*              classifier and the newest extractor's dense weights after step NN
-    DIR/steps/NN/memory.safetensors   the rehearsal memory's pixels and labels
-    DIR/steps/NN/learner.json         the manifest, written last: everything else, and the checksum of every file
+    DIR/extractors/NN-<checksum>.safetensors        compact extractor of step NN
+    DIR/steps/NN/model-<checksum>.safetensors       classifier and the newest extractor's dense weights after step NN
+    DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory's pixels and labels
+    DIR/steps/NN/learner.json                       the manifest, written last: everything else, and every file's name and checksum
+    DIR/steps/NN/mask_logits.safetensors            the step's mask trajectory, for the report
 
-The last two steps can be loaded, so that a damaged file costs one step and not the run.
+A name holds its contents' checksum, so no file is overwritten with other contents: until a new manifest stands, what was saved
+before can be read as before. The last two steps can be loaded, so that a damaged file costs one step and not the run.
 """
 
 from __future__ import annotations
@@ -22,18 +24,20 @@ from torch import nn
 from der_fast.config import schema
 from der_fast.config.tree import from_dict, to_dict
 from der_fast.data.source import ImageSource, MemorySource
-from der_fast.errors import CheckpointError
-from der_fast.files import sha256_of, write_atomically
+from der_fast.errors import CheckpointError, UserError
+from der_fast.files import write_bytes
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.model.bank import FrozenBank
 from der_fast.model.extractor import Extractor
 from der_fast.training.progress import EpochRecord
 from der_fast.training.results import StepResult
 from der_fast.training.step import Model
-from der_fast.training.store import load_manifest, load_record, load_tensors, save_manifest, save_record, save_tensors
+from der_fast.training.store import load_manifest, load_tensors, save_manifest, save_named_tensors, save_tensors
 
 FORMAT = 1
 KEPT_STEPS = 2
+MANIFEST = "learner.json"
+MASK_LOG = "mask_logits.safetensors"
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -43,11 +47,13 @@ def step_folder(run: Path, step: int) -> Path:
 
 def saved_steps(run: Path) -> list[int]:
     """The steps whose state is there, in order."""
-    return sorted(int(path.parent.name) for path in run.glob("steps/*/learner.json") if path.parent.name.isdigit())
+    return sorted(int(path.parent.name) for path in run.glob(f"steps/*/{MANIFEST}") if path.parent.name.isdigit())
 
 
 def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts: dict[str, Any]) -> None:
     """Write a model as it is after its last step; raises StorageError and leaves what was saved before as it was.
+
+    Afterwards the folder holds this model and the step before it; what another learner had saved there is deleted.
 
     Args:
         run: the folder; made if it is not there.
@@ -59,12 +65,8 @@ def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts:
     assert model.head is not None and model.dense is not None
     step = len(model.class_sets)
     folder = step_folder(run, step)
-    extractors = [_save_extractor(run, step - len(model.bank) + 1 + i, e) for i, e in enumerate(model.bank.extractors)]  # type: ignore[arg-type]
     tensors = {f"dense.{name}": value for name, value in model.dense.items()}
     tensors.update({f"head.{name}": value for name, value in model.head.state_dict().items()})
-    shape = [model.head.in_features, model.head.out_features]
-    save_record(folder / "model", tensors, {"head": shape})
-    memory = _save_memory(folder, model.memory)
     manifest = {
         "format": FORMAT,
         "step": step,
@@ -72,23 +74,22 @@ def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts:
         "temperature": model.temperature,
         "stem": stem,
         "config": to_dict(config),
-        "extractors": extractors,
-        "memory": memory,
+        "extractors": _save_extractors(run, step, model.bank),
+        "model": {**save_named_tensors(folder, "model", tensors), "head": [model.head.in_features, model.head.out_features]},
+        "memory": _save_memory(folder, model.memory),
         **facts,
     }
-    save_manifest(folder / "learner.json", manifest)
-    _forget_old(run, step)
+    save_manifest(folder / MANIFEST, manifest)
+    _forget_others(run, manifest)
 
 
-def _save_extractor(run: Path, step: int, extractor: Extractor) -> dict[str, Any]:
-    path = run / "extractors" / f"{step:02d}.safetensors"
-    fresh = path.with_name(f"{step:02d}.new.safetensors")
-    checksum = save_tensors(fresh, extractor.state_dict())
-    if path.exists() and sha256_of(path) == checksum:
-        fresh.unlink()
-    else:
-        fresh.replace(path)
-    return {"file": f"extractors/{path.name}", "sha256": checksum, "widths": extractor.widths}
+def _save_extractors(run: Path, step: int, bank: FrozenBank) -> list[dict[str, Any]]:
+    rows = []
+    for number, extractor in enumerate(bank.extractors, step - len(bank) + 1):
+        assert isinstance(extractor, Extractor)
+        row = save_named_tensors(run / "extractors", f"{number:02d}", extractor.state_dict())
+        rows.append({**row, "widths": extractor.widths})
+    return rows
 
 
 def _save_memory(folder: Path, memory: ImageSource | None) -> dict[str, Any] | None:
@@ -96,25 +97,35 @@ def _save_memory(folder: Path, memory: ImageSource | None) -> dict[str, Any] | N
         return None
     if not isinstance(memory, MemorySource):
         raise CheckpointError(f"a memory of kind {type(memory).__name__} cannot be saved")
-    checksum = save_tensors(folder / "memory.safetensors", {"images": memory.images, "labels": memory.labels})
-    return {"sha256": checksum, "class_names": list(memory.class_names)}
+    row = save_named_tensors(folder, "memory", {"images": memory.images, "labels": memory.labels})
+    return {**row, "class_names": list(memory.class_names)}
 
 
-def _forget_old(run: Path, step: int) -> None:
-    """Delete what only steps further back than the last two need, and extractors that nothing names any more."""
-    for old in saved_steps(run):
-        if old <= step - KEPT_STEPS:
-            for name in ("learner.json", "model.json", "model.safetensors", "memory.safetensors"):
-                (step_folder(run, old) / name).unlink(missing_ok=True)
-    named = set()
-    for kept in saved_steps(run):
-        try:
-            named |= {row["file"] for row in load_manifest(step_folder(run, kept) / "learner.json")["extractors"]}
-        except CheckpointError:
-            return
-    for path in (run / "extractors").glob("*.safetensors"):
-        if f"extractors/{path.name}" not in named:
-            path.unlink()
+def _forget_others(run: Path, newest: dict[str, Any]) -> None:
+    """Delete every state but the newest and the one before it, and every file that neither of them names."""
+    kept = {newest["step"]: newest, **_state_before(run, newest)}
+    named = {row["file"] for manifest in kept.values() for row in [*manifest["extractors"], manifest["model"], manifest["memory"]] if row}
+    for folder in run.glob("steps/*"):
+        if not folder.name.isdigit():
+            continue
+        if int(folder.name) not in kept:
+            (folder / MANIFEST).unlink(missing_ok=True)
+        if int(folder.name) > newest["step"]:
+            (folder / MASK_LOG).unlink(missing_ok=True)
+    for pattern in ("extractors/*.safetensors", "steps/*/model-*.safetensors", "steps/*/memory-*.safetensors"):
+        for path in run.glob(pattern):
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+
+def _state_before(run: Path, newest: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The state that the newest one was learned from, by its step; nothing where it is missing, damaged or another learner's."""
+    step = newest["step"] - KEPT_STEPS + 1
+    try:
+        manifest = load_manifest(step_folder(run, step) / MANIFEST)
+    except CheckpointError:
+        return {}
+    return {step: manifest} if manifest["class_sets"] == newest["class_sets"][:step] else {}
 
 
 def load_model(run: Path, warn: Callable[[str], None]) -> tuple[Model, schema.Config, dict[str, Any]]:
@@ -134,27 +145,27 @@ def load_model(run: Path, warn: Callable[[str], None]) -> tuple[Model, schema.Co
     for step in reversed(saved_steps(run)):
         try:
             return _load_step(run, step)
-        except (CheckpointError, KeyError, RuntimeError, ValueError) as error:
+        except (UserError, KeyError, RuntimeError, TypeError, ValueError) as error:
             problems.append(f"the state after step {step} cannot be used: {error}")
             warn(f"{problems[-1]}; going back to the one before")
     if problems:
-        raise CheckpointError(f"{run}: no saved step is whole. " + "; ".join(problems))
-    raise CheckpointError(f"{run} holds no saved learner (no steps/NN/learner.json); give the folder that --out or save() wrote")
+        raise CheckpointError(f"{run}: no saved step is whole; restore the folder from a copy, or train again. " + "; ".join(problems))
+    raise CheckpointError(f"{run} holds no saved learner (no steps/NN/{MANIFEST}); give the folder that --out or save() wrote")
 
 
 def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, Any]]:
     folder = step_folder(run, step)
-    manifest = load_manifest(folder / "learner.json")
+    manifest = load_manifest(folder / MANIFEST)
     if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{folder / 'learner.json'} has format {manifest['format']}; this version reads format {FORMAT}")
+        raise CheckpointError(f"{folder / MANIFEST} has format {manifest['format']}; this version reads format {FORMAT}")
     config = from_dict(manifest["config"])
     architecture = build_architecture(config.model.backbone, width=config.model.width, stem=manifest["stem"])
-    tensors, facts = load_record(folder / "model")
-    head = nn.Linear(*facts["head"])
+    tensors = load_tensors(folder / manifest["model"]["file"], manifest["model"]["sha256"])
+    head = nn.Linear(*manifest["model"]["head"])
     head.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("head.")})
     memory = None
     if manifest["memory"] is not None:
-        pixels = load_tensors(folder / "memory.safetensors", manifest["memory"]["sha256"])
+        pixels = load_tensors(folder / manifest["memory"]["file"], manifest["memory"]["sha256"])
         memory = MemorySource(pixels["images"], pixels["labels"], manifest["memory"]["class_names"])
     model = Model(
         architecture,
@@ -170,17 +181,22 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
 
 def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any]) -> Extractor:
     extractor = Extractor(architecture, row["widths"])
-    extractor.load_state_dict(load_tensors(run / row["file"], row["sha256"]))
+    extractor.load_state_dict(load_tensors(run / "extractors" / row["file"], row["sha256"]))
     return extractor
 
 
 def save_mask_log(run: Path, step: int, log: torch.Tensor, offsets: torch.Tensor, groups: list[str]) -> None:
-    """Write a step's mask trajectory, (epochs + 1, channels), for the report."""
-    from safetensors.torch import save_file
+    """Write a step's mask trajectory, (epochs + 1, channels), for the report; raises StorageError."""
+    save_tensors(step_folder(run, step) / MASK_LOG, {"logits": log, "offsets": offsets}, {"groups": json.dumps(groups)})
 
-    path = step_folder(run, step) / "mask_logits.safetensors"
-    tensors = {"logits": log.contiguous(), "offsets": offsets}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"groups": json.dumps(groups)}))
+
+def copy_mask_log(source: Path, run: Path, step: int) -> None:
+    """Take a step's mask trajectory along from another folder; one that is not there is not there afterwards."""
+    path = step_folder(run, step) / MASK_LOG
+    try:
+        write_bytes(path, (step_folder(source, step) / MASK_LOG).read_bytes())
+    except OSError:
+        path.unlink(missing_ok=True)
 
 
 def results_to_json(results: list[StepResult], records: list[EpochRecord]) -> dict[str, Any]:

@@ -12,18 +12,47 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from der_fast.errors import CheckpointError
-from der_fast.files import sha256_of, write_atomically, write_json
+from der_fast.files import sha256_of, write_bytes, write_json
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write tensors to `path` atomically and return the file's SHA-256; raises StorageError."""
-    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(ready, temporary))
-    return sha256_of(path)
+def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tuple[bytes, str]:
+    """Return a safetensors file's bytes and their SHA-256.
+
+    The checksum is of what shall be written, not of what was: a disk that lost a part of it is found out on reading.
+    """
+    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def _write_unless_there(path: Path, data: bytes, checksum: str) -> None:
+    if not (path.is_file() and sha256_of(path) == checksum):
+        write_bytes(path, data)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write tensors to `path` atomically and return the file's SHA-256; a file that already holds them is left alone.
+
+    Raises:
+        StorageError: no space left or no permission.
+    """
+    data, checksum = _serialised(tensors, metadata)
+    _write_unless_there(path, data, checksum)
+    return checksum
+
+
+def save_named_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Write tensors to ``folder/stem-<checksum>.safetensors``; return the file's name and SHA-256 as ``{"file", "sha256"}``.
+
+    Other tensors get another name, so nothing that stands in the folder is overwritten. Raises StorageError.
+    """
+    data, checksum = _serialised(tensors)
+    name = f"{stem}-{checksum[:16]}.safetensors"
+    _write_unless_there(folder / name, data, checksum)
+    return {"file": name, "sha256": checksum}
 
 
 def load_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
@@ -31,7 +60,8 @@ def load_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
     try:
         if sha256_of(path) != checksum:
             raise CheckpointError(f"{path} is damaged: its checksum is not the one that was written down")
-        return load_file(path)
+        # What is loaded is a view of the file; whoever writes into the file later shall not reach it.
+        return {name: value.clone() for name, value in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -51,7 +81,7 @@ def load_manifest(path: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         checksum = facts.pop("checksum")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if _seal(facts) != checksum:
         raise CheckpointError(f"{path} is damaged: its contents do not match their checksum")
