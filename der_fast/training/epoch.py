@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -44,15 +45,18 @@ class EpochMeter:
         """Record the epoch and count it in the state.
 
         Raises:
-            DivergenceError: the loss is not a finite number.
+            DivergenceError: the loss or a weight is not a finite number.
         """
         loss, hits = (self.totals / max(self.images, 1)).tolist()
         seconds = time.perf_counter() - self.started
         self.state.elapsed += seconds
         self.state.epoch += 1
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        problem = None if math.isfinite(loss) else f"the loss became {loss}"
+        if problem is None and not _is_finite(self.state):
+            problem = "a weight became infinite or not a number"
+        if problem is not None:
             raise DivergenceError(
-                f"the loss became {loss} in step {self.state.step}, {self.stage} stage, epoch {self.state.epoch}. "
+                f"{problem} in step {self.state.step}, {self.stage} stage, epoch {self.state.epoch}. "
                 f"Lower the learning rate (now {lr:g}) with --lr, or masks.lr if masks are on; "
                 "the last checkpoint holds the epoch before."
             )
@@ -71,6 +75,12 @@ class EpochMeter:
         )
         self.state.records.append(record)
         self.context.observer.epoch_ends(record)
+
+
+def _is_finite(state: StepState) -> bool:
+    """Whether no weight and no statistic is NaN or infinite: the last batch of an epoch may ruin what its loss does not show."""
+    tensors = [value for module in state.modules().values() for value in module.state_dict().values() if value.is_floating_point()]
+    return bool(torch.stack([value.isfinite().all() for value in tensors]).all())
 
 
 def count_batches(images: int, batch_size: int) -> int:
