@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,18 @@ from typing import Any
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
-from der_fast.data import load_dataset
+from der_fast.data import MemorySource, load_dataset
 from der_fast.data.source import ImageSource
-from der_fast.errors import ConfigError
+from der_fast.errors import ConfigError, DataError
 from der_fast.report import write_report
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer, Observers
 from der_fast.training.run import learn_more, old_test_images, run_protocol
+from der_fast.training.sources import as_source
+
+# The data set's name in the configuration of a run that was given image sources or data sets.
+GIVEN = "given as datasets"
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,10 @@ def train(
     if not (isinstance(data, tuple) and len(data) == 2):
         raise ConfigError(f"data must be a name, a folder, or a pair (train, test), not {type(data).__name__}")
     resolved = resolve_config(None, protocol, preset=preset, paper=paper, changes=settings, base=config or Config())
-    resolved = replace_keys(resolved, {"data.name": "given as datasets"})
-    sources = [_source(part, resolved) for part in data]
-    return _train(resolved, sources[0], sources[1], None if out is None else Path(out), resume, observer)
+    resolved = replace_keys(resolved, {"data.name": GIVEN})
+    train_source = as_source(data[0], resolved.data)
+    test_source = as_source(data[1], resolved.data, train_source.image_size)
+    return _train(resolved, train_source, test_source, None if out is None else Path(out), resume, observer)
 
 
 def train_run(config: Config, out: Path | None, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
@@ -81,15 +87,26 @@ def train_run(config: Config, out: Path | None, *, resume: bool = False, observe
 def _train(
     config: Config, train_source: ImageSource, test_source: ImageSource, out: Path | None, resume: bool, observer: Observer | None
 ) -> RunResult:
-    watcher = observer or Observer()
-    if config.runtime.tensorboard and out is not None:
-        from der_fast.report.tensorboard import TensorBoardObserver
-
-        watcher = Observers([watcher, TensorBoardObserver(out / "tensorboard")])
-    learner = run_protocol(config, train_source, test_source, out, resume=resume, observer=watcher)
+    with _watched(config, out, observer) as watcher:
+        learner = run_protocol(config, train_source, test_source, out, resume=resume, observer=watcher)
     if out is not None:
         write_report(out)
     return RunResult(learner.metrics(), learner, out)
+
+
+@contextmanager
+def _watched(config: Config, out: Path | None, observer: Observer | None) -> Iterator[Observer]:
+    """Yield the observer, joined by TensorBoard's where that is switched on."""
+    if out is None or not config.runtime.tensorboard:
+        yield observer or Observer()
+        return
+    from der_fast.report.tensorboard import TensorBoardObserver
+
+    events = TensorBoardObserver(out / "tensorboard")
+    try:
+        yield Observers([observer or Observer(), events])
+    finally:
+        events.close()
 
 
 def learn_run(
@@ -104,24 +121,28 @@ def learn_run(
         observer: told about progress.
 
     Accuracy is measured on the new classes' test images and, where the run's own data set can still be read, on the old ones'.
+    A process that is killed leaves the run as it was; the same call then goes on from the last checkpoint.
+
+    Raises:
+        UserError: anything that the caller can mend: a class that is already known, a folder that cannot be used, a damaged run.
     """
     run, watcher = Path(run), observer or Observer()
-    saved = Learner.load(run)
-    config = replace_keys(saved.config, overrides or {})
-    assert saved.image_size is not None
-    side = saved.config.data.image_size or _input_side(saved)
-    new_data = replace(config.data, name=str(folder), image_size=side, train_per_class=None, test_per_class=None)
-    if overrides:
-        new_data = replace_keys(replace(config, data=new_data), {k: v for k, v in overrides.items() if k.startswith("data.")}).data
+    saved, overrides = Learner.load(run), dict(overrides or {})
+    config = replace_keys(saved.config, overrides)
+    limits = {key: None for key in ("data.train_per_class", "data.test_per_class") if key not in overrides}
+    new_data = replace_keys(config, {**limits, "data.name": str(folder), "data.image_size": _input_side(saved)}).data
     train_source, test_source = load_dataset(new_data)
     old = old_test_images(saved.config, saved.class_names, load_dataset)
     if old is None:
-        watcher.message(f"the run's own data set ({saved.config.data.name}) cannot be read here: accuracy is measured on the new classes only")
+        name = saved.config.data.name
+        watcher.message(f"the run's own data set ({name}) cannot be read here: accuracy is measured on the new classes only")
         test: ImageSource = test_source
     else:
         names = (*old.class_names, *(name for name in test_source.class_names if name not in old.class_names))
         test = old.relabelled(names).concatenated(test_source.relabelled(names))
-    learner = learn_more(run, train_source, test, config, observer=watcher)
+    # How much of the new folder is read says nothing about the data set that the run was trained on.
+    of_run = {f"data.{key}": getattr(saved.config.data, key) for key in ("name", "train_per_class", "test_per_class", "test_share")}
+    learner = learn_more(run, train_source, test, replace_keys(config, of_run), observer=watcher)
     write_report(run)
     return RunResult(learner.metrics(), learner, run)
 
@@ -131,29 +152,35 @@ def evaluate_run(run: str | Path, data: str | Path | None = None, *, device: str
 
     Args:
         run: the run's folder.
-        data: a data set name or a folder of known classes; default: the run's own test images.
+        data: a data set name or a folder of known classes: its test images, or all where a folder has no train/test split.
+            Default: the run's own test images.
         device: where it runs.
+
+    Raises:
+        UserError: a run or data set that cannot be read, or without any known class.
     """
     learner = Learner.load(run, device=device)
     wanted = learner.config.data
     if data is not None:
-        wanted = replace(wanted, name=str(data), image_size=wanted.image_size or _input_side(learner))
+        whole = replace(wanted, name=str(data), image_size=_input_side(learner), train_per_class=None, test_per_class=None)
+        train, test = load_dataset(whole)
+        return learner.evaluate(train.concatenated(test) if _has_no_split(train) else test)
+    if wanted.name == GIVEN:
+        raise DataError(f"the run in {run} was trained on data sets that no name stands for; give a folder of test images")
     _, test = load_dataset(wanted)
-    if data is None:
-        test = test.of_classes([name for name in learner.class_names if name in test.class_names])
-    return learner.evaluate(test)
+    known = [name for name in learner.class_names if name in test.class_names]
+    if not known:
+        raise DataError(f"data set {wanted.name!r} has none of the classes that the run in {run} knows; give a folder of test images")
+    return learner.evaluate(test.of_classes(known))
+
+
+def _has_no_split(train: MemorySource) -> bool:
+    """Whether images come from a folder without train/ and test/: their names are then <class>/<file>."""
+    return train.files is not None and all(name.count("/") == 1 for name in train.files)
 
 
 def _input_side(learner: Learner) -> int:
+    """The side of the network's input in pixels, to which other images have to be brought."""
     assert learner.image_size is not None
-    side = learner.image_size[0]
-    return round(side * 224 / 256) if learner.config.data.random_resized_crop else side
-
-
-def _source(data: Any, config: Config) -> ImageSource:
-    if hasattr(data, "batches") and hasattr(data, "class_names"):
-        source: ImageSource = data
-        return source
-    from der_fast.data import from_dataset
-
-    return from_dataset(data, image_size=config.data.image_size)
+    side, data = learner.image_size[0], learner.config.data
+    return data.image_size or (round(side * 224 / 256) if data.random_resized_crop else side)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from der_fast.kernels.backend import resolve, resolve_device
 from torch import Tensor
 
 from der_fast.config.check import check
 from der_fast.config.schema import Config, RuntimeConfig
-from der_fast.data import MemorySource, as_image_batch, from_dataset, transforms_for
+from der_fast.config.tree import flatten, to_dict
+from der_fast.data import MemorySource, as_image_batch, transforms_for
 from der_fast.data.source import ImageSource
-from der_fast.errors import DataError, DerFastError
-from der_fast.files import write_json
+from der_fast.errors import ConfigError, DerFastError
+from der_fast.files import held, write_json
+from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.model.architecture import build_architecture
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
@@ -28,14 +29,20 @@ from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
 from der_fast.training.latency import latency_ms, whole_model
 from der_fast.training.progress import EpochRecord, Observer
-from der_fast.training.reference_model import reference_accuracy
+from der_fast.training.reference_model import train_reference
 from der_fast.training.results import StepResult, metrics_of
 from der_fast.training.runtime import apply_runtime
+from der_fast.training.sources import as_source, check_test, check_train, without_empty_classes
 from der_fast.training.state import StepState
 from der_fast.training.step import Model, Pruned, begin_step, learn_step
 
 # Up to this input side the stem is the small one (3×3, stride 1).
 _SMALL_SIDE = 64
+# Frozen extractors would see other images, or not fit, under other values.
+FIXED_KEYS = (
+    *(f"model.{name}" for name in ("backbone", "width", "stem")),
+    *(f"data.{name}" for name in ("image_size", "random_resized_crop", "mean", "std")),
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Learner:
         self._model: Model | None = None
         self._stem = ""
         self._mask_logs: dict[int, Tensor] = {}
+        self._home: Path | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -97,18 +105,18 @@ class Learner:
         Args:
             train: an image source or a map-style dataset of (image, label) with the new classes' images (for the upper bound,
                 `method.bound`, the images of all classes seen so far).
-            test: images of any seen classes, to measure accuracy on; None measures none.
+            test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
             begin: called with the step as it begins; may bring it to a checkpoint and then returns True.
             save: called with the step's state after every epoch and stage.
 
         Raises:
             DataError: a class that is already known, images of another size than before, an empty source.
-            DivergenceError: the loss is no longer finite; the learner is as it was before the call.
+            DivergenceError: the loss is no longer finite.
+
+        Whatever is raised, the learner is as it was before the call.
         """
-        train = self._source(train)
-        test = None if test is None else self._source(test)
-        self._check_new(train, test)
         started = time.perf_counter()
+        train, test = self._checked(train, test)
         context = self._context(train, save)
         model = self._model or Model(self._architecture(context.test_transform.size))
         new = [name for name in train.class_names if name not in model.class_names]
@@ -117,13 +125,15 @@ class Learner:
             state = begin_step(context, model, len(new))
         before = state.elapsed
         finished, pruned = learn_step(context, model, state, train)
-        reference = reference_accuracy(context, model, train, test) if self.config.method.fwt and state.step > 1 else None
+        wanted = self.config.method.fwt and state.step > 1
+        reference, records = train_reference(context, model, train, test) if wanted else (None, [])
+        result = self._measure(context, finished, pruned, test, reference, before + time.perf_counter() - started)
+        self._model, self.image_size = finished, train.image_size
+        self._mask_logs.pop(state.step, None)
         if state.masks is not None:
             self._mask_logs[state.step] = torch.stack(state.mask_log)
-        self._model, self.image_size = finished, train.image_size
-        result = self._measure(context, finished, pruned, test, reference, before + time.perf_counter() - started)
         self.results.append(result)
-        self.records += state.records
+        self.records += [*state.records, *records]
         self.notes += [*state.notes, *_skipped(train), *(_skipped(test) if test is not None else [])]
         self.observer.step_ends(_summary(result))
         return result
@@ -133,8 +143,14 @@ class Learner:
 
         Args:
             images: uint8 array or tensor (N, H, W, 3) or (N, H, W), or a list of paths, PIL images or arrays.
-            top: how many of the best classes to return for each.
+            top: how many of the best classes to return for each, at least 1.
+
+        Raises:
+            ConfigError: `top` below 1.
+            DataError: images of another form, or a file that cannot be read.
         """
+        if top < 1:
+            raise ConfigError(f"top must be at least 1, not {top}")
         model = self.model
         assert model.head is not None and self.image_size is not None
         pixels = as_image_batch(images, self.image_size)
@@ -153,34 +169,47 @@ class Learner:
         """Return accuracy over all known classes on a test set whose classes are all known.
 
         Raises:
-            DataError: a class of the test set was never learned.
+            DataError: no images, images of another size than the learned ones, or a class that was never learned.
         """
         model = self.model
-        source = self._source(test)
-        unknown = [name for name in source.class_names if name not in model.class_names]
-        if unknown:
-            raise DataError(f"the test set has classes that were never learned: {', '.join(unknown[:5])}; learn them or leave them out")
+        assert self.image_size is not None
+        source = without_empty_classes(as_source(test, self.config.data, self.image_size))
+        check_test(source, model.class_names, self.image_size)
         return self._evaluate(self._context(source), model, source)
 
     def save(self, folder: str | Path) -> Path:
         """Write the learner, its metrics and its history; whatever the folder held before stays readable until then.
 
+        Afterwards the folder holds this learner and no other.
+
         Raises:
-            StorageError: no space left or no permission.
+            StorageError: no space left, no permission, or somebody else is writing to the folder.
         """
         run, model = Path(folder), self.model
-        for step, log in self._mask_logs.items():
-            layout = MaskLayout(model.architecture)
-            saved.save_mask_log(run, step, log, torch.tensor(layout.offsets), list(layout.names))
-        facts = {
-            **saved.results_to_json(self.results, self.records),
-            "notes": self.notes,
-            "image_size": list(self.image_size or ()),
-        }
-        saved.save_model(run, model, self.config, self._stem, facts)
-        write_json(run / "metrics.json", self.metrics())
-        write_json(run / "history.json", {"epochs": facts["records"]})
+        with held(run):
+            self._save_mask_logs(run)
+            facts = {
+                **saved.results_to_json(self.results, self.records),
+                "notes": self.notes,
+                "image_size": list(self.image_size or ()),
+            }
+            saved.save_model(run, model, self.config, self._stem, facts)
+            self.save_results(run)
+        self._home = run
         return run
+
+    def save_results(self, run: Path) -> None:
+        """Write ``metrics.json`` and ``history.json``; raises StorageError."""
+        write_json(run / "metrics.json", self.metrics())
+        write_json(run / "history.json", {"epochs": saved.results_to_json([], self.records)["records"]})
+
+    def _save_mask_logs(self, run: Path) -> None:
+        layout = MaskLayout(self.model.architecture)
+        for step in range(1, len(self.results) + 1):
+            if step in self._mask_logs:
+                saved.save_mask_log(run, step, self._mask_logs[step], torch.tensor(layout.offsets), list(layout.names))
+            elif self._home is not None and self._home.absolute() != run.absolute():
+                saved.copy_mask_log(self._home, run, step)
 
     @classmethod
     def load(
@@ -209,12 +238,28 @@ class Learner:
         learner.image_size = (manifest["image_size"][0], manifest["image_size"][1])
         learner.results, learner.records = saved.results_from_json(manifest)
         learner.notes = list(manifest["notes"])
+        learner._home = Path(folder)
         return learner
 
-    def metrics(self) -> dict[str, Any]:
-        """Return what ``metrics.json`` holds (see the report's documentation)."""
-        from der_fast.config.tree import to_dict
+    def reconfigure(self, config: Config) -> None:
+        """Go on with another configuration, on the device that was chosen before.
 
+        Raises:
+            ConfigError: a value out of range, or a key on which what was learned before depends.
+        """
+        config = check(config)
+        if self._model is not None:
+            changed = [key for key in FIXED_KEYS if _value(config, key) != _value(self.config, key)]
+            if changed:
+                rows = ", ".join(f"{key} was {_value(self.config, key)!r}, now {_value(config, key)!r}" for key in changed)
+                raise ConfigError(f"what was learned depends on these keys, so they cannot be changed any more: {rows}")
+        self.config = config
+        apply_runtime(config.runtime)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what ``metrics.json`` holds (see the report's documentation); raises DerFastError before the first step."""
+        if not self.results:
+            raise DerFastError("nothing has been learned yet: call learn() first")
         facts = {
             "protocol": self.config.protocol.name,
             "dataset": self.config.data.name,
@@ -231,34 +276,19 @@ class Learner:
         self._stem = stem if stem != "auto" else ("small" if max(size) <= _SMALL_SIDE else "imagenet")
         return build_architecture(self.config.model.backbone, width=self.config.model.width, stem=self._stem)
 
-    def _source(self, data: Any) -> ImageSource:
-        if hasattr(data, "batches") and hasattr(data, "class_names"):
-            source: ImageSource = data
-            return source
-        return from_dataset(data, image_size=self.config.data.image_size)
+    def _checked(self, train: Any, test: Any) -> tuple[ImageSource, ImageSource | None]:
+        """Turn what was given into sources; refuse what cannot be learned or measured before any work is done."""
+        source = as_source(train, self.config.data, self.image_size)
+        check_train(source, self.class_names, self.image_size, bound=self.config.method.bound)
+        if test is None:
+            return source, None
+        measured = without_empty_classes(as_source(test, self.config.data, source.image_size))
+        check_test(measured, (*self.class_names, *source.class_names), source.image_size)
+        return source, measured
 
     def _context(self, source: ImageSource, save: Callable[[StepState], None] | None = None) -> Context:
         train_transform, test_transform = transforms_for(self.config.data, source.image_size)
         return Context(self.config, self.device, train_transform, test_transform, self.observer, save or (lambda state: None))
-
-    def _check_new(self, train: ImageSource, test: ImageSource | None) -> None:
-        if len(train) < 2:
-            raise DataError(f"{len(train)} training image(s): batch-norm needs at least two")
-        known = set(self.class_names)
-        bound = self.config.method.bound
-        repeated = [name for name in train.class_names if name in known]
-        if repeated and not bound:
-            raise DataError(f"class {repeated[0]!r} is already known; give only new classes, or rename the folder if it is another class")
-        if bound and known - set(train.class_names):
-            raise DataError("the upper bound (method.bound) trains on the images of all seen classes: some known classes are missing")
-        if all(name in known for name in train.class_names):
-            raise DataError("there is no new class to learn")
-        if self.image_size is not None and train.image_size != self.image_size:
-            raise DataError(f"images of {train.image_size} pixels, but this learner was trained on {self.image_size}; set data.image_size")
-        if test is not None:
-            unknown = [name for name in test.class_names if name not in known and name not in train.class_names]
-            if unknown:
-                raise DataError(f"the test set has classes that are neither known nor being learned: {', '.join(unknown[:5])}")
 
     def _evaluate(self, context: Context, model: Model, test: ImageSource) -> Evaluation:
         named = test.relabelled(model.class_names)
@@ -300,6 +330,10 @@ class Learner:
             memory_per_class=_per_class(model.memory),
             reference_top1=reference,
         )
+
+
+def _value(config: Config, key: str) -> Any:
+    return flatten(to_dict(config))[key]
 
 
 def _per_class(memory: ImageSource | None) -> int:

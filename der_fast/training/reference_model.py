@@ -11,23 +11,24 @@ from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator
 from der_fast.training.context import Context
 from der_fast.training.evaluation import logits_of, score
+from der_fast.training.progress import EpochRecord
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.state import StepState
 from der_fast.training.step import Model, rehearsal, schedule_of
 
 
-def reference_accuracy(context: Context, model: Model, train: ImageSource, test: ImageSource | None) -> float | None:
-    """Train the reference model of a step on D̃_t and return its top-1 accuracy, in percent, on the step's new classes.
+def train_reference(context: Context, model: Model, train: ImageSource, test: ImageSource | None) -> tuple[float | None, list[EpochRecord]]:
+    """Train the reference model of a step on D̃_t; return its top-1 accuracy, in percent, on the step's new classes, and its epochs.
 
     Args:
         context: settings and listeners; nothing is saved.
         model: the model before the step (its memory belongs to D̃_t).
         train: the new classes' images.
-        test: test images; None, or none of a new class, returns None.
+        test: test images; without any of a new class nothing is trained, and the accuracy is None.
     """
     new = [name for name in train.class_names if name not in model.class_names]
     if test is None or any(name not in test.class_names for name in new):
-        return None
+        return None, []
     step = len(model.class_sets) + 1
     source = rehearsal(model, train, bound=False)
     extractor = Extractor(model.architecture).initialise(generator(context.seed, "reference", step)).to(context.device)
@@ -37,4 +38,4 @@ def reference_accuracy(context: Context, model: Model, train: ImageSource, test:
     RepresentationStage(silent, state, FrozenBank(), source, 0, schedule_of(context, step), stage="reference").run()
     images = test.of_classes(new).relabelled(source.class_names)
     logits = logits_of(context, FrozenBank([extractor]), head, images)
-    return score(logits, images.labels, source.class_names, [source.class_names]).top1
+    return score(logits, images.labels, source.class_names, [source.class_names]).top1, state.records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, ConfigError, DataError
-from der_fast.training.checkpoint import Checkpoints
+from der_fast.files import held, remove_leftovers
+from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
 from der_fast.training.protocol import class_order, split_steps
 from der_fast.training.saved import saved_steps
-from der_fast.training.state import StepState
+from der_fast.training.sources import counts_by_class
 from der_fast.training.store import load_manifest, save_manifest
 
 # These decide where and how a run computes, not what it learns.
@@ -39,61 +39,82 @@ def run_protocol(
         config: the resolved configuration.
         train, test: all classes.
         out: the run's folder; None keeps everything in memory.
-        resume: go on with what is in `out`, from its last checkpoint.
+        resume: go on with what is in `out`, from its last checkpoint; where nothing was begun there, begin.
         observer: told about progress.
 
     Raises:
-        ConfigError: the protocol does not fit the classes; `out` holds a run and `resume` is off.
+        ConfigError: the protocol does not fit the classes; `out` holds a run and `resume` is off, or the other way round.
         CheckpointError: the run in `out` belongs to another configuration or data set, or nothing in it can be read.
         DataError, DivergenceError, StorageError: see `Learner.learn` and `Learner.save`.
     """
     watcher = observer or Observer()
     steps = split_steps(class_order(train.class_names, config.protocol), config.protocol.name)
+    _check_classes(train, test, steps)
     _check_quota(config, train, [name for names in steps for name in names], watcher)
     learner = Learner(config, observer=watcher)
-    if out is not None:
-        learner = _open(out, config, train, test, resume, learner, watcher)
-    watcher.run_begins(len(steps), config)
-    watcher.message(f"backend {learner.backend.name} ({learner.backend.reason}), device {learner.device}")
-    checkpoints = None if out is None else Checkpoints(out, config.runtime.keep_checkpoints)
-    for number in range(len(learner.results), len(steps)):
-        seen = [name for names in steps[: number + 1] for name in names]
-        images = train.of_classes(seen if config.method.bound else steps[number])
-        learner.learn(
-            images,
-            test.of_classes(seen),
-            begin=None if checkpoints is None else _restorer(checkpoints, watcher),
-            save=None if checkpoints is None else checkpoints.save,
-        )
-        if out is not None and checkpoints is not None:
-            learner.save(out)
-            checkpoints.clear()
+    if out is None:
+        if resume:
+            raise ConfigError("there is no folder to resume from; give the run's folder as out")
+        _learn_steps(learner, steps, train, test, None)
+        return learner
+    if not resume and _holds_run(out):
+        raise ConfigError(f"{out} already holds a run. Continue it with --resume, or choose another folder with --out.")
+    with held(out):
+        learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
+        _check_steps(learner, steps, out)
+        _learn_steps(learner, steps, train, test, out)
     return learner
 
 
-def _restorer(checkpoints: Checkpoints, watcher: Observer) -> Callable[[StepState], bool]:
-    return lambda state: checkpoints.restore(state, watcher.message)
+def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: ImageSource, test: ImageSource, out: Path | None) -> None:
+    """Learn the steps that the learner does not know yet."""
+    config, watcher = learner.config, learner.observer
+    watcher.run_begins(len(steps), config)
+    watcher.message(f"backend {learner.backend.name} ({learner.backend.reason}), device {learner.device}")
+    for number in range(len(learner.results), len(steps)):
+        seen = [name for names in steps[: number + 1] for name in names]
+        images = train.of_classes(seen if config.method.bound else steps[number])
+        if out is None:
+            learner.learn(images, test.of_classes(seen))
+        else:
+            _learn_and_save(learner, images, test.of_classes(seen), out)
 
 
-def _open(
-    out: Path, config: Config, train: ImageSource, test: ImageSource, resume: bool, fresh: Learner, watcher: Observer
-) -> Learner:
-    """Start a new run in `out`, or take up the one that is there."""
-    facts = {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}
-    path = out / "config.json"
-    holds_run = path.exists() or bool(saved_steps(out))
-    if holds_run and not resume:
-        raise ConfigError(f"{out} already holds a run. Continue it with --resume, or choose another folder with --out.")
-    for left_over in out.glob("**/.*.tmp"):
-        left_over.unlink(missing_ok=True)
-    if not holds_run:
-        save_manifest(path, facts)
+def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path) -> None:
+    """Learn one step, from its last checkpoint if there is one, and save the learner."""
+    free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in FREE_KEYS}
+    task = task_of({"config": free, "known": learner.class_names, "train": train.fingerprint()})
+    checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
+    learner.learn(train, test, begin=lambda state: checkpoints.restore(state, learner.observer.message), save=checkpoints.save)
+    learner.save(out)
+    checkpoints.clear()
+
+
+def _holds_run(out: Path) -> bool:
+    return (out / "config.json").exists() or bool(saved_steps(out))
+
+
+def _open(out: Path, facts: dict[str, Any], fresh: Learner) -> Learner:
+    """Start a new run in `out`, or take up the one that is there.
+
+    Args:
+        out: the run's folder, held.
+        facts: configuration and checksums of the data, as they are written to config.json.
+        fresh: a new learner with that configuration.
+    """
+    config = fresh.config
+    if not _holds_run(out):
+        save_manifest(out / "config.json", facts)
         return fresh
-    _check_same(path, facts)
+    for folder in (out, out / FOLDER, out / "extractors", *out.glob("steps/*")):
+        remove_leftovers(folder)
+    _check_same(out / "config.json", facts)
     if not saved_steps(out):
         return fresh
-    learner = Learner.load(out, device=config.runtime.device, backend=config.runtime.backend, observer=watcher)
-    learner.config = config
+    learner = Learner.load(out, device=config.runtime.device, backend=config.runtime.backend, observer=fresh.observer)
+    learner.reconfigure(config)
+    # A process that was killed right after a step was saved has not written these.
+    learner.save_results(out)
     return learner
 
 
@@ -113,22 +134,49 @@ def _check_same(path: Path, facts: dict[str, Any]) -> None:
             )
 
 
+def _check_steps(learner: Learner, steps: Sequence[tuple[str, ...]], out: Path) -> None:
+    """Refuse to go on with a protocol where the learner was taught something else meanwhile."""
+    learned = [result.class_names for result in learner.results]
+    for step, (has, wants) in enumerate(zip(learned, steps, strict=False), 1):
+        if has != wants:
+            raise CheckpointError(
+                f"{out} has learned other classes than its protocol's in step {step}: "
+                f"{', '.join(has[:5])} instead of {', '.join(wants[:5])}. It can learn more with `der-fast learn`, "
+                "but not go on with --resume; start a new run with another --out."
+            )
+
+
+def _check_classes(train: ImageSource, test: ImageSource, steps: Sequence[tuple[str, ...]]) -> None:
+    """Refuse a class without images before the steps in front of it are learned."""
+    for what, source in (("training", train), ("test", test)):
+        counts = counts_by_class(source)
+        missing = [name for names in steps for name in names if not counts.get(name)]
+        if missing:
+            raise DataError(
+                f"no {what} images of {len(missing)} class(es), e.g. {missing[0]!r}; add images, or leave the class out "
+                "(protocol.class_order names the classes to learn)"
+            )
+
+
 def _check_quota(config: Config, train: ImageSource, names: Sequence[str], watcher: Observer) -> None:
     """Say before anything is trained where a memory cannot work."""
-    count = config.memory.per_class if config.memory.per_class is not None else config.memory.total // len(names)
-    if config.memory.per_class is None and 0 < config.memory.total < len(names):
+    memory = config.memory
+    if memory.per_class is None and 0 < memory.total < len(names):
         raise ConfigError(
-            f"memory.total = {config.memory.total} leaves no exemplar for each of {len(names)} classes; use at least {len(names)}, or 0"
+            f"memory.total = {memory.total} leaves no exemplar for each of {len(names)} classes; use at least {len(names)}, or 0"
         )
-    small = [name for name in names if int((train.labels == train.class_names.index(name)).sum()) < count]
+    count = memory.per_class if memory.per_class is not None else memory.total // len(names)
+    counts = counts_by_class(train)
+    small = [name for name in names if counts[name] < count]
     if small:
         watcher.message(f"{len(small)} class(es) have fewer images than their memory quota of {count}, e.g. {small[0]!r}: all are kept")
 
 
-def learn_more(
-    run: Path, train: ImageSource, test: ImageSource | None, config: Config, *, observer: Observer | None = None
-) -> Learner:
+def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: Config, *, observer: Observer | None = None) -> Learner:
     """Teach a saved learner the classes of `train` and save it again.
+
+    Until it is saved, the folder holds what it held before. Where the process was killed, the same call goes on from the last
+    checkpoint.
 
     Args:
         run: the learner's folder.
@@ -139,17 +187,17 @@ def learn_more(
 
     Raises:
         DataError: a class that is already known, or images of another size.
+        ConfigError: a key on which what was learned before depends.
+        CheckpointError, StorageError: see `Learner.load` and `Learner.save`.
     """
     watcher = observer or Observer()
-    learner = Learner.load(run, device=config.runtime.device, backend=config.runtime.backend, observer=watcher)
-    if learner.config.model != config.model:
-        raise ConfigError("the backbone of a saved run cannot be changed (model.*); leave those keys as they are")
-    learner.config = replace(config, runtime=learner.config.runtime)
-    watcher.run_begins(1, config)
-    checkpoints = Checkpoints(run, config.runtime.keep_checkpoints)
-    checkpoints.clear()
-    learner.learn(train, test, save=None)
-    learner.save(run)
+    with held(run):
+        learner = Learner.load(run, device=config.runtime.device, backend=config.runtime.backend, observer=watcher)
+        # A process that was killed right after a step was saved has not written these.
+        learner.save_results(run)
+        learner.reconfigure(config)
+        watcher.run_begins(1, config)
+        _learn_and_save(learner, train, test, run)
     return learner
 
 

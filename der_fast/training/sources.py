@@ -1,0 +1,104 @@
+"""Images as callers hand them over, turned into image sources and checked before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from der_fast.config.schema import DataConfig
+from der_fast.data import from_dataset, stored_side
+from der_fast.data.source import ImageSource
+from der_fast.errors import DataError
+
+
+def as_source(data: Any, config: DataConfig, stored_size: tuple[int, int] | None = None) -> ImageSource:
+    """Return an image source as it is, and read a map-style dataset of (image, label) into memory.
+
+    Args:
+        data: an image source or a map-style dataset.
+        config: `image_size`, `random_resized_crop` and `max_gib` are used.
+        stored_size: (height, width) in pixels of images that these have to match; default: what `config` asks for.
+
+    Raises:
+        DataError: see `from_dataset`.
+    """
+    if hasattr(data, "batches") and hasattr(data, "class_names"):
+        source: ImageSource = data
+        return source
+    if stored_size is None and config.image_size is not None:
+        side = stored_side(config.image_size, config.random_resized_crop)
+        stored_size = (side, side)
+    return from_dataset(data, image_size=stored_size, max_gib=config.max_gib)
+
+
+def counts_by_class(source: ImageSource) -> dict[str, int]:
+    """Return the number of images of every class, by name."""
+    counts = torch.bincount(source.labels, minlength=len(source.class_names)).tolist()
+    return dict(zip(source.class_names, counts, strict=True))
+
+
+def without_empty_classes(source: ImageSource) -> ImageSource:
+    """Leave out class names without images: data sets often name all their classes whatever part of them is given."""
+    counts = counts_by_class(source)
+    names = [name for name, count in counts.items() if count]
+    return source if len(names) == len(counts) else source.of_classes(names)
+
+
+def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] | None, *, bound: bool) -> None:
+    """Refuse training images that a step cannot learn.
+
+    Args:
+        train: the images.
+        known: names of the classes learned before.
+        size: (height, width) in pixels of the images learned before, or None.
+        bound: the upper bound is trained: on the images of all seen classes.
+
+    Raises:
+        DataError: too few images, a class that is already known, nothing new, or images of another size.
+    """
+    if len(train) < 2:
+        raise DataError(f"{len(train)} training image(s): batch-norm needs at least two; add images")
+    empty = [name for name, count in counts_by_class(train).items() if not count]
+    if empty:
+        raise DataError(f"no training images of class {', '.join(map(repr, empty[:5]))}; add images or leave the name out of class_names")
+    repeated = [name for name in train.class_names if name in known]
+    if repeated and not bound:
+        raise DataError(f"class {repeated[0]!r} is already known; give only new classes, or rename the folder if it is another class")
+    missing = [name for name in known if name not in train.class_names]
+    if bound and missing:
+        raise DataError(
+            f"the upper bound (method.bound) trains on the images of all seen classes: {', '.join(map(repr, missing[:5]))} missing; "
+            "give the images of the known classes too"
+        )
+    if len(repeated) == len(train.class_names):
+        raise DataError("there is no new class to learn; give the images of at least one class that is not known yet")
+    if size is not None and train.image_size != size:
+        raise DataError(f"{_sizes(train, size)}; set data.image_size, or resize them")
+
+
+def check_test(test: ImageSource, names: Sequence[str], size: tuple[int, int]) -> None:
+    """Refuse test images that say nothing about a model.
+
+    Args:
+        test: the images.
+        names: the classes that the model knows, or will know after the step.
+        size: (height, width) in pixels of the training images.
+
+    Raises:
+        DataError: no images, a class that the model does not know, or images of another size.
+    """
+    if not len(test):
+        raise DataError("the test set has no images; give some, or leave the test set out")
+    unknown = [name for name in test.class_names if name not in names]
+    if unknown:
+        raise DataError(
+            f"the test set has classes that were never learned: {', '.join(map(repr, unknown[:5]))}; learn them or leave them out"
+        )
+    if test.image_size != size:
+        raise DataError(f"{_sizes(test, size)}; set data.image_size, or resize them")
+
+
+def _sizes(source: ImageSource, size: tuple[int, int]) -> str:
+    return f"images of {source.image_size[0]} × {source.image_size[1]} pixels, but the model was trained on {size[0]} × {size[1]}"
