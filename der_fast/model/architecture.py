@@ -189,7 +189,7 @@ def build_architecture(backbone: str, *, width: int | None = None, stem: str = "
     if backbone not in BACKBONES:
         raise ConfigError(f"model.backbone: unknown backbone {backbone!r}; choose from {', '.join(BACKBONES)}")
     if stem not in ("small", "imagenet"):
-        raise ConfigError(f"model.stem: unknown stem {stem!r}; choose 'small', 'imagenet' or 'auto'")
+        raise ConfigError(f"model.stem: unknown stem {stem!r}; choose 'small' or 'imagenet'")
     if width is not None and width < 1:
         raise ConfigError(f"model.width must be at least 1, not {width}")
     if backbone in _CIFAR_DEPTHS:

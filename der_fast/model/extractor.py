@@ -118,6 +118,9 @@ class Extractor(nn.Module):
         widths: channels of every group after compaction; None builds the full (dense, maskable) network.
 
     Only the full network takes masks: a compact one has none left.
+
+    Raises:
+        ValueError: from `forward`, masks of another length than the network's groups have channels, or any masks for a compact one.
     """
 
     def __init__(self, architecture: Architecture, widths: Mapping[str, int] | None = None) -> None:
@@ -125,6 +128,7 @@ class Extractor(nn.Module):
         self.architecture = architecture
         self.widths = dict(architecture.groups if widths is None else widths)
         layout = MaskLayout(architecture) if widths is None else None
+        self.maskable = layout.channels if layout else 0
         self.stem = _convolution(architecture.stem, architecture, self.widths)
         outer = architecture.features if architecture.preactivation else architecture.stem.target
         self.norm = _norm(outer, architecture, self.widths, layout)
@@ -137,6 +141,9 @@ class Extractor(nn.Module):
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return features (N, F); `masks` is the flat mask vector (C,), or None for all ones."""
+        if masks is not None and masks.shape != (self.maskable,):
+            wanted = f"{self.maskable} entries" if self.maskable else "to be None for a compact network"
+            raise ValueError(f"masks of {self.architecture.name} have {wanted}, not the shape {tuple(masks.shape)}")
         x: Tensor = self.stem(images)
         if not self.architecture.preactivation:
             x = self.norm(x, masks)
