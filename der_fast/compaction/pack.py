@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -14,15 +15,20 @@ from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm
 
 @torch.no_grad()
 def compact(dense: Extractor, plan: CompactionPlan) -> Extractor:
-    """Return the network of the kept channels, in evaluation mode, on the same device.
+    """Return the network of the kept channels, in evaluation mode, with the same dtype on the same device.
 
     In evaluation mode it computes what `dense` computes with the binary masks of the plan (the kept features of it).
 
     Args:
         dense: the full network.
         plan: made by `plan` for the same architecture.
+
+    Raises:
+        ValueError: the plan belongs to another architecture, or `dense` is not the full network.
     """
-    small = Extractor(dense.architecture, plan.widths).to(next(dense.parameters()).device)
+    if plan.layout.architecture != dense.architecture or dense.widths != dict(dense.architecture.groups):
+        raise ValueError(f"the plan is for the full {plan.layout.architecture.name}, not for this {dense.architecture.name}")
+    small = Extractor(dense.architecture, plan.widths).to(dense.stem.weight)
     for (conv, source), (_, target) in zip(_convolutions(dense), _convolutions(small), strict=True):
         weight = source.weight[_kept(plan, conv.target)]
         target.weight.copy_(weight[:, _kept(plan, conv.source)] if conv.source else weight)
@@ -60,6 +66,8 @@ def _norms(network: Extractor) -> Iterator[tuple[Groups, MaskedBatchNorm]]:
 def compaction_error(dense: Extractor, masks: Tensor, small: Extractor, plan: CompactionPlan, images: Tensor) -> float:
     """Return max |difference| / max |feature| between the binary-masked and the compact network, both in evaluation mode.
 
+    It is infinite where either has a feature that is not a number, so that no bound lets it pass.
+
     Args:
         dense: the full network; its mode is restored.
         masks: (C,) binary masks, float.
@@ -71,4 +79,5 @@ def compaction_error(dense: Extractor, masks: Tensor, small: Extractor, plan: Co
     dense.train(training)
     if truth.numel() == 0:
         return 0.0
-    return float((truth - small(images)).abs().max() / truth.abs().max().clamp_min(1e-12))
+    error = float((truth - small(images)).abs().max() / truth.abs().max().clamp_min(1e-12))
+    return math.inf if math.isnan(error) else error

@@ -43,11 +43,14 @@ def plan(layout: MaskLayout, keep: Tensor) -> CompactionPlan:
 
     Args:
         layout: the full network's mask layout.
-        keep: boolean (C,), the binary masks.
+        keep: boolean (C,), the binary masks; the plan holds a copy.
+
+    Raises:
+        ValueError: `keep` is not a boolean vector of the layout's length.
     """
     if keep.shape != (layout.channels,) or keep.dtype != torch.bool:
         raise ValueError(f"keep must be a boolean vector of {layout.channels} entries, not {keep.dtype} {tuple(keep.shape)}")
-    keep = keep.detach().cpu()
+    keep = keep.detach().cpu().clone()
     architecture = layout.architecture
     path = [architecture.stem.target, *(block.target for block in architecture.blocks)]
     constant = any(not keep[layout.slice_of(groups)].any() for groups in path)
@@ -72,6 +75,7 @@ def with_floor(layout: MaskLayout, logits: Tensor, keep: Tensor, share: float) -
     parts, scores = layout.by_group(keep), layout.by_group(logits.detach())
     for name in layout.names:
         if name in streams:
-            need = math.ceil(share * parts[name].numel())
+            # 0.07 · 100 is 7.000000000000001 in floats, and must not ask for an eighth channel.
+            need = math.ceil(share * parts[name].numel() - 1e-9)
             parts[name][scores[name].topk(need).indices] = True
     return keep
