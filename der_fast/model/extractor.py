@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from der_fast.kernels.masked_bn import masked_bn
 from torch import Tensor, nn
 
+from der_fast.kernels.masked_bn import masked_bn
 from der_fast.model.architecture import Architecture, Block, Conv, Groups
 from der_fast.model.layout import MaskLayout
 

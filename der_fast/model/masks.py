@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from der_fast.kernels.channel_masks import channel_masks, sparsity_loss
 from torch import Tensor, nn
 
+from der_fast.kernels.channel_masks import channel_masks, sparsity_loss
 from der_fast.model.layout import MaskLayout
 
 
