@@ -57,8 +57,7 @@ class EpochMeter:
         if problem is not None:
             raise DivergenceError(
                 f"{problem} in step {self.state.step}, {self.stage} stage, epoch {self.state.epoch}. "
-                f"Lower the learning rate (now {lr:g}) with --lr, or masks.lr if masks are on; "
-                "the last checkpoint holds the epoch before."
+                f"Lower the learning rate (now {lr:g}) with --lr{_mask_advice(self.state)}; the last checkpoint holds the epoch before."
             )
         record = EpochRecord(
             self.state.step,
@@ -75,6 +74,11 @@ class EpochMeter:
         )
         self.state.records.append(record)
         self.context.observer.epoch_ends(record)
+
+
+def _mask_advice(state: StepState) -> str:
+    """Deep networks do not survive a residual stream whose masks are all zero: behind it nothing varies any more."""
+    return "" if state.masks is None else ", or masks.lr or masks.sparsity, or keep every residual stream alive with masks.floor=0.1"
 
 
 def _is_finite(state: StepState) -> bool:
