@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from der_fast.config.schema import Config
+from der_fast.data import MemorySource
+from der_fast.model.architecture import build_architecture
+from der_fast.model.bank import FrozenBank
+from der_fast.model.classifier import new_classifier
+from der_fast.model.extractor import Extractor
+from der_fast.training.context import Context
+from der_fast.training.evaluation import features_of, logits_of, score
+
+
+def test_score_by_hand() -> None:
+    logits = torch.zeros(4, 7)
+    logits[0, 0] = 9.0  # right
+    logits[1] = torch.tensor([7.0, 1.0, 6.0, 5.0, 4.0, 3.0, 2.0])  # label 1 comes last
+    logits[2] = torch.tensor([7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])  # label 4 is the fifth
+    logits[3, 6] = 9.0  # right
+    labels = torch.tensor([0, 1, 4, 6])
+    found = score(logits, labels, "abcdefg", [("a", "b"), ("c", "d"), ("e",), ("f", "g")])
+    assert (found.top1, found.top5, found.images) == (50.0, 75.0, 4)
+    assert found.class_set_top1 == [50.0, None, 0.0, 100.0]
+    confusion = [[0] * 7 for _ in range(7)]
+    confusion[0][0] = confusion[6][6] = confusion[1][0] = confusion[4][0] = 1
+    assert found.confusion == confusion
+    assert found.class_names == tuple("abcdefg")
+
+
+@pytest.mark.parametrize("classes", [1, 3, 5])
+def test_top5_is_100_while_there_are_five_classes_or_fewer(classes: int) -> None:
+    logits = torch.randn(20, classes, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, classes, (20,), generator=torch.Generator().manual_seed(1))
+    found = score(logits, labels, [str(index) for index in range(classes)], [[str(index) for index in range(classes)]])
+    assert found.top5 == 100.0
+    assert sum(map(sum, found.confusion)) == 20
+
+
+def test_features_and_logits_come_in_order_without_augmentation(
+    tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
+) -> None:
+    source = synthetic("ab", 5)
+    context = context_for(tiny({"runtime.eval_batch_size": 3}), source)
+    generator = torch.Generator().manual_seed(0)
+    extractor = Extractor(build_architecture("resnet20", width=2)).initialise(generator)
+    bank, head = FrozenBank([extractor]), new_classifier(extractor.features, 2, generator)
+    images = context.test_transform(source.images)
+    with torch.no_grad():
+        features = bank(images)
+    assert torch.allclose(features_of(context, bank, source), features, atol=1e-6)
+    logits = logits_of(context, bank, head, source)
+    assert torch.allclose(logits, head(features), atol=1e-5)
+    assert not logits.requires_grad

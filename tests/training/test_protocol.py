@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from der_fast.config.schema import ProtocolConfig
+from der_fast.errors import ConfigError
+from der_fast.training.protocol import class_order, split_steps
+
+NAMES = tuple(f"class{index}" for index in range(12))
+
+
+@given(base=st.integers(0, 30), steps=st.integers(1, 12), size=st.integers(1, 6))
+def test_every_class_arrives_once_in_order(base: int, steps: int, size: int) -> None:
+    order = tuple(f"c{index}" for index in range(base + steps * size))
+    parts = split_steps(order, f"B{base}-{steps}")
+    assert tuple(name for part in parts for name in part) == order
+    assert [len(part) for part in parts] == ([base] if base else []) + [size] * steps
+
+
+@given(classes=st.integers(0, 30), base=st.integers(0, 40), steps=st.integers(0, 40))
+def test_what_does_not_divide_is_refused(classes: int, base: int, steps: int) -> None:
+    rest = classes - base
+    divides = steps > 0 and rest >= steps and rest % steps == 0
+    order = [f"c{index}" for index in range(classes)]
+    if divides:
+        assert len(split_steps(order, f"B{base}-{steps}")) == steps + (base > 0)
+    else:
+        with pytest.raises(ConfigError, match=f"B{base}-{steps}"):
+            split_steps(order, f"B{base}-{steps}")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "classes", "sizes"),
+    [
+        ("B0-5", 100, [20] * 5),
+        ("B0-10", 100, [10] * 10),
+        ("B0-50", 100, [2] * 50),
+        ("B50-2", 100, [50, 25, 25]),
+        ("B50-10", 100, [50] + [5] * 10),
+        ("b0-1", 2, [2]),
+        (" B1-1 ", 2, [1, 1]),
+    ],
+)
+def test_the_papers_protocols(protocol: str, classes: int, sizes: list[int]) -> None:
+    assert [len(part) for part in split_steps([str(index) for index in range(classes)], protocol)] == sizes
+
+
+@pytest.mark.parametrize("text", ["", "B0", "0-5", "B0-", "B-5", "B0-5-2", "B0_5", "B0.5-2", "C0-5", "B0--5", "B0-5 classes"])
+def test_a_text_that_is_no_protocol(text: str) -> None:
+    with pytest.raises(ConfigError, match="not of the form"):
+        split_steps(NAMES, text)
+
+
+def test_the_message_names_what_would_fit() -> None:
+    with pytest.raises(ConfigError, match="10 classes after the first 2 can be dealt out in 1, 2, 5, 10 steps"):
+        split_steps(NAMES, "B2-3")
+    with pytest.raises(ConfigError, match="smaller base"):
+        split_steps(NAMES, "B12-1")
+
+
+def test_order_by_seed() -> None:
+    first = class_order(NAMES, ProtocolConfig(class_order_seed=1993))
+    assert sorted(first) == sorted(NAMES)
+    assert first != NAMES
+    assert first == class_order(NAMES, ProtocolConfig(class_order_seed=1993))
+    assert first != class_order(NAMES, ProtocolConfig(class_order_seed=1994))
+
+
+def test_without_a_seed_the_data_sets_own_order() -> None:
+    assert class_order(NAMES, ProtocolConfig(class_order_seed=None)) == NAMES
+
+
+@given(st.permutations(NAMES))
+def test_an_explicit_order_wins_over_the_seed(order: list[str]) -> None:
+    assert class_order(NAMES, ProtocolConfig(class_order=tuple(order), class_order_seed=3)) == tuple(order)
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        (("class1", "class2", "class1"), "class1 more than once"),
+        (("class1", "dog", "cat"), "dog, cat, which the data set does not have; its classes: class0, class1"),
+    ],
+)
+def test_an_order_that_does_not_fit(order: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        class_order(NAMES, ProtocolConfig(class_order=order))

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from der_fast.compaction.plan import with_floor
+from der_fast.config.schema import Config, MasksConfig
+from der_fast.data import MemorySource
+from der_fast.model.architecture import build_architecture
+from der_fast.model.extractor import Extractor, MaskedBatchNorm
+from der_fast.model.layout import MaskLayout
+from der_fast.model.masks import ChannelMasks
+from der_fast.training.context import Context
+from der_fast.training.pruning import SparsityController, budget_threshold, final_keep, kept_share, meet_budget, reestimate_batch_norm
+
+LAYOUT = MaskLayout(build_architecture("resnet20", width=2))
+seeds = st.integers(0, 10**6)
+shares = st.floats(0.02, 1.0)
+floors = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+
+
+def config_of(target: float | None, floor: float = 0.0) -> MasksConfig:
+    return replace(MasksConfig(), target_params=target, floor=floor, clamp=6.0, sparsity=2.0, lr=0.5)
+
+
+def masks_of(seed: int, low: float = -2.0, high: float = 3.0) -> ChannelMasks:
+    return ChannelMasks(LAYOUT, low=low, high=high, clamp=6.0, generator=torch.Generator().manual_seed(seed))
+
+
+def only_the_floor(logits: Tensor, floor: float) -> Tensor:
+    return with_floor(LAYOUT, logits, torch.zeros(LAYOUT.channels, dtype=torch.bool), floor)
+
+
+def test_kept_share_counts_parameters() -> None:
+    everything = torch.ones(LAYOUT.channels, dtype=torch.bool)
+    assert kept_share(LAYOUT, everything) == 1.0
+    assert kept_share(LAYOUT, ~everything) == 0.0
+    keep = everything.clone()
+    keep[LAYOUT.slice_of(("stage3.2",))] = False
+    # The block's two 3×3 convolutions between 8 channels, and the first one's batch-norm, are gone.
+    assert kept_share(LAYOUT, keep) == pytest.approx(1 - (2 * 9 * 8 * 8 + 2 * 8) / LAYOUT.architecture.parameters())
+
+
+@settings(max_examples=25)
+@given(seed=seeds, target=shares, floor=floors)
+def test_budget_threshold_is_the_smallest_that_meets_the_budget(seed: int, target: float, floor: float) -> None:
+    logits = masks_of(seed).logits.detach()
+    threshold = budget_threshold(LAYOUT, logits, target, floor)
+
+    def share(tau: float) -> float:
+        return kept_share(LAYOUT, with_floor(LAYOUT, logits, logits > tau, floor))
+
+    # By trying all of them in order instead of a bisection.
+    candidates = [float(logits.min()) - 1, *logits.sort().values.tolist()]
+    meeting = [tau for tau in candidates if share(tau) <= target]
+    assert threshold == (meeting[0] if meeting else candidates[-1])
+
+
+@given(seed=seeds, low=shares, high=shares)
+def test_a_smaller_budget_keeps_a_subset(seed: int, low: float, high: float) -> None:
+    logits = masks_of(seed).logits.detach()
+    low, high = sorted((low, high))
+    few, many = (logits > budget_threshold(LAYOUT, logits, target, 0.0) for target in (low, high))
+    assert not (few & ~many).any()
+
+
+@given(seed=seeds, target=shares, floor=floors)
+def test_the_budget_is_met_and_the_floor_is_kept(seed: int, target: float, floor: float) -> None:
+    masks, config = masks_of(seed), config_of(target, floor)
+    before = masks.logits.detach().clone()
+    kept_before = final_keep(masks, config)
+    meet_budget(masks, config)
+    keep = final_keep(masks, config)
+    least = only_the_floor(before, floor)
+    assert kept_share(LAYOUT, keep) <= target or torch.equal(keep, least)
+    assert not (least & ~keep).any()
+    assert not (keep & ~kept_before).any()
+    if kept_share(LAYOUT, kept_before) <= target:
+        assert torch.equal(masks.logits, before)
+    order = before.argsort()
+    assert (masks.logits.detach()[order].diff() >= 0).all()
+    assert masks.logits.abs().max() <= 6
+
+
+@given(seed=seeds, floor=floors)
+def test_every_stream_keeps_its_floor(seed: int, floor: float) -> None:
+    masks = masks_of(seed, -6.0, 0.5)
+    keep = LAYOUT.by_group(final_keep(masks, config_of(None, floor)))
+    for name in LAYOUT.stream_groups():
+        assert int(keep[name].sum()) >= math.ceil(floor * keep[name].numel())
+
+
+def test_without_a_target_nothing_is_shifted_and_the_weight_is_constant() -> None:
+    masks, config = masks_of(0), config_of(None)
+    before = masks.logits.detach().clone()
+    meet_budget(masks, config)
+    assert torch.equal(masks.logits, before)
+    controller = SparsityController(config, 50)
+    for batch in range(50):
+        controller.update(masks, batch)
+        assert controller.weight == config.sparsity
+
+
+@pytest.mark.parametrize("target", [0.05, 0.3, 0.9])
+def test_the_controllers_weight_is_a_finite_number_of_at_least_0(target: float) -> None:
+    masks = masks_of(1, 0.0, 2.0)
+    controller = SparsityController(config_of(target), 30)
+    for batch in range(30):
+        controller.update(masks, batch)
+        assert 0 <= controller.weight < math.inf
+        (gradient,) = torch.autograd.grad(controller.weight * masks.sparsity(masks(1.0)), masks.logits)
+        with torch.no_grad():
+            masks.logits -= 0.5 * gradient
+
+
+def test_within_the_budget_the_controller_lets_go() -> None:
+    masks = masks_of(2, -2.0, -1.0)
+    controller = SparsityController(config_of(0.5), 10)
+    controller.update(masks, 0)
+    assert controller.weight == 0.0
+
+
+class Statistics:
+    """Mean and unbiased variance of what every batch-norm was given, batch by batch."""
+
+    def __init__(self, extractor: Extractor) -> None:
+        self.norms = [module for module in extractor.modules() if isinstance(module, MaskedBatchNorm)]
+        self.seen: dict[MaskedBatchNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in self.norms}
+        for norm in self.norms:
+            norm.register_forward_pre_hook(self._note)
+
+    def _note(self, norm: MaskedBatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].double()
+        self.seen[norm].append((x.mean((0, 2, 3)), x.var((0, 2, 3))))
+
+
+@pytest.mark.parametrize("images", [4, 10, 100])
+def test_batch_norm_is_the_mean_of_the_batches_statistics(
+    images: int, tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
+) -> None:
+    source = synthetic("abc", 4)
+    context = context_for(tiny(), source)
+    extractor = Extractor(LAYOUT.architecture).initialise(torch.Generator().manual_seed(0))
+    for norm in extractor.modules():
+        if isinstance(norm, MaskedBatchNorm):
+            norm.running_mean.fill_(5.0)
+    masks = (masks_of(3).logits > 0).float()
+    statistics = Statistics(extractor)
+    reestimate_batch_norm(
+        extractor, masks, source, context.train_transform, images=images, generator=torch.Generator().manual_seed(1),
+        device=torch.device("cpu"), channels_last=True, batch_size=4,
+    )  # fmt: skip
+    count = min(images, 12)
+    for norm, seen in statistics.seen.items():
+        assert len(seen) == round(count / 4)
+        means, variances = (torch.stack(part) for part in zip(*seen, strict=True))
+        assert torch.allclose(norm.running_mean.double(), means.mean(0), atol=1e-5)
+        assert torch.allclose(norm.running_var.double(), variances.mean(0), rtol=1e-4, atol=1e-5)
+        assert norm.momentum == 0.1
+    assert not extractor.training
+
+
+def test_batch_norm_can_be_left_alone(
+    tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
+) -> None:
+    source = synthetic("abc", 4)
+    extractor = Extractor(LAYOUT.architecture).initialise(torch.Generator().manual_seed(0)).train()
+    before = {name: value.clone() for name, value in extractor.state_dict().items()}
+    reestimate_batch_norm(
+        extractor, None, source, context_for(tiny(), source).train_transform, images=0, generator=torch.Generator(),
+        device=torch.device("cpu"), channels_last=True,
+    )  # fmt: skip
+    assert all(torch.equal(value, before[name]) for name, value in extractor.state_dict().items())
+    assert not extractor.training
