@@ -118,8 +118,8 @@ def test_each_group_emptied_in_turn(backbone, stem):
         assert check(backbone, stem, keep).constant == ("." not in name and name not in appended), name
 
 
-@cases
-def test_each_group_alone_cut_to_one_channel(backbone, stem):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_each_group_alone_cut_to_one_channel(backbone, stem="small"):
     for name in MaskLayout(trained(backbone, stem).architecture).names:
         keep = all_kept(backbone, stem)
         parts_of(backbone, stem, keep)[name][1:] = False
