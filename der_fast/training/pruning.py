@@ -15,9 +15,6 @@ from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 
-# A controller that may change λ_s without bound would answer the last noisy batch with a jump.
-LARGEST_CHANGE = 2.0
-
 
 def kept_share(layout: MaskLayout, keep: Tensor) -> float:
     """Return the share of an extractor's parameters that the kept channels (boolean, (C,)) leave, in [0, 1]."""
@@ -58,7 +55,10 @@ class SparsityController:
 
     With a target, the threshold τ that would meet the budget now must fall to 0 in the R batches that remain. The sparsity loss
     alone moves a logit by λ_s · lr · ∂L_S/∂e per batch, so the weight that is needed is λ_s = τ / (R · lr · ∂L_S/∂e), with the
-    mean over channels for ∂L_S/∂e. What remains when the masks are made binary is taken off by `meet_budget`.
+    mean over channels for ∂L_S/∂e.
+
+    `masks.sparsity` bounds it from above: in a short schedule a larger weight drags whole streams to zero before the task loss
+    can object (docs/pruning.md has the measurement). What remains when the masks are made binary is taken off by `meet_budget`.
     """
 
     def __init__(self, config: MasksConfig, batches: int) -> None:
@@ -75,11 +75,7 @@ class SparsityController:
         threshold = budget_threshold(masks.layout, logits.cpu(), target, self.config.floor)
         remaining = max(self.batches - batch, 1)
         wanted = max(threshold, 0.0) / (remaining * self.config.lr * max(self._pull(masks), 1e-12))
-        if batch == 0:
-            self.weight = wanted
-        else:
-            bound = max(self.weight, 1e-6)
-            self.weight = min(max(wanted, bound / LARGEST_CHANGE), bound * LARGEST_CHANGE)
+        self.weight = min(wanted, self.config.sparsity)
 
     @staticmethod
     def _pull(masks: ChannelMasks) -> float:

@@ -91,7 +91,7 @@ def begin_step(context: Context, model: Model, new: int) -> StepState:
     channel_masks = None
     if masks.enabled and expands:
         layout = MaskLayout(model.architecture)
-        start = generator(seed, "mask logits", step)
+        start = generator(seed, "mask logits")
         channel_masks = ChannelMasks(layout, low=masks.init_low, high=masks.init_high, clamp=masks.clamp, generator=start)
     features = extractor.features + (model.bank.features if expands else 0)
     head = grow_classifier(None if method.bound else model.head, features, known + new, generator(seed, "classifier", step))
