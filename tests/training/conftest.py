@@ -126,22 +126,22 @@ class Watcher(Observer):
         self.messages.append(text)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., Config]:
     return tiny_config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def synthetic() -> Callable[..., MemorySource]:
     return synthetic_images
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def context_for() -> Callable[..., Context]:
     return tiny_context
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_facts() -> Callable[[Path], dict[str, Any]]:
     return facts_of
 

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from der_fast.config.schema import Config
+from der_fast.data import MemorySource
+from der_fast.errors import DivergenceError
+from der_fast.model.architecture import build_architecture
+from der_fast.training.context import Context
+from der_fast.training.epoch import EpochMeter, count_batches
+from der_fast.training.step import Model, begin_step
+
+Images = Callable[..., MemorySource]
+Meter = Callable[[], EpochMeter]
+
+
+@pytest.fixture
+def meter(tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]) -> Meter:
+    def make() -> EpochMeter:
+        context = context_for(tiny(), synthetic("ab"))
+        return EpochMeter(context, begin_step(context, Model(build_architecture("resnet20", width=1)), 2), 3, 2)
+
+    return make
+
+
+def test_loss_and_accuracy_are_means_over_images(meter: Meter) -> None:
+    counted = meter()
+    counted.add(torch.tensor(2.0), torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0, 1]))
+    counted.add(torch.tensor(6.0), torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
+    counted.finish(0.1, kept_share=0.5, sparsity_weight=2.0, settled=True)
+    record = counted.state.records[0]
+    assert (record.loss, record.accuracy) == (pytest.approx(3.0), pytest.approx(75.0))
+    assert (record.epoch, record.epochs, record.lr, record.kept_share, record.sparsity_weight) == (1, 3, 0.1, 0.5, 2.0)
+    assert record.settled
+    assert counted.state.epoch == 1
+    assert record.images_per_s > 0
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_no_number(loss: float, meter: Meter) -> None:
+    counted = meter()
+    counted.add(torch.tensor(loss), torch.zeros(1, 2), torch.tensor([0]))
+    with pytest.raises(
+        DivergenceError, match=r"step 1, representation stage, epoch 1\. Lower the learning rate \(now 0\.1\) with --lr"
+    ) as caught:
+        counted.finish(0.1)
+    assert "masks.lr" in str(caught.value)
+    assert counted.state.records == []
+
+
+@pytest.mark.parametrize("part", ["extractor.stem.weight", "extractor.norm.running_var", "head.bias", "masks.logits"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_was_ruined_by_the_last_batch(value: float, part: str, meter: Meter) -> None:
+    counted = meter()
+    counted.add(torch.tensor(1.0), torch.zeros(1, 2), torch.tensor([0]))
+    module, name = part.split(".", 1)
+    tensor = counted.state.modules()[module].state_dict()[name]
+    tensor[(-1,) * tensor.dim()] = value
+    with pytest.raises(DivergenceError, match="a weight became infinite or not a number"):
+        counted.finish(0.1)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "batches"), [(8, 4, 2), (9, 4, 2), (10, 4, 3), (1, 4, 1), (2, 4, 1), (4, 4, 1), (5, 4, 1), (0, 4, 0)]
+)
+def test_batches_of_an_epoch(
+    images: int, batch_size: int, batches: int, synthetic: Images, tiny: Callable[..., Config], context_for: Callable[..., Context]
+) -> None:
+    assert count_batches(images, batch_size) == batches
+    source = synthetic("a", max(images, 1)).subset(torch.arange(images))
+    transform = context_for(tiny(), source).train_transform
+    real = list(source.batches(None, batch_size, transform=transform, generator=torch.Generator(), shuffle=True))
+    assert len(real) == batches

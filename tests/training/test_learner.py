@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from der_fast.config.schema import Config
+from der_fast.data import MemorySource
+from der_fast.errors import CheckpointError, ConfigError, DataError, DerFastError, DivergenceError
+from der_fast.training.learner import FIXED_KEYS, Learner, variant_name
+
+Tiny = Callable[..., Config]
+Images = Callable[..., MemorySource]
+
+
+@pytest.fixture(scope="module")
+def learned(tiny: Tiny, synthetic: Images, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path]:
+    """A learner of three steps, and the folder that it was saved to after each."""
+    learner, folder = Learner(tiny()), tmp_path_factory.mktemp("learner")
+    for step, names in enumerate(("ab", "cd", "ef"), 1):
+        learner.learn(synthetic(names), synthetic("abcdef"[: 2 * step], 2, seed=1))
+        learner.save(folder)
+    return learner, folder
+
+
+@pytest.fixture
+def copy(learned: tuple[Learner, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(learned[1], tmp_path / "copy")
+
+
+def test_before_the_first_step() -> None:
+    learner = Learner()
+    assert learner.class_names == ()
+    for call in (lambda: learner.model, lambda: learner.metrics(), lambda: learner.predict([]), lambda: learner.evaluate(None)):
+        with pytest.raises(DerFastError, match="call learn"):
+            call()
+
+
+def test_the_classifier_learns_what_it_is_shown(tiny: Tiny, synthetic: Images) -> None:
+    learner = Learner(tiny({"model.width": 4, "first.epochs": 12, "first.milestones": (8,), "masks.init_low": 0.5}))
+    learner.learn(synthetic("ab", 16), synthetic("ab", 8, seed=1))
+    assert learner.results[0].top1 == 100
+    assert {prediction.class_name for prediction in learner.predict(synthetic("b", 4, seed=2).images)} == {"b"}
+
+
+def test_predictions(learned: tuple[Learner, Path], synthetic: Images) -> None:
+    learner, _ = learned
+    images = synthetic("abcdef", 2).images
+    rows = learner.predict(images, top=3)
+    assert len(rows) == 12
+    for row in rows:
+        assert (row.class_name, row.probability) == row.top[0]
+        assert len(row.top) == 3
+        assert [probability for _, probability in row.top] == sorted((probability for _, probability in row.top), reverse=True)
+        assert {name for name, _ in row.top} <= set("abcdef")
+    whole = learner.predict(images, top=99)
+    assert all(len(row.top) == 6 and sum(p for _, p in row.top) == pytest.approx(1, abs=1e-5) for row in whole)
+    assert learner.predict([Image.fromarray(image.numpy()) for image in images], top=3) == rows
+    assert learner.predict([]) == []
+    with pytest.raises(ConfigError, match="at least 1"):
+        learner.predict(images, top=0)
+
+
+def test_probabilities_have_the_temperature_of_the_classifier_stage(learned: tuple[Learner, Path], synthetic: Images) -> None:
+    learner, _ = learned
+    assert learner.model.temperature == 5.0
+    images = synthetic("abc")
+    from der_fast.training.evaluation import logits_of
+
+    logits = logits_of(learner._context(images), learner.model.bank, learner.model.head, images)
+    wanted = torch.softmax(logits / 5, 1).max(1).values.tolist()
+    assert [row.probability for row in learner.predict(images.images)] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_evaluation_by_class_set(learned: tuple[Learner, Path], synthetic: Images) -> None:
+    learner, _ = learned
+    test = synthetic("abcdef", 3, seed=4)
+    whole = learner.evaluate(test)
+    names = [row.class_name for row in learner.predict(test.images)]
+    truth = [test.class_names[label] for label in test.labels.tolist()]
+    right = [own == wanted for own, wanted in zip(names, truth, strict=True)]
+    assert whole.top1 == pytest.approx(100 * sum(right) / 18)
+    for step, chosen in enumerate(("ab", "cd", "ef")):
+        hits = [hit for hit, wanted in zip(right, truth, strict=True) if wanted in chosen]
+        assert whole.class_set_top1[step] == pytest.approx(100 * sum(hits) / 6)
+    part = learner.evaluate(test.of_classes("fa"))
+    assert part.class_set_top1[1] is None
+    assert part.images == 6
+    assert part.class_names == tuple("abcdef")
+    assert [sum(row) for row in part.confusion] == [3, 0, 0, 0, 0, 3]
+
+
+def test_metrics_have_every_key(learned: tuple[Learner, Path]) -> None:
+    learner, folder = learned
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == json.loads(json.dumps(learner.metrics()))
+    lists = (
+        "steps top1 top5 params params_unpruned params_added latency_ms latency_added_ms latency_unpruned_ms seconds class_set_top1 kept "
+        "memory_per_class compaction_error"
+    )
+    for name in lists.split():
+        assert len(metrics[name]) == 3, name
+    for name in ["average_top1", "last_top1", "average_top5", "bwt", "average_params", "final_params"]:
+        assert isinstance(metrics[name], (int, float)), name
+    assert metrics["fwt"] is None
+    assert (metrics["class_names"], metrics["steps"]) == (list("abcdef"), [["a", "b"], ["c", "d"], ["e", "f"]])
+    assert [len(row) for row in metrics["class_set_top1"]] == [1, 2, 3]
+    assert all(0 <= error <= 1e-5 for error in metrics["compaction_error"])
+    assert all(value > 0 for name in ("latency_ms", "latency_added_ms", "latency_unpruned_ms", "seconds") for value in metrics[name])
+    assert metrics["top5"][0] == 100
+    assert (metrics["protocol"], metrics["name"], metrics["memory_per_class"]) == ("B0-3", "pruned", [5, 3, 2])
+    assert metrics["config"]["model"]["width"] == 2
+    assert {"der_fast", "python", "torch"} <= set(metrics["versions"])
+    for row, added in zip(metrics["kept"], metrics["params_added"], strict=True):
+        widths = {group: kept for group, (kept, _) in row.items()}
+        assert learner.model.architecture.parameters(widths) == added
+        assert {group: total for group, (_, total) in row.items()} == dict(learner.model.architecture.groups)
+    heads = [metrics["params"][step] - sum(metrics["params_added"][: step + 1]) for step in range(3)]
+    widths = learner.model.bank.widths
+    assert heads == [(sum(widths[: step + 1]) + 1) * 2 * (step + 1) for step in range(3)]
+    full = learner.model.architecture.parameters()
+    assert metrics["params_unpruned"] == [step * full + (8 * step + 1) * 2 * step for step in (1, 2, 3)]
+
+
+def test_the_history_of_a_run(learned: tuple[Learner, Path]) -> None:
+    rows = json.loads((learned[1] / "history.json").read_text())["epochs"]
+    stages = [(row["step"], row["stage"], row["epoch"]) for row in rows]
+    wanted = [(1, "representation", 1), (1, "representation", 2)]
+    for step in (2, 3):
+        wanted += [(step, stage, epoch) for stage in ("representation", "classifier") for epoch in (1, 2)]
+    assert stages == wanted
+    assert all(row["images_per_s"] > 0 for row in rows)
+
+
+def test_the_mask_trajectory_of_every_step(learned: tuple[Learner, Path]) -> None:
+    from safetensors import safe_open
+
+    for step in (1, 2, 3):
+        with safe_open(learned[1] / "steps" / f"{step:02d}" / "mask_logits.safetensors", "pt") as file:
+            logits, offsets, groups = file.get_tensor("logits"), file.get_tensor("offsets"), json.loads(file.metadata()["groups"])
+        assert logits.shape == (3, offsets[-1])
+        assert len(groups) == len(offsets) - 1
+        assert offsets.diff().tolist() == [learned[0].model.architecture.groups[name] for name in groups]
+
+
+def test_loaded_learners_predict_the_same(learned: tuple[Learner, Path], synthetic: Images) -> None:
+    learner, folder = learned
+    images = synthetic("abcdef", 4, seed=9).images
+    again = Learner.load(folder, device="cpu")
+    assert again.class_names == tuple("abcdef")
+    assert again.predict(images, top=6) == learner.predict(images, top=6)
+    assert again.metrics() == learner.metrics()
+    assert again.model.memory.fingerprint() == learner.model.memory.fingerprint()
+    assert again.records == learner.records
+
+
+def test_a_loaded_learner_learns_what_the_first_one_would_have(
+    learned: tuple[Learner, Path], copy: Path, tiny: Tiny, synthetic: Images
+) -> None:
+    straight = Learner(tiny())
+    for names in ("ab", "cd", "ef", "gh"):
+        straight.learn(synthetic(names))
+    loaded = Learner.load(copy)
+    loaded.learn(synthetic("gh"))
+    for one, other in ((straight.model.bank, loaded.model.bank), (straight.model.head, loaded.model.head)):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    assert straight.model.memory.fingerprint() == loaded.model.memory.fingerprint()
+
+
+def test_a_saved_learner_in_another_folder_has_everything(learned: tuple[Learner, Path], synthetic: Images, tmp_path: Path) -> None:
+    _, folder = learned
+    loaded = Learner.load(folder)
+    loaded.save(tmp_path / "other")
+    for step in (1, 2, 3):
+        name = f"steps/{step:02d}/mask_logits.safetensors"
+        assert (tmp_path / "other" / name).read_bytes() == (folder / name).read_bytes()
+    images = synthetic("abc").images
+    assert Learner.load(tmp_path / "other").predict(images) == loaded.predict(images)
+    assert json.loads((tmp_path / "other" / "history.json").read_text()) == json.loads((folder / "history.json").read_text())
+
+
+def test_saving_again_writes_no_weights_again(copy: Path) -> None:
+    before = {path: path.stat().st_ino for path in copy.rglob("*.safetensors")}
+    Learner.load(copy).save(copy)
+    assert {path: path.stat().st_ino for path in copy.rglob("*.safetensors")} == before
+
+
+def test_saving_in_the_folder_of_another_learner(copy: Path, tiny: Tiny, synthetic: Images) -> None:
+    other = Learner(tiny({"runtime.seed": 99, "masks.enabled": False}))
+    other.learn(synthetic("xy"))
+    other.save(copy)
+    again = Learner.load(copy)
+    assert again.class_names == ("x", "y")
+    assert again.predict(synthetic("xy").images) == other.predict(synthetic("xy").images)
+    assert len(list(copy.glob("extractors/*"))) == 1
+    assert [path.parent.name for path in copy.glob("steps/*/learner.json")] == ["01"]
+    assert not list(copy.glob("steps/0[23]/*.safetensors"))
+
+
+def test_only_the_last_two_states_stay(learned: tuple[Learner, Path]) -> None:
+    _, folder = learned
+    assert sorted(path.parent.name for path in folder.glob("steps/*/learner.json")) == ["02", "03"]
+    assert sorted(path.name.split("-")[0] for path in folder.glob("extractors/*")) == ["01", "02", "03"]
+    assert [path.name for path in (folder / "steps" / "01").iterdir()] == ["mask_logits.safetensors"]
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_damaged_state_costs_one_step(copy: Path, synthetic: Images, watcher: Any) -> None:
+    model = next((copy / "steps" / "03").glob("model-*"))
+    model.write_bytes(model.read_bytes()[:-1])
+    loaded = Learner.load(copy, observer=watcher)
+    assert loaded.class_names == tuple("abcd")
+    assert any("the state after step 3 cannot be used" in text and model.name in text for text in watcher.messages)
+    loaded.learn(synthetic("xy"))
+    loaded.save(copy)
+    assert Learner.load(copy).class_names == tuple("abcdxy")
+
+
+@pytest.mark.parametrize("name", ["extractors/01-*", "steps/03/memory-*", "steps/03/learner.json"])
+def test_every_file_is_checked(name: str, copy: Path, watcher: Any) -> None:
+    path = next(copy.glob(name))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    if name.startswith("extractors"):
+        # Both states need the first extractor.
+        with pytest.raises(CheckpointError, match=str(path)):
+            Learner.load(copy, observer=watcher)
+    else:
+        assert Learner.load(copy, observer=watcher).class_names == tuple("abcd")
+        assert str(path) in watcher.messages[0]
+
+
+def test_a_folder_without_a_learner(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(CheckpointError, match="holds no saved learner"):
+            Learner.load(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_newer_format_is_not_guessed_at(copy: Path) -> None:
+    from der_fast.training.store import load_manifest, save_manifest
+
+    for path in copy.glob("steps/*/learner.json"):
+        save_manifest(path, {**load_manifest(path), "format": 99})
+    with pytest.raises(CheckpointError, match="has format 99; this version reads format 1"):
+        Learner.load(copy)
+
+
+def test_a_diverged_step_leaves_the_learner_as_it_was(tiny: Tiny, synthetic: Images) -> None:
+    learner = Learner(tiny({"later.lr": 1e30, "masks.enabled": False}))
+    learner.learn(synthetic("ab"))
+    before = learner.predict(synthetic("ab").images), learner.metrics()
+    with pytest.raises(DivergenceError, match=r"step 2, representation stage, epoch 1.*--lr"):
+        learner.learn(synthetic("cd"))
+    assert (learner.predict(synthetic("ab").images), learner.metrics()) == before
+    learner.reconfigure(tiny({"masks.enabled": False}))
+    learner.learn(synthetic("cd"))
+    assert learner.class_names == tuple("abcd")
+
+
+def test_an_error_while_measuring_leaves_the_learner_as_it_was(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(tiny())
+    with monkeypatch.context() as patch:
+        patch.setattr("der_fast.training.learner.latency_ms", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            learner.learn(synthetic("ab"))
+    assert (learner.class_names, learner.results, learner.records) == ((), [], [])
+    learner.learn(synthetic("ab"))
+    assert learner.class_names == ("a", "b")
+
+
+def test_what_was_learned_fixes_some_keys(learned: tuple[Learner, Path], tiny: Tiny) -> None:
+    learner = Learner.load(learned[1])
+    changes = {
+        "model.backbone": "resnet32", "model.width": 4, "model.stem": "imagenet", "data.image_size": 9, "data.random_resized_crop": True,
+        "data.mean": (0.1, 0.2, 0.3), "data.std": (0.1, 0.2, 0.3),
+    }  # fmt: skip
+    assert set(changes) == set(FIXED_KEYS)
+    for key, value in changes.items():
+        with pytest.raises(ConfigError, match=f"{key} was .* now"):
+            learner.reconfigure(tiny({key: value}))
+    learner.reconfigure(tiny({"later.lr": 0.123, "data.flip": False}))
+    assert learner.config.later.lr == 0.123
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "pruned"),
+        ({"masks.enabled": False}, "unpruned"),
+        ({"method.aux_weight": 0.0}, "pruned, without auxiliary loss"),
+        ({"method.expand": False}, "without expansion"),
+        ({"method.bound": True}, "bound"),
+    ],
+)
+def test_variants_have_names(changes: dict[str, Any], name: str, tiny: Tiny) -> None:
+    assert variant_name(tiny(changes)) == name
+
+
+@pytest.mark.parametrize("side", [64, 65])
+def test_the_stem_goes_by_the_size_of_the_images(side: int, tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
+    short = {"model.stem": "auto", "model.width": 1, "first.epochs": 1, "masks.enabled": False}
+    learner = Learner(tiny(short))
+    learner.learn(synthetic("ab", 2, side=side))
+    assert learner.model.architecture.pool == (side > 64)
+    assert Learner.load(learner.save(tmp_path)).model.architecture == learner.model.architecture
+
+
+def test_the_seed_decides(tiny: Tiny, synthetic: Images) -> None:
+    torch.manual_seed(1)
+    learners = [Learner(tiny({"runtime.seed": seed})) for seed in (7, 7, 8)]
+    for learner in learners:
+        torch.rand(3)
+        learner.learn(synthetic("ab"))
+    heads = [learner.model.head.weight.detach() for learner in learners]
+    assert torch.equal(heads[0], heads[1])
+    assert heads[0].shape != heads[2].shape or not torch.equal(heads[0], heads[2])
+
+
+def test_a_known_class_is_refused(learned: tuple[Learner, Path], synthetic: Images) -> None:
+    with pytest.raises(DataError, match="class 'd' is already known; give only new classes"):
+        learned[0].learn(synthetic("gd"))
