@@ -1,0 +1,139 @@
+"""Every ablation is one switch, and does what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from der_fast.config.schema import Config
+from der_fast.data import MemorySource
+from der_fast.errors import DataError
+from der_fast.training.learner import Learner
+from der_fast.training.run import run_protocol
+
+Tiny = Callable[..., Config]
+Images = Callable[..., MemorySource]
+
+
+def run(config: Config, synthetic: Images, observer: Any = None, out: Path | None = None) -> Learner:
+    return run_protocol(config, synthetic("abcdef"), synthetic("abcdef", 2, seed=1), out, observer=observer)
+
+
+def test_without_pruning(tiny: Tiny, synthetic: Images) -> None:
+    metrics = run(tiny({"masks.enabled": False}), synthetic).metrics()
+    assert metrics["params"] == metrics["params_unpruned"]
+    assert metrics["kept"] == [None, None, None]
+    assert metrics["kept_share"] == [1.0, 1.0, 1.0]
+    assert metrics["name"] == "unpruned"
+
+
+def test_without_the_auxiliary_loss(tiny: Tiny, synthetic: Images, watcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("der_fast.training.step.new_classifier", lambda *parts: seen.append(parts))
+    learner = run(tiny({"method.aux_weight": 0.0}), synthetic, watcher)
+    assert seen == []
+    assert learner.metrics()["name"] == "pruned, without auxiliary loss"
+
+
+def test_without_expansion(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) -> None:
+    learner = run(tiny({"method.expand": False}), synthetic, watcher, tmp_path)
+    metrics = learner.metrics()
+    assert len(learner.model.bank) == 1
+    full = learner.model.architecture.parameters()
+    assert metrics["params"] == [full + 9 * 2 * step for step in (1, 2, 3)] == metrics["params_unpruned"]
+    # One extractor, but the same memory: 5 images per new class and what the memory holds of the old ones.
+    assert watcher.steps == [(1, ("a", "b"), 10), (2, ("c", "d"), 10 + 2 * 5), (3, ("e", "f"), 10 + 4 * 3)]
+    assert [record.stage for record in watcher.records if record.step == 2] == ["representation"] * 2 + ["classifier"] * 2
+    loaded = Learner.load(tmp_path)
+    images = synthetic("abcdef").images
+    assert loaded.predict(images) == learner.predict(images)
+    loaded.learn(synthetic("gh"))
+    assert len(loaded.model.bank) == 1
+    assert Learner.load(loaded.save(tmp_path)).class_names == tuple("abcdefgh")
+    assert len(list(tmp_path.glob("extractors/*"))) == 2
+
+
+def test_one_extractor_goes_on_where_it_stood(tiny: Tiny, synthetic: Images) -> None:
+    # With a vanishing learning rate the extractor of step 2 is that of step 1 (but for batch-norm's statistics).
+    learner = Learner(tiny({"method.expand": False, "later.lr": 1e-12}))
+    learner.learn(synthetic("ab"))
+    before = learner.model.bank.extractors[0].stem.weight.clone()
+    learner.learn(synthetic("cd"))
+    assert torch.allclose(learner.model.bank.extractors[0].stem.weight, before, atol=1e-8)
+
+
+def test_the_bound(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) -> None:
+    learner = run(tiny({"method.bound": True}), synthetic, watcher, tmp_path)
+    assert watcher.steps == [(1, ("a", "b"), 10), (2, ("c", "d"), 20), (3, ("e", "f"), 30)]
+    assert {record.stage for record in watcher.records} == {"representation"}
+    metrics = learner.metrics()
+    assert (metrics["name"], metrics["memory_per_class"], metrics["kept"]) == ("bound", [0, 0, 0], [None] * 3)
+    assert [len(row) for row in metrics["class_set_top1"]] == [1, 2, 3]
+    assert learner.model.memory is None
+    assert len(learner.model.bank) == 1
+    assert learner.model.temperature == 1.0
+    loaded = Learner.load(tmp_path)
+    test = synthetic("abcdef", 3)
+    assert loaded.predict(test.images) == learner.predict(test.images)
+    assert loaded.evaluate(test) == learner.evaluate(test)
+    with pytest.raises(DataError, match="all seen classes"):
+        loaded.learn(synthetic("gh"))
+    loaded.learn(synthetic("abcdefgh"))
+    assert Learner.load(loaded.save(tmp_path)).class_names == tuple("abcdefgh")
+
+
+def test_the_bound_starts_from_nothing_in_every_step(tiny: Tiny, synthetic: Images) -> None:
+    def last_weights(order: tuple[str, ...]) -> torch.Tensor:
+        learner = Learner(tiny({"method.bound": True, "later.lr": 1e-12}))
+        for names in order:
+            learner.learn(synthetic(names))
+        weight: torch.Tensor = learner.model.bank.extractors[0].stem.weight
+        return weight
+
+    # What was learned in the first step plays no part in the second.
+    assert torch.equal(last_weights(("ab", "abcd")), last_weights(("xy", "xycd")))
+
+
+def test_reference_models_are_trained_only_when_asked_for(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    plain = run(tiny(), synthetic)
+    assert plain.metrics()["fwt"] is None
+    assert all(result.reference_top1 is None for result in plain.results)
+    asked = run(tiny({"method.fwt": True}), synthetic, watcher)
+    stages = [(record.step, record.epoch) for record in watcher.records if record.stage == "reference"]
+    assert stages == [(2, 1), (2, 2), (3, 1), (3, 2)]
+    assert [(row.step, row.epoch) for row in asked.records if row.stage == "reference"] == stages
+    first, *later = asked.results
+    assert first.reference_top1 is None
+    wanted = sum(result.class_set_top1[-1] - result.reference_top1 for result in later) / 2
+    assert asked.metrics()["fwt"] == pytest.approx(wanted)
+    # The reference models change nothing else.
+    assert asked.metrics()["top1"] == plain.metrics()["top1"]
+    for one, other in zip(asked.model.bank.parameters(), plain.model.bank.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_without_test_images_of_the_new_classes_there_is_no_reference(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    learner = Learner(tiny({"method.fwt": True}), observer=watcher)
+    learner.learn(synthetic("ab"), synthetic("ab", 2))
+    learner.learn(synthetic("cd"), synthetic("ab", 2))
+    learner.learn(synthetic("ef"))
+    assert not [record for record in watcher.records if record.stage == "reference"]
+    metrics = learner.metrics()
+    assert (metrics["fwt"], metrics["bwt"], metrics["average_top1"], metrics["last_top1"]) == (None, None, None, None)
+    assert metrics["class_set_top1"][1:] == [[metrics["class_set_top1"][1][0], None], [None, None, None]]
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_without_the_classifier_stage(epochs: int, tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    learner = run(tiny({"classifier.epochs": epochs}), synthetic, watcher)
+    assert sum(record.stage == "classifier" for record in watcher.records) == 2 * epochs
+    assert learner.model.temperature == (5.0 if epochs else 1.0)
+
+
+def test_the_papers_schedule_does_not_settle(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    run(tiny({"masks.settle": 0.0}), synthetic, watcher)
+    assert not any(record.settled for record in watcher.records)
