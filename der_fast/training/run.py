@@ -63,6 +63,8 @@ def run_protocol(
         learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         _check_steps(learner, steps, out)
         _learn_steps(learner, steps, train, test, out)
+        # A process that was killed right after its last step has left some.
+        Checkpoints(out, config.runtime.keep_checkpoints).clear()
     return learner
 
 
@@ -113,9 +115,17 @@ def _open(out: Path, facts: dict[str, Any], fresh: Learner) -> Learner:
         return fresh
     learner = Learner.load(out, device=config.runtime.device, backend=config.runtime.backend, observer=fresh.observer)
     learner.reconfigure(config)
-    # A process that was killed right after a step was saved has not written these.
-    learner.save_results(out)
+    _finish_saving(learner, out)
     return learner
+
+
+def _finish_saving(learner: Learner, run: Path) -> None:
+    """Do what a process that was killed while it saved has not done any more: write the metrics, delete old states."""
+    if saved_steps(run)[-1] == len(learner.results):
+        learner.save(run)
+    else:
+        # The newest state is damaged. Whoever has a copy may still mend it, so it stays until it is learned anew.
+        learner.save_results(run)
 
 
 def _check_same(path: Path, facts: dict[str, Any]) -> None:
@@ -193,8 +203,7 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
     watcher = observer or Observer()
     with held(run):
         learner = Learner.load(run, device=config.runtime.device, backend=config.runtime.backend, observer=watcher)
-        # A process that was killed right after a step was saved has not written these.
-        learner.save_results(run)
+        _finish_saving(learner, run)
         learner.reconfigure(config)
         watcher.run_begins(1, config)
         _learn_and_save(learner, train, test, run)

@@ -1,0 +1,127 @@
+"""Begins runs in processes of their own and kills them with SIGKILL at given points: `python killed.py FOLDER`.
+
+Every scenario runs in a fork of this process, in FOLDER/<scenario>, so that PyTorch is imported only once. For learning more, the
+folder must hold a saved learner already. Prints one JSON table: scenario → the signal that ended it, 0 where none did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from der_fast import files
+from der_fast.training import checkpoint, latency, learner, saved, store
+from der_fast.training.progress import Observer
+from der_fast.training.run import learn_more, run_protocol
+
+TINY = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DieInBatch(Observer):
+    """Kills the process after one batch."""
+
+    def __init__(self, *point: Any) -> None:
+        self.point = point
+
+    def batch_ends(self, step: int, stage: str, epoch: int, *rest: Any) -> None:
+        if (step, stage, epoch) == self.point:
+            die()
+
+
+def before(owner: Any, name: str, wanted: Callable[..., bool], count: int = 1) -> None:
+    """Kill the process instead of the `count`-th call of `owner.name` for which `wanted` holds."""
+    original, calls = getattr(owner, name), []
+
+    def replaced(*arguments: Any, **rest: Any) -> Any:
+        if wanted(*arguments):
+            calls.append(1)
+            if len(calls) == count:
+                die()
+        return original(*arguments, **rest)
+
+    setattr(owner, name, replaced)
+
+
+def half_a_file(path: Path, data: bytes) -> None:
+    """Write as a process does that is killed meanwhile."""
+    if "model-" in path.name and "02" in path.parts:
+        path.write_bytes(data[: len(data) // 2])
+        die()
+    path.write_bytes(data)
+
+
+def ends_with(text: str) -> Callable[..., bool]:
+    return lambda path, *rest: str(path).endswith(text)
+
+
+def always(*arguments: Any) -> bool:
+    return True
+
+
+def of_step(step: int) -> Callable[..., bool]:
+    return lambda own, *rest: len(own.results) == step
+
+
+SCENARIOS: dict[str, Callable[[], Observer | None]] = {
+    "before the first checkpoint": lambda: DieInBatch(1, "representation", 1),
+    "after the first checkpoint": lambda: DieInBatch(1, "representation", 2),
+    "in a settled epoch of a later step": lambda: DieInBatch(2, "representation", 2),
+    "between the two files of a checkpoint": lambda: before(store, "save_manifest", ends_with("002-1-representation-0002.json")),
+    "before the classifier stage": lambda: before(checkpoint, "save_record", ends_with("002-2-classifier-0000")),
+    "within the classifier stage": lambda: DieInBatch(2, "classifier", 2),
+    "while a step is measured": lambda: before(learner, "score", always, 3),
+    "in the middle of a file": lambda: setattr(files, "_store", half_a_file),
+    "before a step's manifest": lambda: before(saved, "save_manifest", ends_with("03/learner.json")),
+    "before old states are deleted": lambda: before(saved, "_forget_others", always, 3),
+    "between a step and its metrics": lambda: before(learner.Learner, "save_results", of_step(3)),
+    "before the last checkpoints are deleted": lambda: before(checkpoint.Checkpoints, "clear", always, 3),
+}
+
+LEARNING: dict[str, Callable[[], Observer | None]] = {
+    "learning more, in the representation stage": lambda: DieInBatch(4, "representation", 2),
+    "learning more, in the classifier stage": lambda: DieInBatch(4, "classifier", 2),
+    "learning more, before the manifest": lambda: before(saved, "save_manifest", ends_with("04/learner.json")),
+    "learning more, in the middle of a file": lambda: before(files, "_store", lambda path, *rest: ".04-" in path.name),
+    "learning more, before the metrics": lambda: before(learner.Learner, "save_results", of_step(4)),
+    "learning more, not killed": lambda: None,
+}
+
+
+def begin(out: Path, observer: Observer | None, more: bool) -> None:
+    config, images = TINY["tiny_config"](), TINY["synthetic_images"]
+    if more:
+        learn_more(out, images("gh"), images("abcdefgh", 2, seed=1), config, observer=observer)
+    else:
+        run_protocol(config, images("abcdef"), images("abcdef", 2, seed=1), out, observer=observer)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    latency.REPEATS = 1
+    # Convolutions are compiled when they are first met; the forks find them ready.
+    run_protocol(TINY["tiny_config"](), TINY["synthetic_images"]("abcdef"), TINY["synthetic_images"]("abcdef", 2), None)
+    signals = {}
+    for name, arm in {**SCENARIOS, **LEARNING}.items():
+        child = os.fork()
+        if child == 0:
+            begin(folder / name, arm(), name in LEARNING)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        signals[name] = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+    print(json.dumps(signals))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
