@@ -18,7 +18,7 @@ from der_fast.report import write_report
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer, Observers
-from der_fast.training.run import learn_more, old_test_images, run_protocol
+from der_fast.training.run import check_out, learn_more, old_test_images, run_protocol
 from der_fast.training.sources import as_source
 
 # The data set's name in the configuration of a run that was given image sources or data sets.
@@ -87,6 +87,8 @@ def train_run(config: Config, out: Path | None, *, resume: bool = False, observe
 def _train(
     config: Config, train_source: ImageSource, test_source: ImageSource, out: Path | None, resume: bool, observer: Observer | None
 ) -> RunResult:
+    if out is not None:
+        check_out(out, resume=resume)
     with _watched(config, out, observer) as watcher:
         learner = run_protocol(config, train_source, test_source, out, resume=resume, observer=watcher)
     if out is not None:

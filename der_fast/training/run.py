@@ -57,8 +57,7 @@ def run_protocol(
             raise ConfigError("there is no folder to resume from; give the run's folder as out")
         _learn_steps(learner, steps, train, test, None)
         return learner
-    if not resume and _holds_run(out):
-        raise ConfigError(f"{out} already holds a run. Continue it with --resume, or choose another folder with --out.")
+    check_out(out, resume=resume)
     with held(out):
         learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         _check_steps(learner, steps, out)
@@ -90,6 +89,12 @@ def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | No
     learner.learn(train, test, begin=lambda state: checkpoints.restore(state, learner.observer.message), save=checkpoints.save)
     learner.save(out)
     checkpoints.clear()
+
+
+def check_out(out: Path, *, resume: bool) -> None:
+    """Refuse to begin a run in a folder that holds one; raises ConfigError."""
+    if not resume and _holds_run(out):
+        raise ConfigError(f"{out} already holds a run. Continue it with --resume, or choose another folder with --out.")
 
 
 def _holds_run(out: Path) -> bool:

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import der_fast
+from der_fast.api import GIVEN, evaluate_run, learn_run, train, train_run
+from der_fast.config.resolve import resolve_config
+from der_fast.config.schema import DataConfig
+from der_fast.data import MemorySource, load_dataset
+from der_fast.errors import CheckpointError, ConfigError, DataError
+from der_fast.training import latency
+from der_fast.training.learner import Learner
+from der_fast.training.progress import Observer
+
+TINY = {
+    "model.backbone": "resnet20", "model.width": 2, "data.train_per_class": 6, "data.test_per_class": 4, "memory.total": 20,
+    "masks.bn_images": 16, "masks.floor": 0.5, "runtime.threads": 1,
+    **{f"{stage}.{key}": value for stage in ("first", "later", "classifier")
+       for key, value in {"epochs": 1, "milestones": (), "warmup_epochs": 0, "batch_size": 16, "lr": 0.02}.items()},
+}  # fmt: skip
+
+
+class Messages(Observer):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+class Pictures:
+    """A map-style data set of Pillow images of several sizes."""
+
+    classes = ("cat", "dog", "eel", "fox")
+
+    def __init__(self, count: int = 16, sizes: Sequence[tuple[int, int]] = ((20, 14), (15, 15), (9, 30))) -> None:
+        self.count, self.sizes = count, sizes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        width, height = self.sizes[index % len(self.sizes)]
+        return Image.fromarray(np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)), index % 4
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, one call per timing, and no pictures: drawing takes longer than these runs."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(latency, "REPEATS", 1)
+    monkeypatch.setattr("der_fast.api.write_report", lambda run: (run / "report.html").write_text("drawn"))
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of five digits."""
+    out = tmp_path_factory.mktemp("api") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("der_fast.api.write_report", lambda run: None)
+        train("digits", "B0-2", out=out, settings=TINY)
+    return out
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def folder_of(place: Path, classes: dict[str, int], side: int = 8) -> Path:
+    """Write class folders of plain pictures."""
+    for number, (name, count) in enumerate(classes.items()):
+        (place / name).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (side, side), (40 * number, 255 - index, 9 * index)).save(place / name / f"{index:02d}.png")
+    return place
+
+
+def test_the_face_of_the_package() -> None:
+    for name in der_fast.__all__:
+        assert getattr(der_fast, name) is not None
+    assert der_fast.train is train
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        der_fast.nothing  # noqa: B018
+
+
+def test_a_run_draws_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from der_fast.report import write_report
+
+    monkeypatch.setattr("der_fast.api.write_report", write_report)
+    result = train("digits", "B0-2", out=str(tmp_path / "run"), settings=TINY)
+    assert result.out == tmp_path / "run"
+    assert result.metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert result.learner.class_names == tuple(result.metrics["class_names"])
+    assert (result.metrics["dataset"], result.metrics["protocol"]) == ("digits", "B0-2")
+    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_presets_of_a_data_set_are_used_and_settings_win() -> None:
+    seen: list[Any] = []
+
+    class Stop(Observer):
+        def run_begins(self, steps: int, config: Any) -> None:
+            seen.append(config)
+            raise KeyboardInterrupt
+
+    for keys in ({}, {"paper": True}, {"preset": "images"}, {"settings": {**TINY, "masks.settle": 0.25}, "paper": True}):
+        with pytest.raises(KeyboardInterrupt):
+            train("digits", "B0-2", observer=Stop(), **keys)
+    plain, paper, preset, set_by_hand = seen
+    assert plain == resolve_config("digits", "B0-2")
+    assert paper.masks.settle == 0
+    assert preset == resolve_config("digits", "B0-2", preset="images")
+    assert (set_by_hand.masks.settle, set_by_hand.model.width) == (0.25, 2)
+
+
+def test_a_pair_of_sources_leaves_nothing_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = load_dataset(resolve_config("digits", changes=TINY).data)
+    result = train(sources, "B5-1", settings=TINY)
+    assert result.out is None
+    assert [len(names) for names in result.metrics["steps"]] == [5, 5]
+    assert result.metrics["dataset"] == GIVEN
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "stored"),
+    [({}, (32, 32)), ({"data.image_size": 12}, (12, 12)), ({"data.image_size": 14, "data.random_resized_crop": True}, (16, 16))],
+)
+def test_a_pair_of_data_sets_of_mixed_sizes(changes: dict[str, Any], stored: tuple[int, int], tmp_path: Path) -> None:
+    result = train((Pictures(), Pictures(8, [(40, 40)])), "B0-2", out=tmp_path / "run", settings={**TINY, **changes})
+    assert sorted(result.learner.class_names) == ["cat", "dog", "eel", "fox"]
+    assert result.learner.image_size == stored
+    loaded = Learner.load(tmp_path / "run")
+    assert loaded.predict([Pictures()[0][0]]) == result.learner.predict([Pictures()[0][0]])
+    assert loaded.evaluate(Pictures(8, [(40, 40)])).confusion == result.metrics["confusion"]
+
+
+def test_a_folder_of_class_folders(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "shapes", {"cube": 6, "disc": 6})
+    result = train(folder, "B0-2", settings={**TINY, "memory.total": 4, "data.image_size": 8})
+    assert sorted(result.learner.class_names) == ["cube", "disc"]
+    assert result.metrics["dataset"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        ("no-such-data", DataError, "unknown data set 'no-such-data'"),
+        (3, ConfigError, "not int"),
+        ([Pictures(), Pictures()], ConfigError, "pair .train, test., not list"),
+        ((Pictures(),), ConfigError, "not tuple"),
+        ((Pictures(), 5), DataError, "no map-style data set"),
+        ((Pictures(0), Pictures()), DataError, "is empty"),
+    ],
+)
+def test_data_that_cannot_be_used(data: Any, error: type[Exception], words: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=words):
+        train(data, "B0-2", out=tmp_path / "run", settings=TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_resumed(copy: Path) -> None:
+    before = (copy / "metrics.json").read_text()
+    result = train("digits", "B0-2", out=copy, settings=TINY, resume=True)
+    assert json.loads(before)["top1"] == result.metrics["top1"]
+    with pytest.raises(CheckpointError, match="later.lr was 0.02, now 0.5"):
+        train("digits", "B0-2", out=copy, settings={**TINY, "later.lr": 0.5}, resume=True)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train("digits", "B0-2", out=copy, settings=TINY)
+
+
+def test_learning_the_classes_of_a_folder(copy: Path, tmp_path: Path) -> None:
+    folder, said = folder_of(tmp_path / "new", {"green": 10, "red": 10}), Messages()
+    overrides = {"later.epochs": 2, "later.lr": 0.01, "data.test_per_class": 1, "data.test_share": 0.3, "data.flip": True}
+    result = learn_run(copy, folder, overrides=overrides, observer=said)
+    assert result.learner.class_names[-2:] == ("green", "red")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    assert metrics["steps"][-1] == ["green", "red"]
+    # One test image of each new class, and the run's own four of every old one.
+    assert [sum(row) for row in metrics["confusion"]] == [4] * 10 + [1] * 2
+    assert (copy / "report.html").read_text() == "drawn"
+    assert not any("cannot be read" in text for text in said.texts)
+    data = Learner.load(copy).config.data
+    assert (data.name, data.train_per_class, data.test_per_class, data.test_share, data.flip) == ("digits", 6, 4, 0.2, True)
+    # The run's own test images can still be measured.
+    assert evaluate_run(copy).images == 40
+
+
+def test_the_limits_of_the_run_do_not_hold_for_the_new_folder(copy: Path, tmp_path: Path) -> None:
+    class Images(Observer):
+        def step_begins(self, step: int, steps: int, class_names: Sequence[str], images: int) -> None:
+            self.count = images
+
+    seen = Images()
+    learn_run(copy, folder_of(tmp_path / "new", {"green": 20, "red": 20}), observer=seen)
+    # A fifth is held out for testing; two exemplars of each of ten classes are rehearsed.
+    assert seen.count == 2 * 16 + 10 * 2
+
+
+def test_learning_without_the_runs_own_data(tmp_path: Path) -> None:
+    run, said = tmp_path / "run", Messages()
+    train(load_dataset(resolve_config("digits", changes=TINY).data), "B0-2", out=run, settings=TINY)
+    result = learn_run(run, folder_of(tmp_path / "new", {"green": 10, "red": 10}), observer=said)
+    assert any("(given as datasets) cannot be read here: accuracy is measured on the new classes only" in text for text in said.texts)
+    assert [sum(row) for row in result.metrics["confusion"]] == [0] * 10 + [2] * 2
+    assert result.metrics["class_set_top1"][-1][:2] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("classes", "overrides", "error", "words"),
+    [
+        ({"green": 4, "3": 4}, {}, DataError, "class '3' is already known"),
+        ({"green": 4, "red": 4}, {"model.width": 4}, ConfigError, "model.width was 2, now 4"),
+        ({"green": 4, "red": 4}, {"data.image_size": 16}, ConfigError, "data.image_size"),
+        ({"green": 4, "red": 4}, {"later.speed": 4}, ConfigError, "later.speed"),
+        ({"green": 4, "red": 0}, {}, DataError, "red"),
+        ({"green": 4, "red": 1}, {}, DataError, "class 'red' has only 1 image"),
+    ],
+)
+def test_what_cannot_be_learned_leaves_the_run_alone(
+    classes: dict[str, int], overrides: dict[str, Any], error: type[Exception], words: str, copy: Path, tmp_path: Path
+) -> None:
+    before = Learner.load(copy).metrics()
+    with pytest.raises(error, match=words):
+        learn_run(copy, folder_of(tmp_path / "new", classes), overrides=overrides)
+    assert Learner.load(copy).metrics() == before
+
+
+def test_evaluating_on_the_runs_own_test_images(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    found = evaluate_run(trained)
+    assert (found.top1, found.top5, found.confusion) == (metrics["last_top1"], metrics["top5"][-1], metrics["confusion"])
+
+
+@pytest.mark.parametrize(("split", "images"), [(False, 4 + 7), (True, 3 + 5)])
+def test_evaluating_on_a_folder(split: bool, images: int, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "test images"
+    if split:
+        folder_of(folder / "train", {"0": 4, "7": 7})
+        folder_of(folder / "val", {"0": 3, "7": 5})
+    else:
+        folder_of(folder, {"0": 4, "7": 7}, side=11)
+    found = evaluate_run(str(trained), folder)
+    assert found.images == images
+    assert len(found.class_names) == 10
+
+
+def test_evaluating_on_a_whole_data_set(trained: Path) -> None:
+    # The run itself was tested on four images per class.
+    _, test = load_dataset(DataConfig(name="digits"))
+    assert evaluate_run(trained, "digits").images == len(test) > 300
+
+
+def test_images_that_say_nothing_about_the_run(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="never learned: 'green'"):
+        evaluate_run(trained, folder_of(tmp_path / "new", {"green": 4, "0": 4}))
+    with pytest.raises(DataError, match="unknown data set 'nowhere'"):
+        evaluate_run(trained, "nowhere")
+    with pytest.raises(CheckpointError, match="holds no saved learner"):
+        evaluate_run(tmp_path)
+
+
+def test_a_run_whose_data_set_has_no_name(tmp_path: Path) -> None:
+    learner = Learner(resolve_config("digits", changes=TINY))
+    colours = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3) * 30
+    learner.learn(MemorySource(colours, torch.tensor([0, 1] * 4), ["black", "white"]))
+    learner.save(tmp_path / "one")
+    with pytest.raises(DataError, match="'digits' has none of the classes"):
+        evaluate_run(tmp_path / "one")
+    train((Pictures(), Pictures()), "B0-2", out=tmp_path / "two", settings=TINY)
+    with pytest.raises(DataError, match="no name stands for; give a folder"):
+        evaluate_run(tmp_path / "two")
+
+
+def test_tensorboard_files_are_closed_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    from der_fast.report.tensorboard import TensorBoardObserver
+
+    closed: list[int] = []
+    close = TensorBoardObserver.close
+    monkeypatch.setattr(TensorBoardObserver, "close", lambda own: (closed.append(1), close(own))[1])
+    config = resolve_config("digits", "B0-2", changes={**TINY, "runtime.tensorboard": True})
+    train_run(config, tmp_path / "run")
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    # A folder that is refused gets no files.
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train_run(config, tmp_path / "run")
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    with pytest.raises(ConfigError, match="does not divide"):
+        train_run(resolve_config("digits", "B0-3", changes={**TINY, "runtime.tensorboard": True}), tmp_path / "other")
+    assert len(closed) == 2
