@@ -20,7 +20,7 @@ from der_fast.training.context import Context
 from der_fast.training.progress import EpochRecord, Observer
 
 # The same examples every time, and no example fails because the machine is busy.
-hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("repeatable", max_examples=50, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
 # Every key that decides about a number is written out, so that a new default changes no test.

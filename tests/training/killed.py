@@ -25,6 +25,9 @@ from der_fast.training.run import learn_more, run_protocol
 TINY = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 
 
+CONFIG = TINY["tiny_config"]({"protocol.name": "B0-2"})
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -56,7 +59,7 @@ def before(owner: Any, name: str, wanted: Callable[..., bool], count: int = 1) -
 
 def half_a_file(path: Path, data: bytes) -> None:
     """Write as a process does that is killed meanwhile."""
-    if "model-" in path.name and "02" in path.parts:
+    if "model-" in path.name and "01" in path.parts:
         path.write_bytes(data[: len(data) // 2])
         die()
     path.write_bytes(data)
@@ -81,37 +84,37 @@ SCENARIOS: dict[str, Callable[[], Observer | None]] = {
     "between the two files of a checkpoint": lambda: before(store, "save_manifest", ends_with("002-1-representation-0002.json")),
     "before the classifier stage": lambda: before(checkpoint, "save_record", ends_with("002-2-classifier-0000")),
     "within the classifier stage": lambda: DieInBatch(2, "classifier", 2),
-    "while a step is measured": lambda: before(learner, "score", always, 3),
+    "while a step is measured": lambda: before(learner, "score", always, 2),
     "in the middle of a file": lambda: setattr(files, "_store", half_a_file),
-    "before a step's manifest": lambda: before(saved, "save_manifest", ends_with("03/learner.json")),
-    "before old states are deleted": lambda: before(saved, "_forget_others", always, 3),
-    "between a step and its metrics": lambda: before(learner.Learner, "save_results", of_step(3)),
-    "before the last checkpoints are deleted": lambda: before(checkpoint.Checkpoints, "clear", always, 3),
+    "before a step's manifest": lambda: before(saved, "save_manifest", ends_with("02/learner.json")),
+    "before old states are deleted": lambda: before(saved, "_forget_others", always, 2),
+    "between a step and its metrics": lambda: before(learner.Learner, "save_results", of_step(2)),
+    "before the last checkpoints are deleted": lambda: before(checkpoint.Checkpoints, "clear", always, 2),
 }
 
 LEARNING: dict[str, Callable[[], Observer | None]] = {
-    "learning more, in the representation stage": lambda: DieInBatch(4, "representation", 2),
-    "learning more, in the classifier stage": lambda: DieInBatch(4, "classifier", 2),
-    "learning more, before the manifest": lambda: before(saved, "save_manifest", ends_with("04/learner.json")),
-    "learning more, in the middle of a file": lambda: before(files, "_store", lambda path, *rest: ".04-" in path.name),
-    "learning more, before the metrics": lambda: before(learner.Learner, "save_results", of_step(4)),
+    "learning more, in the representation stage": lambda: DieInBatch(3, "representation", 2),
+    "learning more, in the classifier stage": lambda: DieInBatch(3, "classifier", 2),
+    "learning more, before the manifest": lambda: before(saved, "save_manifest", ends_with("03/learner.json")),
+    "learning more, in the middle of a file": lambda: before(files, "_store", lambda path, *rest: ".03-" in path.name),
+    "learning more, before the metrics": lambda: before(learner.Learner, "save_results", of_step(3)),
     "learning more, not killed": lambda: None,
 }
 
 
 def begin(out: Path, observer: Observer | None, more: bool) -> None:
-    config, images = TINY["tiny_config"](), TINY["synthetic_images"]
+    images = TINY["synthetic_images"]
     if more:
-        learn_more(out, images("gh"), images("abcdefgh", 2, seed=1), config, observer=observer)
+        learn_more(out, images("ef"), images("abcdef", 2, seed=1), CONFIG, observer=observer)
     else:
-        run_protocol(config, images("abcdef"), images("abcdef", 2, seed=1), out, observer=observer)
+        run_protocol(CONFIG, images("abcd"), images("abcd", 2, seed=1), out, observer=observer)
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     latency.REPEATS = 1
     # Convolutions are compiled when they are first met; the forks find them ready.
-    run_protocol(TINY["tiny_config"](), TINY["synthetic_images"]("abcdef"), TINY["synthetic_images"]("abcdef", 2), None)
+    run_protocol(CONFIG, TINY["synthetic_images"]("abcd"), TINY["synthetic_images"]("abcd", 2), None)
     signals = {}
     for name, arm in {**SCENARIOS, **LEARNING}.items():
         child = os.fork()

@@ -52,12 +52,10 @@ def full_disk(patch: pytest.MonkeyPatch, wanted: str) -> None:
 
 POINTS = [
     ("checkpoints/.002-1-representation-0001.safetensors", 1),
-    ("checkpoints/.002-2-classifier-0001.json", 1),
     ("extractors/.02-", 1),
     ("steps/02/.model-", 1),
     ("steps/03/.memory-", 2),
     ("steps/03/.learner.json", 2),
-    ("steps/02/.mask_logits", 1),
 ]
 
 

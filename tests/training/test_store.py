@@ -21,7 +21,7 @@ from der_fast.training.store import (
 )
 
 TENSORS = {"weight": torch.arange(12.0).reshape(3, 4).T, "empty": torch.zeros(0, 3), "labels": torch.tensor([1, 2])}
-in_one_folder = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_one_folder = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
