@@ -3,7 +3,7 @@
     python bench/sweep.py digits --out bench/results/sweep_digits.jsonl
     python bench/sweep.py PATH/cifar10 --steps 3 --out bench/results/sweep_cifar10.jsonl
 
-Accuracy is measured on held-out *training* images: on CIFAR-10 the first 1000 images of a class are trained on and the next 500 are
+Accuracy is measured on held-out *training* images: on CIFAR-10 the first 1000 images of a class are trained on and the next 2000 are
 tested on; the test folder is not read. Every variant is a set of configuration keys over the data set's preset.
 """
 
@@ -66,7 +66,7 @@ def load(data: str) -> tuple[Config, MemorySource, MemorySource]:
         source, _ = load_dataset(config.data)
         return config, *held_out(source, 110)
     config = resolve_config(data, None, preset="cifar10-5x2")
-    source, _ = load_dataset(replace(config.data, train_per_class=1500, test_per_class=1))
+    source, _ = load_dataset(replace(config.data, train_per_class=3000, test_per_class=1))
     return config, *held_out(source, 1000)
 
 

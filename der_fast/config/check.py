@@ -99,6 +99,7 @@ RULES: dict[str, Rule] = {
     "masks.clamp": _above_zero(),
     "masks.sparsity": _at_least(0, "a number"),
     "masks.target_params": Rule("a share above 0, at most 1", lambda value: 0 < value <= 1),
+    "masks.price_power": _at_least(0, "a number"),
     "masks.settle": Rule("a share of at least 0, below 1", lambda value: 0 <= value < 1),
     "masks.floor": _between(0, 1),
     "masks.bn_images": _at_least(0),

@@ -58,11 +58,18 @@ class MasksConfig:
     enabled: bool = key(True, "learn channel masks and prune; false = DER without pruning")
     s_max: float = key(100.0, "largest mask scale; s runs from 1/s_max to s_max within every epoch")
     lr: float = key(1.0, "learning rate of the mask logits (they have no momentum and no weight decay)")
-    init_low: float = key(0.0, "mask logits start uniformly in [init_low, init_high]; every step draws the same ones, so that an extractor starts with the channels its predecessor trained")
+    init_low: float = key(
+        0.0,
+        "mask logits start uniformly in [init_low, init_high], at every step the same",
+    )
     init_high: float = key(2.0, "see init_low")
     clamp: float = key(6.0, "mask logits are clamped to ± this after every optimizer step")
     sparsity: float = key(1.0, "λ_s, the weight of the sparsity loss (its upper bound where target_params is given)")
     target_params: float | None = key(0.24, "share of an extractor's parameters to keep; λ_s is adapted towards it during the step")
+    price_power: float = key(
+        1.5,
+        "the threshold that meets target_params rises with a channel's price (parameters per convolution) to this power; 0 = one for all",
+    )
     settle: float = key(0.9, "share of a step's epochs, at the end, trained with the masks held binary; 0 = the paper")
     floor: float = key(0.0, "at least this share of every stream's channels is kept (never fewer than one); 0 = no floor")
     bn_images: int = key(512, "training images used to re-estimate batch-norm statistics after binarising; 0 = off")
@@ -117,7 +124,7 @@ class RuntimeConfig:
     seed: int = key(1993, "seed of everything random but the class order")
     device: str = key("auto", "'cpu', 'cuda', 'cuda:1', or 'auto'")
     backend: str = key("auto", "'reference', 'fused', or 'auto'")
-    precision: str = key("fp32", "'fp32', or 'bf16': extractors run in bfloat16 autocast (weights, batch-norm statistics and classifiers stay fp32)")
+    precision: str = key("fp32", "'fp32', or 'bf16': extractors run in bfloat16 autocast; weights and classifiers stay fp32")
     threads: int | None = key(None, "CPU threads; default: what PyTorch chooses")
     channels_last: bool = key(True, "keep activations channels-last")
     tune_allocator: bool = key(True, "keep large CPU buffers instead of returning them to the system after every batch (glibc)")

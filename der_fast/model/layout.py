@@ -61,6 +61,22 @@ class MaskLayout:
         streams = {name for block in self.architecture.blocks for name in (*block.source, *block.target)}
         return tuple(name for name in self.names if name in streams)
 
+    def prices(self) -> Tensor:
+        """What a channel costs: parameters per convolution that reads or writes it, all masks one; (C,), the dearest is 1.
+
+        The sum over convolutions is the channel's share of the sparsity loss's gradient. It is divided by their number because a
+        channel of a residual stream, which many convolutions share, also does the work of many.
+        """
+        architecture = self.architecture
+        cost, users = dict.fromkeys(self.names, 0.0), dict.fromkeys(self.names, 0)
+        for conv in architecture.convs():
+            for groups, partner in ((conv.source, conv.target), (conv.target, conv.source)):
+                for name in groups:
+                    cost[name] += conv.kernel**2 * architecture.width(partner)
+                    users[name] += 1
+        prices = torch.cat([torch.full((width,), cost[name] / users[name]) for name, width in architecture.groups.items()])
+        return prices / prices.max()
+
     def sparsity_terms(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The constants of the sparsity loss, as keyword arguments of `kernels.channel_masks.sparsity_loss`."""
         names, convs = self.names, self.architecture.convs()

@@ -26,24 +26,27 @@ def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
     return with_floor(masks.layout, masks.logits.detach().cpu(), masks.keep().cpu(), config.floor)
 
 
-def budget_threshold(layout: MaskLayout, logits: Tensor, target: float, floor: float) -> float:
-    """Return the smallest threshold τ such that keeping e_c > τ (and the floor) leaves at most the share `target` of parameters.
+def budget_threshold(layout: MaskLayout, logits: Tensor, config: MasksConfig) -> float:
+    """Return the smallest threshold τ such that keeping e_c > τ·w_c (and the floor) leaves at most the target share of parameters.
+
+    The weights w_c are the channels' prices to the power `masks.price_power`: a budget is met best by dear channels.
 
     Args:
         layout: the full network's mask layout.
         logits: (C,) on the CPU.
-        target: share of the parameters, in (0, 1].
-        floor: share of every stream that is always kept.
+        config: `target_params` (share of the parameters, in (0, 1]), `price_power` and `floor`.
 
-    The share falls as τ rises, so a bisection over the sorted logits finds it. Where the floor alone exceeds the target, the
-    largest logit is returned: nothing but the floor stays.
+    The share falls as τ rises, so a bisection over the sorted scores e_c / w_c finds it. Where the floor alone exceeds the target,
+    the largest score is returned: nothing but the floor stays.
     """
-    candidates = torch.cat([logits.min().reshape(1) - 1, logits.sort().values])
+    assert config.target_params is not None
+    scores = logits / layout.prices().pow(config.price_power)
+    candidates = torch.cat([scores.min().reshape(1) - 1, scores.sort().values])
     low, high = 0, len(candidates) - 1
     while low < high:
         middle = (low + high) // 2
-        keep = with_floor(layout, logits, logits > candidates[middle], floor)
-        if kept_share(layout, keep) <= target:
+        keep = with_floor(layout, logits, scores > candidates[middle], config.floor)
+        if kept_share(layout, keep) <= config.target_params:
             high = middle
         else:
             low = middle + 1
@@ -68,11 +71,10 @@ class SparsityController:
 
     def update(self, masks: ChannelMasks, batch: int) -> None:
         """Adapt λ_s before batch `batch` (0-based, counted over all epochs in which masks are learned)."""
-        target = self.config.target_params
-        if target is None:
+        if self.config.target_params is None:
             return
         logits = masks.logits.detach()
-        threshold = budget_threshold(masks.layout, logits.cpu(), target, self.config.floor)
+        threshold = budget_threshold(masks.layout, logits.cpu(), self.config)
         remaining = max(self.batches - batch, 1)
         wanted = max(threshold, 0.0) / (remaining * self.config.lr * max(self._pull(masks), 1e-12))
         self.weight = min(wanted, self.config.sparsity)
@@ -88,14 +90,20 @@ class SparsityController:
 
 @torch.no_grad()
 def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
-    """Shift the logits so that keeping e_c > 0 leaves at most the target share; does nothing without a target or within it."""
+    """Lower the logits so that keeping e_c > 0 leaves at most the target share; does nothing without a target or within it."""
     if config.target_params is None:
         return
     logits = masks.logits.detach().cpu()
-    threshold = budget_threshold(masks.layout, logits, config.target_params, config.floor)
-    if threshold > 0:
-        masks.logits.sub_(threshold)
-        masks.clamp_logits()
+    threshold = budget_threshold(masks.layout, logits, config)
+    if threshold <= 0:
+        return
+    weights = masks.layout.prices().pow(config.price_power)
+    keep = logits / weights > threshold
+    lowered = logits - threshold * weights
+    # Rounding must not move a channel across zero: the budget was counted with the quotient.
+    lowered = torch.where(keep, lowered.clamp(min=torch.finfo(lowered.dtype).tiny), lowered.clamp(max=0.0))
+    masks.logits.copy_(lowered)
+    masks.clamp_logits()
 
 
 @torch.no_grad()

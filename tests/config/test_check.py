@@ -39,6 +39,7 @@ REFUSED: dict[str, list[Any]] = {
     "masks.clamp": [0.0],
     "masks.sparsity": [-1.0, float("nan")],
     "masks.target_params": [0.0, 1.5],
+    "masks.price_power": [-0.5],
     "masks.settle": [-0.1, 1.0],
     "masks.floor": [-0.1, 1.1],
     "masks.bn_images": [-1],

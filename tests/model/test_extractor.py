@@ -177,12 +177,12 @@ def test_initial_weights_come_from_the_generator_alone(backbone):
     assert not torch.equal(other["stem.weight"], first["stem.weight"])
 
 
-def test_initial_weights_have_the_variance_of_he():
+def test_initial_weights_have_the_variance_of_pytorchs_default():
     extractor = Extractor(build_architecture("resnet18", width=16)).initialise(seeded(0))
     for module in extractor.modules():
         if isinstance(module, Convolution):
-            outputs, _, height, width = module.weight.shape
-            draws = module.weight.detach() * (outputs * height * width / 2) ** 0.5
+            _, inputs, height, width = module.weight.shape
+            draws = module.weight.detach() * (3 * inputs * height * width) ** 0.5
             # The mean and the variance of n draws from N(0, 1) have spreads of 1/√n and √(2/n).
             assert abs(float(draws.mean())) < 5 / draws.numel() ** 0.5
             assert abs(float(draws.var()) - 1) < 5 * (2 / draws.numel()) ** 0.5
