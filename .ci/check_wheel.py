@@ -1,6 +1,6 @@
 """Check that a wheel holds every file of the package, and nothing else.
 
-    python .ci/check_wheel.py der_fast-0.1.0-py3-none-any.whl
+python .ci/check_wheel.py der_fast-0.1.0-py3-none-any.whl
 """
 
 from __future__ import annotations

@@ -116,6 +116,30 @@ def test_reference_models_are_trained_only_when_asked_for(tiny: Tiny, synthetic:
         assert torch.equal(one, other)
 
 
+def test_reference_models_learn_the_same_images_and_are_asked_for_new_classes(
+    tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from der_fast.training import reference_model
+
+    trained, asked = [], []
+    stage, score = reference_model.RepresentationStage, reference_model.score
+
+    def note_stage(context: Any, state: Any, bank: Any, source: MemorySource, *rest: Any, **named: Any) -> Any:
+        trained.append((len(bank), state.masks, state.auxiliary, source.labels.bincount().tolist()))
+        return stage(context, state, bank, source, *rest, **named)
+
+    def note_score(logits: torch.Tensor, labels: torch.Tensor, *rest: Any) -> Any:
+        asked.append((sorted(labels.unique().tolist()), logits.shape[1]))
+        return score(logits, labels, *rest)
+
+    monkeypatch.setattr(reference_model, "RepresentationStage", note_stage)
+    monkeypatch.setattr(reference_model, "score", note_score)
+    run(tiny({"method.fwt": True}), synthetic)
+    # One extractor from random weights, without masks and auxiliary classifier; five images per new class, and the memory.
+    assert trained == [(0, None, None, [5] * 4), (0, None, None, [3] * 4 + [5] * 2)]
+    assert asked == [([2, 3], 4), ([4, 5], 6)]
+
+
 def test_without_test_images_of_the_new_classes_there_is_no_reference(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
     learner = Learner(tiny({"method.fwt": True}), observer=watcher)
     learner.learn(synthetic("ab"), synthetic("ab", 2))

@@ -203,6 +203,17 @@ def test_saving_in_the_folder_of_another_learner(copy: Path, tiny: Tiny, synthet
     assert not list(copy.glob("steps/0[23]/*.safetensors"))
 
 
+def test_another_learners_state_is_nothing_to_fall_back_on(copy: Path, tiny: Tiny, synthetic: Images) -> None:
+    other = Learner(tiny({"masks.enabled": False}))
+    for names in ("uv", "wx", "yz"):
+        other.learn(synthetic(names))
+    other.save(copy)
+    assert [path.parent.name for path in copy.glob("steps/*/learner.json")] == ["03"]
+    next(copy.glob("steps/03/model-*")).unlink()
+    with pytest.raises(CheckpointError, match="no saved step is whole"):
+        Learner.load(copy)
+
+
 def test_only_the_last_two_states_stay(learned: tuple[Learner, Path]) -> None:
     _, folder = learned
     assert sorted(path.parent.name for path in folder.glob("steps/*/learner.json")) == ["02", "03"]

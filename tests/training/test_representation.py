@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -182,7 +183,7 @@ def test_without_masks_there_is_nothing_to_log(tiny: Tiny, synthetic: Images, co
 
 @pytest.mark.parametrize("done", [1, 2, 3])
 def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(done: int, tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
-    changes = {"later.epochs": 4, "later.warmup_epochs": 2, "masks.settle": 0.25, "masks.target_params": 0.4}
+    changes = {"later.epochs": 4, "later.warmup_epochs": 2, "masks.settle": 0.25, "masks.target_params": 0.4, "masks.sparsity": 1e6}
     source = synthetic("abcd")
     written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
 
@@ -199,6 +200,8 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(done: int, tiny
     one, other = written[3][0], written[-1][0]
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+    timed = {"images_per_s": 0.0}
+    assert [replace(row, **timed) for row in resumed.records] == [replace(row, **timed) for row in straight.records]
 
 
 def test_known_classes_do_not_matter_to_an_empty_bank(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
