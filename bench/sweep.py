@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,24 @@ from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.protocol import class_order
 from der_fast.training.run import run_protocol
 
-PLAIN = {"masks.settle": 0.0, "masks.floor": 0.0, "masks.target_params": None}
+PAPER = {"masks.settle": 0.0, "masks.floor": 0.0, "masks.target_params": None}
 VARIANTS: dict[str, dict[str, Any]] = {
     "unpruned": {"masks.enabled": False},
-    "target 0.2": {"masks.target_params": 0.2},
-    "target 0.2, floor 0.25": {"masks.target_params": 0.2, "masks.floor": 0.25},
-    "target 0.2, floor 0.4": {"masks.target_params": 0.2, "masks.floor": 0.4},
+    "default": {},
+    "paper, λ 1": PAPER,
+    "paper, λ 3": {**PAPER, "masks.sparsity": 3.0},
+    "paper, λ 10": {**PAPER, "masks.sparsity": 10.0},
+    "narrow start": {**PAPER, "masks.sparsity": 10.0, "masks.init_low": 0.09, "masks.init_high": 0.11},
+    "settle 0.5, λ 10": {**PAPER, "masks.sparsity": 10.0, "masks.settle": 0.5},
+    "target, settle 0": {"masks.settle": 0.0},
+    "target, settle 0.5": {"masks.settle": 0.5},
+    "target, λ up to 30": {"masks.sparsity": 30.0},
+    "target, λ 0": {"masks.sparsity": 0.0},
+    "target, mask lr 10": {"masks.lr": 10.0},
+    "target, one price": {"masks.price_power": 0.0},
+    "target, price squared": {"masks.price_power": 2.0},
+    "target, floor 0.4": {"masks.floor": 0.4},
+    "target 0.1": {"masks.target_params": 0.1},
 }
 
 
@@ -87,23 +101,43 @@ def run(config: Config, train: MemorySource, test: MemorySource, steps: int, ver
     }
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return mean (and spread, where there are several seeds) per variant as a Markdown table."""
+    lines = ["| data | steps | variant | average top-1 | last top-1 | parameters kept | seeds |", "|---|---|---|---|---|---|---|"]
+    for data, steps, name in dict.fromkeys((row["data"], row["steps"], row["variant"]) for row in rows):
+        chosen = [row for row in rows if (row["data"], row["steps"], row["variant"]) == (data, steps, name)]
+        cells = [_spread([row[key] for row in chosen]) for key in ("average_top1", "last_top1")]
+        kept = 100 * statistics.mean(row["kept"] for row in chosen)
+        lines.append(f"| {data} | {steps} | {name} | {' | '.join(cells)} | {kept:.1f} % | {len(chosen)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
 def main() -> None:
     """Run the variants asked for, one JSON line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="'digits', or the folder of CIFAR-10's class folders")
+    parser.add_argument("data", nargs="?", default="digits", help="'digits', or the folder of CIFAR-10's class folders")
+    parser.add_argument("--table", type=Path, help="print the table of this file and do nothing else")
     parser.add_argument("--steps", type=int, default=5, help="how many steps of two classes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names from VARIANTS, or key=value,key=value")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
+    if args.table is not None:
+        print(table([json.loads(line) for line in args.table.read_text().splitlines()]))
+        return
     base, train, test = load(args.data)
     for name in args.variants:
-        changes = VARIANTS.get(name) or dict(pair.split("=", 1) for pair in name.split(","))
+        changes = VARIANTS[name] if name in VARIANTS else dict(pair.split("=", 1) for pair in name.split(","))
         for seed in args.seeds:
             print(f"{name}, seed {seed}", flush=True)
-            keys = {**changes, "runtime.seed": seed, "runtime.threads": args.threads}
+            keys = {**changes, "runtime.seed": seed, "runtime.threads": args.threads, "runtime.precision": args.precision}
             row = {"data": Path(args.data).name, "variant": name, "seed": seed, "steps": args.steps, "settings": changes}
             row.update(run(resolve_config(changes=keys, base=base), train, test, args.steps, args.verbose))
             print(f"-> {name}: average {row['average_top1']:.2f} %, kept {row['kept']:.3f}, {row['seconds']:.0f} s", flush=True)
