@@ -6,6 +6,7 @@ folder must hold a saved learner already. Prints one JSON table: scenario → th
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import runpy
@@ -119,6 +120,8 @@ def main(folder: Path) -> None:
     for name, arm in {**SCENARIOS, **LEARNING}.items():
         child = os.fork()
         if child == 0:
+            # A process that does not come to its point shows where it stands instead.
+            faulthandler.dump_traceback_later(60, exit=True)
             begin(folder / name, arm(), name in LEARNING)
             os._exit(0)
         _, status = os.waitpid(child, 0)
