@@ -22,7 +22,7 @@ from der_fast.model.masks import ChannelMasks
 from der_fast.seeds import generator
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
-from der_fast.training.evaluation import features_of, logits_of
+from der_fast.training.evaluation import features_of
 from der_fast.training.memory import herding, quota, truncate
 from der_fast.training.pruning import final_keep, meet_budget, reestimate_batch_norm
 from der_fast.training.representation import RepresentationStage
@@ -296,10 +296,3 @@ def _constant_features(context: Context, state: StepState) -> Tensor:
     state.extractor.eval()
     features: Tensor = state.extractor(torch.zeros(1, 3, height, width, device=context.device), binary)
     return features[0].cpu()
-
-
-def logits_for(context: Context, model: Model, source: ImageSource) -> Tensor:
-    """Return the logits (N, classes) of a finished model, on the CPU."""
-    if model.head is None:
-        raise DerFastError("nothing has been learned yet: call learn() first")
-    return logits_of(context, model.bank, model.head, source)

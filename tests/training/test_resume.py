@@ -29,6 +29,14 @@ SCRIPT = Path(__file__).with_name("killed.py")
 NAMES = runpy.run_path(str(SCRIPT))
 SCENARIOS, LEARNING = list(NAMES["SCENARIOS"]), [name for name in NAMES["LEARNING"] if "not killed" not in name]
 
+# What is done to the newest checkpoint, and the epoch with which the run goes on.
+DAMAGE = {
+    "cut off": (2, "classifier", 1),
+    "a flipped bit": (2, "classifier", 1),
+    "a manifest cut off": (2, "classifier", 1),
+    "both cut off": (2, "representation", 1),
+}
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes with SIGKILL")
 
 
@@ -65,6 +73,8 @@ def killed(straight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     signals = json.loads(ended.stdout)
+    for kind in DAMAGE:
+        shutil.copytree(folder / "within the classifier stage", folder / kind)
     assert signals == {name: 0 if "not killed" in name else signal.SIGKILL for name in signals}, ended.stderr
     return folder
 
@@ -101,6 +111,26 @@ def test_a_killed_run_goes_on_to_the_same_end(
     assert left_over(killed / point) == []
     images = synthetic("abcd").images
     assert learner.predict(images) == Learner.load(straight).predict(images)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(
+    kind: str, killed: Path, straight: Path, tiny: Tiny, synthetic: Images, run_facts: Facts, watcher: Any
+) -> None:
+    out = killed / kind
+    older, newest = sorted(out.glob("checkpoints/*.json"))
+    wanted = {"a manifest cut off": [newest], "both cut off": [older.with_suffix(".safetensors"), newest]}
+    for path in wanted.get(kind, [newest.with_suffix(".safetensors")]):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 16
+        path.write_bytes(data if "flipped" in kind else data[:-30])
+    run(out, tiny, synthetic, resume=True, observer=watcher)
+    passed_over = [text for text in watcher.messages if "is passed over, going back to the one before" in text]
+    assert len(passed_over) == (2 if kind == "both cut off" else 1)
+    assert newest.stem in passed_over[0]
+    first = watcher.records[0]
+    assert (first.step, first.stage, first.epoch) == DAMAGE[kind]
+    assert run_facts(out) == run_facts(straight)
 
 
 @pytest.mark.parametrize("point", LEARNING)

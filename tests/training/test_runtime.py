@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import pytest
+import torch
+
+from der_fast.config.schema import RuntimeConfig
+from der_fast.training import runtime
+from der_fast.training.runtime import apply_runtime, keep_large_buffers
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_the_allocator_is_told_once_for_each_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Library:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> int:
+            told.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    assert keep_large_buffers()
+    # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h.
+    assert told == [(-3, 1 << 30), (-1, 1 << 30)]
+
+
+def test_elsewhere_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_large_buffers()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not keep_large_buffers()
+
+
+@pytest.mark.parametrize("tune", [True, False])
+def test_threads_and_allocator_are_applied(tune: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(runtime, "keep_large_buffers", lambda: calls.append(True))
+    before = torch.get_num_threads()
+    apply_runtime(RuntimeConfig(threads=None, tune_allocator=tune))
+    assert torch.get_num_threads() == before
+    apply_runtime(RuntimeConfig(threads=before + 1, tune_allocator=False))
+    assert torch.get_num_threads() == before + 1
+    torch.set_num_threads(before)
+    assert calls == [True] * tune
