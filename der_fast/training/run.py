@@ -21,7 +21,10 @@ from der_fast.training.sources import counts_by_class
 from der_fast.training.store import load_manifest, save_manifest
 
 # These decide where and how a run computes, not what it learns.
-FREE_KEYS = ("runtime.device", "runtime.backend", "runtime.threads", "runtime.tune_allocator", "runtime.keep_checkpoints", "data.root")
+FREE_KEYS = (
+    *(f"runtime.{name}" for name in ("device", "backend", "threads", "tune_allocator", "keep_checkpoints", "tensorboard")),
+    *(f"data.{name}" for name in ("root", "download", "max_gib")),
+)
 
 
 def run_protocol(

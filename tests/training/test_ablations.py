@@ -161,3 +161,16 @@ def test_without_the_classifier_stage(epochs: int, tiny: Tiny, synthetic: Images
 def test_the_papers_schedule_does_not_settle(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
     run(tiny({"masks.settle": 0.0}), synthetic, watcher)
     assert not any(record.settled for record in watcher.records)
+
+
+def test_bfloat16_changes_the_extractors_numbers_and_nothing_else(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
+    plain = run(tiny({"runtime.precision": "fp32"}), synthetic)
+    half = run(tiny({"runtime.precision": "bf16"}), synthetic, out=tmp_path)
+    assert {parameter.dtype for parameter in [*half.model.bank.parameters(), *half.model.head.parameters()]} == {torch.float32}
+    assert {value.dtype for value in half.model.dense.values()} == {torch.float32}
+    # What remains is counted, compared and saved in single precision.
+    assert all(result.compaction_error <= 1e-5 for result in half.results)
+    assert Learner.load(tmp_path).predict(synthetic("abc").images) == half.predict(synthetic("abc").images)
+    first = [next(row.loss for row in learner.records) for learner in (plain, half)]
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=0.1)

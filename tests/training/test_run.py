@@ -146,7 +146,8 @@ def test_a_changed_configuration_is_refused(changes: dict[str, Any], words: str,
 
 def test_where_it_computes_may_change(copy: Path, tiny: Tiny, synthetic: Images) -> None:
     changes = {"runtime.device": "auto", "runtime.backend": "reference", "runtime.threads": 2, "runtime.tune_allocator": False,
-               "runtime.keep_checkpoints": 5, "data.root": "elsewhere"}  # fmt: skip
+               "runtime.keep_checkpoints": 5, "data.root": "elsewhere",
+               "data.download": True, "data.max_gib": 1.0, "runtime.tensorboard": True}  # fmt: skip
     assert set(changes) == set(FREE_KEYS)
     learner = resumed(copy, tiny, synthetic, changes)
     assert learner.config.runtime.keep_checkpoints == 5
