@@ -75,6 +75,17 @@ def lost_branch(architecture: Architecture, block: Block, widths: Mapping[str, i
     return any(architecture.width(conv.target, widths) == 0 for conv in block.convs[:-1])
 
 
+def live_widths(architecture: Architecture, widths: Mapping[str, int]) -> dict[str, int]:
+    """Return the widths without what no longer does anything: the rest of a lost branch, or everything where a stream is empty."""
+    if is_constant(architecture, widths):
+        return dict.fromkeys(architecture.groups, 0)
+    live = dict(widths)
+    for block in architecture.blocks:
+        if lost_branch(architecture, block, widths):
+            live.update({name: 0 for conv in block.convs[:-1] for name in conv.target})
+    return live
+
+
 def program(architecture: Architecture, widths: Mapping[str, int]) -> tuple[Op, ...]:
     """Return the operations in order; none where nothing is left of the extractor (its features are then of width 0).
 

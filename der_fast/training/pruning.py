@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from der_fast.compaction.plan import with_floor
+from der_fast.compaction.program import live_widths, lost_branch
 from der_fast.config.schema import MasksConfig
 from der_fast.data.source import ImageSource
 from der_fast.data.transform import Transform
@@ -18,12 +19,23 @@ from der_fast.model.masks import ChannelMasks
 
 def kept_share(layout: MaskLayout, keep: Tensor) -> float:
     """Return the share of an extractor's parameters that the kept channels (boolean, (C,)) leave, in [0, 1]."""
-    return layout.kept_parameters(keep.cpu()) / layout.architecture.parameters()
+    architecture = layout.architecture
+    return architecture.parameters(live_widths(architecture, layout.widths(keep.cpu()))) / architecture.parameters()
 
 
 def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
-    """Return the binary masks that a step ends with, boolean (C,) on the CPU: e_c > 0, and never fewer than the floor."""
-    return with_floor(masks.layout, masks.logits.detach().cpu(), masks.keep().cpu(), config.floor)
+    """Return the binary masks that a step ends with, boolean (C,) on the CPU: e_c > 0, and never fewer than the floor.
+
+    Where one inner convolution of a block keeps nothing, the block's others go too: nothing that they compute depends on the image.
+    """
+    layout = masks.layout
+    keep = with_floor(layout, masks.logits.detach().cpu(), masks.keep().cpu(), config.floor)
+    widths = layout.widths(keep)
+    for block in layout.architecture.blocks:
+        if lost_branch(layout.architecture, block, widths):
+            for conv in block.convs[:-1]:
+                keep[layout.slice_of(conv.target)] = False
+    return keep
 
 
 def budget_threshold(layout: MaskLayout, logits: Tensor, config: MasksConfig) -> float:
@@ -102,8 +114,8 @@ def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
     lowered = logits - threshold * weights
     # Rounding must not move a channel across zero: the budget was counted with the quotient.
     lowered = torch.where(keep, lowered.clamp(min=torch.finfo(lowered.dtype).tiny), lowered.clamp(max=0.0))
+    # Not clamped: logits that were equal after a clamp would leave it to chance which of them the floor keeps.
     masks.logits.copy_(lowered)
-    masks.clamp_logits()
 
 
 @torch.no_grad()

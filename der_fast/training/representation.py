@@ -5,6 +5,8 @@ L_DER = L_H + λ_a·L_Ha + λ_s·L_S (Yan et al. 2021; METHOD: training a step)
 
 from __future__ import annotations
 
+import time
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,8 +55,12 @@ class RepresentationStage:
         self.controller = SparsityController(masks, self.settle_at * self.batches)
         if state.sparsity_weight is not None:
             self.controller.weight = state.sparsity_weight
-        self.optimizer = NamedSGD(state.modules(), schedule, masks.lr)
-        self.optimizer.restore(state.momentum)
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> NamedSGD:
+        optimizer = NamedSGD(self.state.modules(), self.schedule, self.context.config.masks.lr)
+        optimizer.restore(self.state.momentum)
+        return optimizer
 
     def run(self) -> None:
         """Train the remaining epochs, saving after each."""
@@ -67,14 +73,14 @@ class RepresentationStage:
     def _epoch(self) -> None:
         state, epoch = self.state, self.state.epoch
         names = (self.context.seed, self.stage, state.step, epoch)
+        settled = epoch >= self.settle_at
+        if settled and epoch == self.settle_at:
+            self._settle()
         lr = learning_rate(self.schedule, epoch)
         self.optimizer.set_lr(lr)
         if self.schedule.warmup_epochs and epoch == self.schedule.warmup_epochs:
             self._reinitialise_classifiers()
-        settled = epoch >= self.settle_at
-        if settled and epoch == self.settle_at and state.masks is not None:
-            meet_budget(state.masks, self.context.config.masks)
-        binary = final_keep(state.masks, self.context.config.masks).float().to(self.context.device) if settled and state.masks else None
+        binary = self._binary_masks() if settled else None
         state.extractor.train()
         meter = EpochMeter(self.context, state, self.schedule.epochs, self.batches, self.stage)
         batches = self.source.batches(
@@ -87,13 +93,33 @@ class RepresentationStage:
             channels_last=self.context.config.runtime.channels_last,
         )
         for number, batch in enumerate(batches, 1):
-            masks = binary if binary is not None else self._soft_masks(number)
-            loss, logits = self._loss(batch.images, batch.labels, masks, binary is None)
+            masks = binary if settled else self._soft_masks(number)
+            loss, logits = self._loss(batch.images, batch.labels, masks, not settled)
             self.optimizer.step(loss)
             if state.masks is not None and not settled:
                 state.masks.clamp_logits()
             meter.add(loss, logits, batch.labels)
+        if state.remainder is not None:
+            state.remainder.decay(self.schedule, lr, self.batches)
         self._finish(meter, lr, settled)
+
+    def _settle(self) -> None:
+        """Make the masks binary for good, and go on with the compact network."""
+        masks, config = self.state.masks, self.context.config.masks
+        if masks is None:
+            return
+        started = time.perf_counter()
+        meet_budget(masks, config)
+        if self.state.compact(final_keep(masks, config)):
+            self.optimizer = self._new_optimizer()
+        self.state.elapsed += time.perf_counter() - started
+
+    def _binary_masks(self) -> Tensor | None:
+        """The masks of the settled epochs; None where the compact network, which has none, is trained."""
+        state = self.state
+        if state.masks is None or state.remainder is not None:
+            return None
+        return final_keep(state.masks, self.context.config.masks).float().to(self.context.device)
 
     def _soft_masks(self, number: int) -> Tensor | None:
         if self.state.masks is None:

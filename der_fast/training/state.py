@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from der_fast.compaction import plan
 from der_fast.model.extractor import Extractor
+from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 from der_fast.training.progress import EpochRecord
+from der_fast.training.settled import Remainder, extractor_like, merged, slice_inputs, take_over
 
 REPRESENTATION, CLASSIFIER = "representation", "classifier"
 
@@ -21,10 +25,11 @@ class StepState:
 
     Attributes:
         step: 1-based step.
-        extractor: the full network being trained.
+        extractor: the network being trained: the full one, or the compact one while `remainder` is set.
         masks: its channel masks, or None.
         head: the classifier on the super-feature.
         auxiliary: the auxiliary classifier, or None.
+        remainder: what the compact network left behind of the full one; None while that is trained, and at the end of the stage.
         stage, epoch: stage in progress and its finished epochs.
         sparsity_weight: λ_s at the end of the last epoch.
         momentum: SGD's momentum buffers by parameter name, as far as the stage in progress has any.
@@ -39,6 +44,7 @@ class StepState:
     masks: ChannelMasks | None
     head: nn.Linear
     auxiliary: nn.Linear | None
+    remainder: Remainder | None = None
     stage: str = REPRESENTATION
     epoch: int = 0
     sparsity_weight: float | None = None
@@ -53,10 +59,41 @@ class StepState:
         parts = {"extractor": self.extractor, "masks": self.masks, "head": self.head, "auxiliary": self.auxiliary}
         return {name: part for name, part in parts.items() if part is not None}
 
+    def compact(self, keep: Tensor) -> bool:
+        """Go on with the compact network: extractor, classifiers and momentum lose the pruned channels.
+
+        Args:
+            keep: boolean (C,), the binary masks.
+
+        Returns:
+            False, and nothing is changed, where a residual stream kept nothing: there is no network left to be trained.
+        """
+        decision = plan(MaskLayout(self.extractor.architecture), keep)
+        if decision.constant:
+            return False
+        own = {part: named_part(self.momentum, f"{part}.") for part in self.modules()}
+        old = torch.ones(self.head.in_features - self.extractor.features, dtype=torch.bool)
+        self.extractor, own["extractor"], self.remainder = take_over(self.extractor, own["extractor"], decision)
+        self.head, own["head"] = slice_inputs(self.head, own["head"], torch.cat([old, decision.features]))
+        if self.auxiliary is not None:
+            self.auxiliary, own["auxiliary"] = slice_inputs(self.auxiliary, own["auxiliary"], decision.features)
+        self.momentum = {f"{part}.{name}": value for part, buffers in own.items() for name, value in buffers.items()}
+        return True
+
+    def expand(self) -> None:
+        """Return to the full network, with the compact one's weights in their places; momentum is dropped. Else does nothing."""
+        if self.remainder is None:
+            return
+        self.extractor, self.remainder, self.momentum = merged(self.extractor, self.remainder), None, {}
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state, by name, on the CPU and contiguous."""
         tensors = {f"{part}.{name}": value for part, module in self.modules().items() for name, value in module.state_dict().items()}
         tensors.update({f"momentum.{name}": value for name, value in self.momentum.items()})
+        if self.remainder is not None:
+            tensors["keep"] = self.remainder.plan.keep
+            tensors.update({f"full.{name}": value for name, value in self.remainder.tensors.items()})
+            tensors.update({f"full_momentum.{name}": value for name, value in self.remainder.momentum.items()})
         if self.mask_log:
             tensors["mask_log"] = torch.stack(self.mask_log)
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -69,6 +106,7 @@ class StepState:
             "epoch": self.epoch,
             "sparsity_weight": self.sparsity_weight,
             "head": [self.head.in_features, self.head.out_features],
+            "auxiliary": None if self.auxiliary is None else [self.auxiliary.in_features, self.auxiliary.out_features],
             "elapsed": self.elapsed,
             "records": [asdict(record) for record in self.records],
             "notes": list(self.notes),
@@ -76,15 +114,29 @@ class StepState:
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Take over a state that was written down; raises KeyError or RuntimeError where it does not fit."""
-        features, classes = facts["head"]
         device = self.head.weight.device
-        if features != self.head.in_features:
-            self.head = nn.Linear(features, classes, device=device)
+        decision = plan(MaskLayout(self.extractor.architecture), tensors["keep"]) if "keep" in tensors else None
+        self.extractor = extractor_like(self.extractor, decision.widths if decision else None)
+        self.head = nn.Linear(*facts["head"], device=device)
+        if self.auxiliary is not None:
+            self.auxiliary = nn.Linear(*facts["auxiliary"], device=device)
         for part, module in self.modules().items():
-            own = {name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
-            module.load_state_dict(own)
-        self.momentum = {name.split(".", 1)[1]: value.to(device) for name, value in tensors.items() if name.startswith("momentum.")}
+            module.load_state_dict(named_part(tensors, f"{part}."))
+        self.momentum = _moved(named_part(tensors, "momentum."), device)
+        self.remainder = None
+        if decision is not None:
+            full, momentum = (named_part(tensors, prefix) for prefix in ("full.", "full_momentum."))
+            self.remainder = Remainder(decision, _moved(full, device), _moved(momentum, device))
         self.mask_log = list(tensors["mask_log"]) if "mask_log" in tensors else []
         self.stage, self.epoch, self.sparsity_weight = facts["stage"], facts["epoch"], facts["sparsity_weight"]
         self.elapsed, self.notes = facts["elapsed"], list(facts["notes"])
         self.records = [EpochRecord(**record) for record in facts["records"]]
+
+
+def named_part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with `prefix`, without it."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in tensors.items()}

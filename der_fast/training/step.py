@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -24,6 +26,7 @@ from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
 from der_fast.training.evaluation import features_of
 from der_fast.training.memory import herding, quota, truncate
+from der_fast.training.progress import EpochRecord
 from der_fast.training.pruning import final_keep, meet_budget, reestimate_batch_norm
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
@@ -62,10 +65,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a step cut away: the plan (None without masks) and the relative error of the compact network."""
+    """What a step cut away.
+
+    Attributes:
+        plan: what was kept; None without masks.
+        error: relative error of the compact network against the masked one.
+        saved_seconds: how much longer the settled epochs would have taken at the speed of those before; None where there were none.
+    """
 
     plan: CompactionPlan | None
     error: float
+    saved_seconds: float | None = None
 
 
 def schedule_of(context: Context, step: int) -> ScheduleConfig:
@@ -150,7 +160,19 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
         temperature=context.config.classifier.temperature if trains_classifier else 1.0,
     )
     finished.memory = None if method.bound else refill(context, finished, model.memory, train)
-    return finished, Pruned(pruned[1], pruned[2])
+    return finished, Pruned(pruned[1], pruned[2], _saved_seconds(state.records, len(source)))
+
+
+def _saved_seconds(records: Sequence[EpochRecord], images: int) -> float | None:
+    """What the compact network saved in the settled epochs, by the median speeds before and after."""
+    speeds: tuple[list[float], list[float]] = ([], [])
+    for record in records:
+        if record.stage == REPRESENTATION:
+            speeds[record.settled].append(record.images_per_s)
+    masked, compact = speeds
+    if not masked or not compact:
+        return None
+    return len(compact) * images * (1 / statistics.median(masked) - 1 / statistics.median(compact))
 
 
 def rehearsal(model: Model, train: ImageSource, bound: bool) -> ImageSource:
@@ -189,10 +211,11 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
 
 
 def _settle(context: Context, state: StepState, source: ImageSource) -> None:
-    """Make the masks binary and re-estimate batch-norm with them."""
+    """Return to the full network, make the masks binary and re-estimate batch-norm with them."""
     if state.masks is None:
         return
     started = time.perf_counter()
+    state.expand()
     config = context.config.masks
     meet_budget(state.masks, config)
     binary = final_keep(state.masks, config).float().to(context.device)
@@ -269,9 +292,11 @@ def _some_images(context: Context, source: ImageSource) -> Tensor:
 
 
 def _slice_head(context: Context, state: StepState, frozen: FrozenBank, pruned: tuple[Extractor, CompactionPlan | None, float]) -> None:
-    """Let the classifier read the kept features only; features that became constant move into its bias."""
+    """Let the classifier read the kept features only, unless it does since the masks settled; constant features move into its bias."""
     decision = pruned[1]
     if decision is None or state.masks is None:
+        return
+    if state.head.in_features == frozen.features + int(decision.features.sum()):
         return
     old = torch.ones(frozen.features, dtype=torch.bool)
     keep = torch.cat([old, decision.features]).to(context.device)

@@ -88,7 +88,6 @@ def test_the_budget_is_met_and_the_floor_is_kept(seed: int, low: float, target: 
     if kept_share(LAYOUT, kept_before) <= target:
         assert torch.equal(masks.logits, before)
     assert (masks.logits <= before).all()
-    assert masks.logits.abs().max() <= 6
     if power == 0:
         assert (masks.logits.detach()[before.argsort()].diff() >= 0).all()
 

@@ -82,7 +82,7 @@ def test_frozen_extractors_are_left_alone(tiny: Tiny, synthetic: Images, context
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_both_classifiers_start_anew_at_the_end_of_the_warm_up(warmup: int, tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
     # With a vanishing learning rate a classifier stays what it started as.
-    changes = {"later.warmup_epochs": warmup, "later.lr": 1e-9, "later.warmup_lr": 0.0, "later.momentum": 0.0}
+    changes = {"later.warmup_epochs": warmup, "later.lr": 1e-9, "later.warmup_lr": 0.0, "later.momentum": 0.0, "masks.settle": 0.0}
     source = synthetic("abcd")
     context = context_for(tiny(changes), source)
     model, state = second_step(context)
