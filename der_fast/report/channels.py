@@ -107,7 +107,7 @@ def mask_trajectories(masks: MaskTrajectory) -> style.Picture:
 
 
 def _draw_logits(axes: Axes, masks: MaskTrajectory, kind: str, chosen: NDArray[np.bool_]) -> None:
-    logits, epochs = masks.logits[:, chosen], np.arange(masks.epochs + 1)
+    logits, epochs = masks.logits[:, chosen], masks.times
     low, quarter, median, three_quarters, high = np.quantile(logits, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)
     axes.fill_between(epochs, low, high, color=style.RUN, alpha=0.12, linewidth=0, label="5–95 %")
     axes.fill_between(epochs, quarter, three_quarters, color=style.RUN, alpha=0.22, linewidth=0, label="25–75 %")
@@ -126,7 +126,7 @@ def _draw_logits(axes: Axes, masks: MaskTrajectory, kind: str, chosen: NDArray[n
 
 def _epoch_axis(axes: Axes, masks: MaskTrajectory) -> None:
     axes.set_xlabel("epoch")
-    axes.set_xlim(0, max(masks.epochs, 1))
+    axes.set_xlim(0, max(masks.epochs, 0.1))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     if masks.settled_from is not None:
         start = masks.settled_from - 1
@@ -138,7 +138,7 @@ def _draw_alive(axes: Axes, masks: MaskTrajectory, kinds: Mapping[str, NDArray[n
     style.grid_lines(axes)
     for (kind, chosen), color in zip(kinds.items(), style.CYCLE, strict=False):
         share = 100 * masks.alive[:, chosen].mean(axis=1)
-        axes.plot(np.arange(masks.epochs + 1), share, color=color, marker="o", markersize=3 if masks.epochs <= 40 else 0, label=kind)
+        axes.plot(masks.times, share, color=color, marker="o", markersize=3 if len(masks.times) <= 40 else 0, label=kind)
     axes.set_ylim(0, 104)
     axes.set_title("channels alive (e > 0), %", pad=24)
     _epoch_axis(axes, masks)
@@ -147,7 +147,8 @@ def _draw_alive(axes: Axes, masks: MaskTrajectory, kinds: Mapping[str, NDArray[n
 
 def _draw_groups(figure: SubFigure, axes: Axes, masks: MaskTrajectory) -> None:
     shares = 100 * masks.alive_share_per_group()
-    edges = np.arange(masks.epochs + 2) - 0.5
+    # A row holds until the next one; the last, which decides, gets a strip of its own.
+    edges = np.append(masks.times, masks.times[-1] + 0.03 * max(masks.epochs, 1))
     mesh = axes.pcolormesh(edges, np.arange(len(shares) + 1) - 0.5, shares, cmap=style.SHARES, vmin=0, vmax=100)
     axes.invert_yaxis()
     names = [style.drawable(name, f"group {row}", 24) for row, name in enumerate(masks.groups, 1)]
@@ -164,10 +165,10 @@ def _draw_groups(figure: SubFigure, axes: Axes, masks: MaskTrajectory) -> None:
 
 
 def _mask_caption(masks: MaskTrajectory) -> str:
-    channels = masks.logits.shape[1]
+    channels, learned = masks.logits.shape[1], masks.alive[: masks.learned]
     wavering = int((masks.crossings() > 1).sum())
+    cut = int((learned[-1] & ~masks.alive[-1]).sum())
+    ended = f"{int(masks.alive[-1].sum())} of {channels} channels are kept. The losses alone drove {int((~learned[-1]).sum())} below zero"
+    budget = f", and {cut} more were cut, lowest first, to meet the budget" if cut else ""
     settled = f"; from epoch {masks.settled_from} on (shaded) the masks are held binary" if masks.settled_from is not None else ""
-    return (
-        f"{int(masks.alive[-1].sum())} of {channels} channels end above zero and are kept, and "
-        f"{style.plural(wavering, 'channel')} changed sides more than once{settled}."
-    )
+    return f"{ended}{budget}. While they were learned, {style.plural(wavering, 'channel')} changed sides more than once{settled}."

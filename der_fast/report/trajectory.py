@@ -18,7 +18,8 @@ class MaskTrajectory:
 
     Attributes:
         step: 1-based.
-        logits: float32 (epochs + 1, channels); row 0 is the start, row k the state after epoch k. A channel is kept iff e > 0.
+        logits: float32 (rows, channels); the first row is the start, the last one decides: a channel is kept iff e > 0.
+        times: float64 (rows,), when, in epochs. Two rows with one time are before and after the cut to the budget.
         offsets: int64 (groups + 1,); group g owns the channels offsets[g]…offsets[g+1]−1.
         groups: the groups' names.
         settled_from: first epoch (1-based) with the masks held binary; None where there is none.
@@ -26,19 +27,26 @@ class MaskTrajectory:
 
     step: int
     logits: NDArray[np.float32]
+    times: NDArray[np.float64]
     offsets: NDArray[np.int64]
     groups: tuple[str, ...]
     settled_from: int | None
 
     @property
-    def epochs(self) -> int:
+    def epochs(self) -> float:
         """Number of epochs recorded."""
-        return len(self.logits) - 1
+        return float(self.times[-1])
 
     @property
     def alive(self) -> NDArray[np.bool_]:
-        """Boolean (epochs + 1, channels): e > 0."""
+        """Boolean (rows, channels): e > 0."""
         return self.logits > 0
+
+    @property
+    def learned(self) -> int:
+        """Number of rows before the first cut: what happened in them the losses did."""
+        same = np.flatnonzero(np.diff(self.times) == 0)
+        return int(same[0]) + 1 if len(same) else len(self.times)
 
     def kinds(self) -> dict[str, NDArray[np.bool_]]:
         """Return channel selections, boolean (channels,), for residual streams and for inner masks; empty kinds are left out."""
@@ -49,14 +57,15 @@ class MaskTrajectory:
         return {name: chosen for name, chosen in kinds.items() if chosen.any()}
 
     def alive_share_per_group(self) -> NDArray[np.float64]:
-        """Return float64 (groups, epochs + 1): the share of every group's channels with e > 0."""
+        """Return float64 (groups, rows): the share of every group's channels with e > 0."""
         alive = self.alive
         spans = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         return np.stack([alive[:, start:stop].mean(axis=1) for start, stop in spans])
 
     def crossings(self) -> NDArray[np.int64]:
-        """Return int64 (channels,): how often each channel changed between kept and dropped from one epoch to the next."""
-        changed = self.alive[1:] != self.alive[:-1]
+        """Return int64 (channels,): how often each channel changed between kept and dropped while the masks were learned."""
+        alive = self.alive[: self.learned]
+        changed = alive[1:] != alive[:-1]
         crossings: NDArray[np.int64] = changed.sum(axis=0, dtype=np.int64)
         return crossings
 
@@ -88,13 +97,17 @@ def read_trajectories(run: Path, settled: Mapping[int, int], missing: list[str])
 
 def _read(file: Path, step: int, settled_from: int | None) -> MaskTrajectory:
     with safe_open(file, framework="numpy") as tensors:
-        logits, offsets = tensors.get_tensor("logits"), tensors.get_tensor("offsets")
+        logits, times, offsets = (tensors.get_tensor(name) for name in ("logits", "times", "offsets"))
         metadata = tensors.metadata() or {}
     groups = json.loads(metadata["groups"])
     if logits.ndim != 2 or not logits.size or not np.isfinite(logits).all():
-        raise ValueError(f"logits of shape {logits.shape} with every value finite are expected as (epochs + 1, channels)")
+        raise ValueError(f"logits of shape {logits.shape} with every value finite are expected as (rows, channels)")
+    if times.shape != (len(logits),) or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        raise ValueError(f"times of shape {times.shape} do not rise with the {len(logits)} rows of logits")
     if not isinstance(groups, list) or offsets.shape != (len(groups) + 1,):
         raise ValueError(f"{len(groups)} groups do not fit offsets of shape {offsets.shape}")
     if offsets[0] != 0 or offsets[-1] != logits.shape[1] or (np.diff(offsets) <= 0).any():
         raise ValueError(f"offsets do not rise from 0 to {logits.shape[1]} channels")
-    return MaskTrajectory(step, logits.astype(np.float32), offsets.astype(np.int64), tuple(map(str, groups)), settled_from)
+    return MaskTrajectory(
+        step, logits.astype(np.float32), times.astype(np.float64), offsets.astype(np.int64), tuple(map(str, groups)), settled_from
+    )

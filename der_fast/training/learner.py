@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from der_fast.config.check import check
 from der_fast.config.schema import Config, RuntimeConfig
@@ -28,6 +27,7 @@ from der_fast.training import saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
 from der_fast.training.latency import latency_ms, whole_model
+from der_fast.training.mask_log import MaskLog
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
 from der_fast.training.results import StepResult, metrics_of
@@ -77,7 +77,7 @@ class Learner:
         self.image_size: tuple[int, int] | None = None
         self._model: Model | None = None
         self._stem = ""
-        self._mask_logs: dict[int, Tensor] = {}
+        self._mask_logs: dict[int, MaskLog] = {}
         self._home: Path | None = None
 
     @property
@@ -131,7 +131,7 @@ class Learner:
         self._model, self.image_size = finished, train.image_size
         self._mask_logs.pop(state.step, None)
         if state.masks is not None:
-            self._mask_logs[state.step] = torch.stack(state.mask_log)
+            self._mask_logs[state.step] = state.mask_log
         self.results.append(result)
         self.records += [*state.records, *records]
         self.notes += [*state.notes, *_skipped(train), *(_skipped(test) if test is not None else [])]
@@ -207,7 +207,7 @@ class Learner:
         layout = MaskLayout(self.model.architecture)
         for step in range(1, len(self.results) + 1):
             if step in self._mask_logs:
-                saved.save_mask_log(run, step, self._mask_logs[step], torch.tensor(layout.offsets), list(layout.names))
+                saved.save_mask_log(run, step, self._mask_logs[step].tensors(), torch.tensor(layout.offsets), list(layout.names))
             elif self._home is not None and self._home.absolute() != run.absolute():
                 saved.copy_mask_log(self._home, run, step)
 

@@ -119,6 +119,16 @@ def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
 
 
 @torch.no_grad()
+def settle(masks: ChannelMasks, config: MasksConfig) -> Tensor:
+    """Decide which channels stay, boolean (C,) on the CPU, and write it into the logits: from now on a channel is kept iff e_c > 0."""
+    meet_budget(masks, config)
+    keep = final_keep(masks, config)
+    logits = masks.logits.detach().cpu()
+    masks.logits.copy_(torch.where(keep, logits.clamp(min=torch.finfo(logits.dtype).tiny), logits.clamp(max=0.0)))
+    return keep
+
+
+@torch.no_grad()
 def reestimate_batch_norm(
     extractor: Extractor,
     masks: Tensor | None,

@@ -18,8 +18,9 @@ from der_fast.model.classifier import auxiliary_targets, initialise_classifier
 from der_fast.seeds import generator
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, count_batches
+from der_fast.training.mask_log import is_noted
 from der_fast.training.optimizer import NamedSGD
-from der_fast.training.pruning import SparsityController, final_keep, kept_share, meet_budget
+from der_fast.training.pruning import SparsityController, final_keep, kept_share, settle
 from der_fast.training.schedule import learning_rate, mask_scale, settled_from
 from der_fast.training.state import StepState
 
@@ -64,8 +65,8 @@ class RepresentationStage:
 
     def run(self) -> None:
         """Train the remaining epochs, saving after each."""
-        if self.state.masks is not None and not self.state.mask_log:
-            self.state.mask_log.append(self.state.masks.logits.detach().cpu().clone())
+        if self.state.masks is not None and not self.state.mask_log.times:
+            self.state.mask_log.add(0.0, self.state.masks.logits)
         while self.state.epoch < self.schedule.epochs:
             self._epoch()
             self.context.save(self.state)
@@ -98,6 +99,8 @@ class RepresentationStage:
             self.optimizer.step(loss)
             if state.masks is not None and not settled:
                 state.masks.clamp_logits()
+                if is_noted(number, self.batches, self.settle_at):
+                    state.mask_log.add(epoch + number / self.batches, state.masks.logits)
             meter.add(loss, logits, batch.labels)
         if state.remainder is not None:
             state.remainder.decay(self.schedule, lr, self.batches)
@@ -109,8 +112,9 @@ class RepresentationStage:
         if masks is None:
             return
         started = time.perf_counter()
-        meet_budget(masks, config)
-        if self.state.compact(final_keep(masks, config)):
+        keep = settle(masks, config)
+        self.state.mask_log.add(self.state.epoch, masks.logits)
+        if self.state.compact(keep):
             self.optimizer = self._new_optimizer()
         self.state.elapsed += time.perf_counter() - started
 
@@ -151,7 +155,6 @@ class RepresentationStage:
     def _finish(self, meter: EpochMeter, lr: float, settled: bool) -> None:
         state, share, weight = self.state, None, None
         if state.masks is not None:
-            state.mask_log.append(state.masks.logits.detach().cpu().clone())
             share, weight = kept_share(state.masks.layout, final_keep(state.masks, self.context.config.masks)), self.controller.weight
         state.sparsity_weight = weight
         state.momentum = self.optimizer.momentum()

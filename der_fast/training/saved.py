@@ -185,9 +185,9 @@ def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any]) 
     return extractor
 
 
-def save_mask_log(run: Path, step: int, log: torch.Tensor, offsets: torch.Tensor, groups: list[str]) -> None:
-    """Write a step's mask trajectory, (epochs + 1, channels), for the report; raises StorageError."""
-    save_tensors(step_folder(run, step) / MASK_LOG, {"logits": log, "offsets": offsets}, {"groups": json.dumps(groups)})
+def save_mask_log(run: Path, step: int, log: dict[str, torch.Tensor], offsets: torch.Tensor, groups: list[str]) -> None:
+    """Write a step's mask trajectory, as `MaskLog.tensors` gives it, for the report; raises StorageError."""
+    save_tensors(step_folder(run, step) / MASK_LOG, {**log, "offsets": offsets}, {"groups": json.dumps(groups)})
 
 
 def copy_mask_log(source: Path, run: Path, step: int) -> None:

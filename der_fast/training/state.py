@@ -13,6 +13,7 @@ from der_fast.compaction import plan
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
+from der_fast.training.mask_log import MaskLog
 from der_fast.training.progress import EpochRecord
 from der_fast.training.settled import Remainder, extractor_like, merged, slice_inputs, take_over
 
@@ -33,7 +34,7 @@ class StepState:
         stage, epoch: stage in progress and its finished epochs.
         sparsity_weight: λ_s at the end of the last epoch.
         momentum: SGD's momentum buffers by parameter name, as far as the stage in progress has any.
-        mask_log: the logits at the start and after every epoch.
+        mask_log: how the mask logits went.
         records: this step's finished epochs.
         elapsed: seconds spent so far.
         notes: what the report should mention.
@@ -49,7 +50,7 @@ class StepState:
     epoch: int = 0
     sparsity_weight: float | None = None
     momentum: dict[str, Tensor] = field(default_factory=dict)
-    mask_log: list[Tensor] = field(default_factory=list)
+    mask_log: MaskLog = field(default_factory=MaskLog)
     records: list[EpochRecord] = field(default_factory=list)
     elapsed: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -94,8 +95,7 @@ class StepState:
             tensors["keep"] = self.remainder.plan.keep
             tensors.update({f"full.{name}": value for name, value in self.remainder.tensors.items()})
             tensors.update({f"full_momentum.{name}": value for name, value in self.remainder.momentum.items()})
-        if self.mask_log:
-            tensors["mask_log"] = torch.stack(self.mask_log)
+        tensors.update({f"mask_log.{name}": value for name, value in self.mask_log.tensors().items()})
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def facts(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class StepState:
         if decision is not None:
             full, momentum = (named_part(tensors, prefix) for prefix in ("full.", "full_momentum."))
             self.remainder = Remainder(decision, _moved(full, device), _moved(momentum, device))
-        self.mask_log = list(tensors["mask_log"]) if "mask_log" in tensors else []
+        self.mask_log = MaskLog.of(named_part(tensors, "mask_log."))
         self.stage, self.epoch, self.sparsity_weight = facts["stage"], facts["epoch"], facts["sparsity_weight"]
         self.elapsed, self.notes = facts["elapsed"], list(facts["notes"])
         self.records = [EpochRecord(**record) for record in facts["records"]]

@@ -27,7 +27,7 @@ from der_fast.training.context import Context
 from der_fast.training.evaluation import features_of
 from der_fast.training.memory import herding, quota, truncate
 from der_fast.training.progress import EpochRecord
-from der_fast.training.pruning import final_keep, meet_budget, reestimate_batch_norm
+from der_fast.training.pruning import final_keep, reestimate_batch_norm, settle
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
 
@@ -217,8 +217,8 @@ def _settle(context: Context, state: StepState, source: ImageSource) -> None:
     started = time.perf_counter()
     state.expand()
     config = context.config.masks
-    meet_budget(state.masks, config)
-    binary = final_keep(state.masks, config).float().to(context.device)
+    binary = settle(state.masks, config).float().to(context.device)
+    state.mask_log.add(state.epoch, state.masks.logits)
     reestimate_batch_norm(
         state.extractor,
         binary,

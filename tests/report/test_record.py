@@ -42,13 +42,16 @@ def test_trajectories_know_groups_and_settling(tmp_path, make_run):
 
 def test_trajectory_counts_by_hand(tmp_path, make_run):
     make_run(tmp_path, [["a", "b"]], backbone="resnet20")
-    logits = np.array([[1, 1, -1], [-1, 1, -1], [1, 2, 1]], dtype=np.float32)
+    logits = np.array([[1, 1, -1], [-1, 1, -1], [1, 2, 1], [1, -1, 1]], dtype=np.float32)
+    times = np.array([0, 0.5, 1, 1])
     file = tmp_path / "steps" / "01" / "mask_logits.safetensors"
     groups = json.dumps(["stage1", "stage1.0"])
-    save_file({"logits": logits, "offsets": np.array([0, 1, 3])}, file, metadata={"groups": groups})
+    save_file({"logits": logits, "times": times, "offsets": np.array([0, 1, 3])}, file, metadata={"groups": groups})
     (masks,) = read_run(tmp_path).trajectories
+    # The last row is the cut: what it changes is not wavering.
+    assert (masks.learned, masks.epochs) == (3, 1)
     assert masks.crossings().tolist() == [2, 0, 1]
-    assert masks.alive_share_per_group().tolist() == [[1.0, 0.0, 1.0], [0.5, 0.5, 1.0]]
+    assert masks.alive_share_per_group().tolist() == [[1.0, 0.0, 1.0, 1.0], [0.5, 0.5, 1.0, 0.5]]
 
 
 def test_missing_folder_and_missing_metrics(tmp_path):

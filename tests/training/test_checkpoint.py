@@ -29,7 +29,8 @@ def state_of(
                 for parameter in module.parameters():
                     parameter.fill_(value)
         state.momentum = {"head.weight": torch.full_like(state.head.weight, value)}
-        state.mask_log = [torch.full((state.masks.layout.channels,), value)] * (epoch + 1)
+        for row in range(epoch + 1):
+            state.mask_log.add(row, torch.full((state.masks.layout.channels,), value))
         return state
 
     return make
@@ -38,7 +39,7 @@ def state_of(
 def values_of(state: StepState) -> set[float]:
     """The numbers that a state is made of; one, if it was restored as a whole."""
     weights = [value for module in state.modules().values() for value in module.parameters()]
-    return {float(number) for value in [*weights, *state.momentum.values(), *state.mask_log] for number in value.detach().unique()}
+    return {float(number) for value in [*weights, *state.momentum.values(), *state.mask_log.logits] for number in value.detach().unique()}
 
 
 def names(folder: Path) -> list[str]:
@@ -61,7 +62,7 @@ def test_the_newest_comes_back_as_a_whole(tmp_path: Path, state_of: Callable[...
     state, said = state_of(), []
     assert checkpoints.restore(state, said.append)
     assert said == []
-    assert (state.stage, state.epoch, state.elapsed, len(state.mask_log)) == (REPRESENTATION, 3, 3.0, 4)
+    assert (state.stage, state.epoch, state.elapsed, len(state.mask_log.times)) == (REPRESENTATION, 3, 3.0, 4)
     assert values_of(state) == {3.0}
 
 

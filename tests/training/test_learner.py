@@ -13,6 +13,7 @@ from PIL import Image
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.errors import CheckpointError, ConfigError, DataError, DerFastError, DivergenceError
+from der_fast.model.layout import MaskLayout
 from der_fast.training.learner import FIXED_KEYS, Learner, variant_name
 
 Tiny = Callable[..., Config]
@@ -144,7 +145,12 @@ def test_the_mask_trajectory_of_every_step(learned: tuple[Learner, Path]) -> Non
     for step in (1, 2, 3):
         with safe_open(learned[1] / "steps" / f"{step:02d}" / "mask_logits.safetensors", "pt") as file:
             logits, offsets, groups = file.get_tensor("logits"), file.get_tensor("offsets"), json.loads(file.metadata()["groups"])
-        assert logits.shape == (3, offsets[-1])
+            times = file.get_tensor("times")
+        assert logits.shape == (len(times), offsets[-1])
+        # One learned epoch, the cut, and the end of the step.
+        assert times[0] == 0 and times[-3:].tolist() == [1, 1, 2] and (times.diff() >= 0).all()
+        kept = MaskLayout(learned[0].model.architecture).by_group(logits[-1] > 0)
+        assert {name: int(part.sum()) for name, part in kept.items()} == {n: k for n, (k, _) in learned[0].results[step - 1].kept.items()}
         assert len(groups) == len(offsets) - 1
         assert offsets.diff().tolist() == [learned[0].model.architecture.groups[name] for name in groups]
 

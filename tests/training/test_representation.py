@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -138,12 +139,11 @@ def test_settled_epochs_leave_the_masks_alone(tiny: Tiny, synthetic: Images, con
     model, state = second_step(context)
     stage_of(context, source, state, model).run()
     assert [record.settled for record in state.records] == [False, False, True, True]
-    start, *log = state.mask_log
-    assert len(log) == 4
-    assert not torch.equal(start, log[0])
-    assert not torch.equal(log[0], log[1])
-    assert torch.equal(log[1], log[2])
-    assert torch.equal(log[2], log[3])
+    # Three batches an epoch; no budget, so that the cut changes nothing.
+    assert state.mask_log.times == pytest.approx([0, 1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2, 2])
+    rows = state.mask_log.logits
+    assert all(not torch.equal(one, other) for one, other in pairwise(rows[:-1]))
+    assert torch.equal(rows[-2], rows[-1]) and torch.equal(rows[-1], state.masks.logits)
 
 
 def test_a_target_is_met_before_the_masks_are_settled(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
@@ -176,7 +176,7 @@ def test_without_masks_there_is_nothing_to_log(tiny: Tiny, synthetic: Images, co
     model, state = second_step(context)
     stage_of(context, source, state, model).run()
     assert state.masks is None
-    assert state.mask_log == []
+    assert state.mask_log.times == []
     assert (state.records[0].kept_share, state.records[0].sparsity_weight) == (None, None)
     assert not any(record.settled for record in state.records)
 

@@ -99,7 +99,7 @@ def kept_channels(learner: Learner) -> Sequence[list[bool]]:
     """The channels that the last step kept, by group, from the logits in its log and the floor of a quarter."""
     from der_fast.compaction.plan import with_floor
 
-    layout, logits = step_layout(learner), learner._mask_logs[len(learner.results)][-1]
+    layout, logits = step_layout(learner), learner._mask_logs[len(learner.results)].logits[-1]
     keep = with_floor(layout, logits, logits > 0, 0.25)
     assert kept_share(layout, keep) == learner.results[-1].kept_share
     return [part.tolist() for part in layout.by_group(keep).values()]
