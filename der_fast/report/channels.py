@@ -171,4 +171,6 @@ def _mask_caption(masks: MaskTrajectory) -> str:
     ended = f"{int(masks.alive[-1].sum())} of {channels} channels are kept. The losses alone drove {int((~learned[-1]).sum())} below zero"
     budget = f", and {cut} more were cut, lowest first, to meet the budget" if cut else ""
     settled = f"; from epoch {masks.settled_from} on (shaded) the masks are held binary" if masks.settled_from is not None else ""
-    return f"{ended}{budget}. While they were learned, {style.plural(wavering, 'channel')} changed sides more than once{settled}."
+    share = masks.led_from_the_start()
+    led = "" if share is None else f" {100 * share:.0f} % of those kept led their groups when the step began."
+    return f"{ended}{budget}.{led} While they were learned, {style.plural(wavering, 'channel')} changed sides more than once{settled}."

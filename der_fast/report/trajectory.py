@@ -62,6 +62,18 @@ class MaskTrajectory:
         spans = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         return np.stack([alive[:, start:stop].mean(axis=1) for start, stop in spans])
 
+    def led_from_the_start(self) -> float | None:
+        """Return the share of kept channels that had the highest logits of their groups at the start already; None where none is kept.
+
+        Near 1 the losses hardly changed the order: which channels stay was decided by the draw, how many by price and budget.
+        """
+        kept, led = int(self.alive[-1].sum()), 0
+        for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+            alive = self.alive[-1, start:stop]
+            first = np.argsort(-self.logits[0, start:stop], kind="stable")[: int(alive.sum())]
+            led += int(alive[first].sum())
+        return led / kept if kept else None
+
     def crossings(self) -> NDArray[np.int64]:
         """Return int64 (channels,): how often each channel changed between kept and dropped while the masks were learned."""
         alive = self.alive[: self.learned]

@@ -51,6 +51,8 @@ def test_trajectory_counts_by_hand(tmp_path, make_run):
     # The last row is the cut: what it changes is not wavering.
     assert (masks.learned, masks.epochs) == (3, 1)
     assert masks.crossings().tolist() == [2, 0, 1]
+    # Kept: the first group's only channel, and of the second group the one that stood behind the other.
+    assert masks.led_from_the_start() == 0.5
     assert masks.alive_share_per_group().tolist() == [[1.0, 0.0, 1.0, 1.0], [0.5, 0.5, 1.0, 0.5]]
 
 
