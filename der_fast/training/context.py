@@ -38,9 +38,13 @@ class Context:
         """The run's seed."""
         return self.config.runtime.seed
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What extractors compute in."""
+        return torch.bfloat16 if self.config.runtime.precision == "bf16" else torch.float32
+
     def features(self, extractor: nn.Module, images: Tensor, *masks: Tensor | None) -> Tensor:
         """Return the features (N, F), float32, of an extractor or a bank in the run's precision."""
-        bf16 = self.config.runtime.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             out: Tensor = extractor(images, *masks)
         return out.float()

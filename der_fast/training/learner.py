@@ -308,7 +308,7 @@ class Learner:
             dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         head_unpruned = new_classifier(len(model.bank) * dense.features, classes, generator(0, "latency"))
         kept = None
-        if pruned.plan is not None:
+        if pruned.masked:
             kept = {name: [pruned.plan.widths[name], width] for name, width in layout.architecture.groups.items()}
         return StepResult(
             step=len(model.class_sets),

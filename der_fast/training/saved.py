@@ -1,6 +1,6 @@
 """A learner on disk.
 
-    DIR/extractors/NN-<checksum>.safetensors        compact extractor of step NN
+    DIR/extractors/NN-<checksum>.safetensors        compact extractor of step NN: an arena
     DIR/steps/NN/model-<checksum>.safetensors       classifier and the newest extractor's dense weights after step NN
     DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory's pixels and labels
     DIR/steps/NN/learner.json                       the manifest, written last: everything else, and every file's name and checksum
@@ -27,14 +27,15 @@ from der_fast.data.source import ImageSource, MemorySource
 from der_fast.errors import CheckpointError, UserError
 from der_fast.files import write_bytes
 from der_fast.model.architecture import Architecture, build_architecture
-from der_fast.model.bank import FrozenBank
-from der_fast.model.extractor import Extractor
+from der_fast.compaction.arena import Arena
+from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.extractor import CompactExtractor
 from der_fast.training.progress import EpochRecord
 from der_fast.training.results import StepResult
 from der_fast.training.step import Model
-from der_fast.training.store import load_manifest, load_tensors, save_manifest, save_named_tensors, save_tensors
+from der_fast.training.store import load_manifest, load_tensors, save_manifest, save_named_bytes, save_named_tensors, save_tensors
 
-FORMAT = 1
+FORMAT = 2
 KEPT_STEPS = 2
 MANIFEST = "learner.json"
 MASK_LOG = "mask_logits.safetensors"
@@ -86,9 +87,8 @@ def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts:
 def _save_extractors(run: Path, step: int, bank: FrozenBank) -> list[dict[str, Any]]:
     rows = []
     for number, extractor in enumerate(bank.extractors, step - len(bank) + 1):
-        assert isinstance(extractor, Extractor)
-        row = save_named_tensors(run / "extractors", f"{number:02d}", extractor.state_dict())
-        rows.append({**row, "widths": extractor.widths})
+        assert isinstance(extractor, CompactExtractor)
+        rows.append(save_named_bytes(run / "extractors", f"{number:02d}", extractor.arena.to_bytes()))
     return rows
 
 
@@ -169,7 +169,7 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
         memory = MemorySource(pixels["images"], pixels["labels"], manifest["memory"]["class_names"])
     model = Model(
         architecture,
-        FrozenBank([_load_extractor(run, architecture, row) for row in manifest["extractors"]]),
+        FrozenBank([_load_extractor(run, architecture, row, config) for row in manifest["extractors"]]),
         head,
         {name[6:]: value for name, value in tensors.items() if name.startswith("dense.")},
         memory,
@@ -179,10 +179,9 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
     return model, config, manifest
 
 
-def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any]) -> Extractor:
-    extractor = Extractor(architecture, row["widths"])
-    extractor.load_state_dict(load_tensors(run / "extractors" / row["file"], row["sha256"]))
-    return extractor
+def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any], config: schema.Config) -> CompactExtractor:
+    arena = Arena.load(run / "extractors" / row["file"], row["sha256"], architecture)
+    return CompactExtractor(arena).computing_in(torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32)
 
 
 def save_mask_log(run: Path, step: int, log: dict[str, torch.Tensor], offsets: torch.Tensor, groups: list[str]) -> None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from der_fast.compaction import CompactionPlan, compact, compaction_error, plan
+from der_fast.compaction import CompactionPlan, compaction_error, pack, plan
+from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config.schema import ScheduleConfig
 from der_fast.data.source import ImageSource
 from der_fast.errors import DerFastError
 from der_fast.model.architecture import Architecture
-from der_fast.model.bank import FrozenBank
 from der_fast.model.classifier import grow_classifier, new_classifier, slice_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
@@ -65,16 +66,20 @@ class Model:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a step cut away.
+    """What a step's extractor became.
 
     Attributes:
-        plan: what was kept; None without masks.
+        extractor: as it is used from now on.
+        plan: what was kept.
         error: relative error of the compact network against the masked one.
+        masked: whether the step had masks.
         saved_seconds: how much longer the settled epochs would have taken at the speed of those before; None where there were none.
     """
 
-    plan: CompactionPlan | None
+    extractor: CompactExtractor
+    plan: CompactionPlan
     error: float
+    masked: bool
     saved_seconds: float | None = None
 
 
@@ -142,9 +147,9 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
         RepresentationStage(context, state, frozen, source, len(known), schedule).run()
         _settle(context, state, source)
     pruned = _finish_extractor(context, state, source)
-    bank = FrozenBank([*frozen.extractors, pruned[0]])
+    bank = FrozenBank([*frozen.extractors, pruned.extractor])
     if state.stage == REPRESENTATION:
-        _slice_head(context, state, frozen, pruned)
+        _slice_head(context, state, frozen, pruned.plan)
         state.stage, state.epoch, state.momentum = CLASSIFIER, 0, {}
         context.save(state)
     trains_classifier = step > 1 and not method.bound and context.config.classifier.epochs > 0
@@ -160,7 +165,7 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
         temperature=context.config.classifier.temperature if trains_classifier else 1.0,
     )
     finished.memory = None if method.bound else refill(context, finished, model.memory, train)
-    return finished, Pruned(pruned[1], pruned[2], _saved_seconds(state.records, len(source)))
+    return finished, replace(pruned, saved_seconds=_saved_seconds(state.records, len(source)))
 
 
 def _saved_seconds(records: Sequence[EpochRecord], images: int) -> float | None:
@@ -232,20 +237,20 @@ def _settle(context: Context, state: StepState, source: ImageSource) -> None:
     state.elapsed += time.perf_counter() - started
 
 
-def _finish_extractor(context: Context, state: StepState, source: ImageSource) -> tuple[Extractor, CompactionPlan | None, float]:
-    """Return the extractor as it will be used from now on, checked against the masked one on a real batch."""
-    if state.masks is None:
-        finished = Extractor(state.extractor.architecture, state.extractor.widths).to(context.device)
-        finished.load_state_dict(state.extractor.state_dict())
-        return _placed(context, finished), None, 0.0
-    keep = final_keep(state.masks, context.config.masks)
-    decision = plan(state.masks.layout, keep)
-    finished = _placed(context, compact(state.extractor, decision))
-    return finished, decision, _checked_error(context, state, keep, finished, decision, _some_images(context, source))
+def _finish_extractor(context: Context, state: StepState, source: ImageSource) -> Pruned:
+    """Cut away what is pruned, fold batch-norm into the rest, and compare the result with the masked network on a real batch."""
+    layout = MaskLayout(state.extractor.architecture)
+    keep = torch.ones(layout.channels, dtype=torch.bool)
+    if state.masks is not None:
+        keep = final_keep(state.masks, context.config.masks)
+    decision = plan(layout, keep)
+    exact = CompactExtractor(pack(state.extractor, decision))
+    error = _checked_error(context, state, keep, exact, decision, _some_images(context, source))
+    return Pruned(exact.computing_in(context.dtype), decision, error, state.masks is not None)
 
 
 def _checked_error(
-    context: Context, state: StepState, keep: Tensor, finished: Extractor, decision: CompactionPlan, images: Tensor
+    context: Context, state: StepState, keep: Tensor, finished: CompactExtractor, decision: CompactionPlan, images: Tensor
 ) -> float:
     """Return the relative error of the compact extractor on a batch; raises DerFastError where it computes something else.
 
@@ -258,7 +263,9 @@ def _checked_error(
         error = compaction_error(state.extractor, masks.float(), finished, decision, images)
         if error <= COMPACTION_TOLERANCE:
             return error
-        exact = compaction_error(_doubled(state.extractor), masks.double(), _doubled(finished), decision, images.double())
+        doubled = copy.deepcopy(state.extractor).double()
+        finest = CompactExtractor(pack(doubled, decision, dtype=torch.float64))
+        exact = compaction_error(doubled, masks.double(), finest, decision, images.double())
     if not exact <= COMPACTION_TOLERANCE:
         raise DerFastError(
             f"step {state.step}: the compact extractor differs from the masked one by {exact:.1e} (allowed {COMPACTION_TOLERANCE:.0e}) "
@@ -274,16 +281,6 @@ def _checked_error(
     return error
 
 
-def _doubled(extractor: Extractor) -> Extractor:
-    return copy.deepcopy(extractor).double()
-
-
-def _placed(context: Context, extractor: Extractor) -> Extractor:
-    if context.config.runtime.channels_last:
-        extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return extractor.eval()
-
-
 def _some_images(context: Context, source: ImageSource) -> Tensor:
     indices = torch.arange(min(64, len(source)))
     runtime = context.config.runtime
@@ -291,11 +288,8 @@ def _some_images(context: Context, source: ImageSource) -> Tensor:
     return next(iter(batches)).images
 
 
-def _slice_head(context: Context, state: StepState, frozen: FrozenBank, pruned: tuple[Extractor, CompactionPlan | None, float]) -> None:
+def _slice_head(context: Context, state: StepState, frozen: FrozenBank, decision: CompactionPlan) -> None:
     """Let the classifier read the kept features only, unless it does since the masks settled; constant features move into its bias."""
-    decision = pruned[1]
-    if decision is None or state.masks is None:
-        return
     if state.head.in_features == frozen.features + int(decision.features.sum()):
         return
     old = torch.ones(frozen.features, dtype=torch.bool)

@@ -49,7 +49,12 @@ def save_named_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> d
 
     Other tensors get another name, so nothing that stands in the folder is overwritten. Raises StorageError.
     """
-    data, checksum = _serialised(tensors)
+    return save_named_bytes(folder, stem, _serialised(tensors)[0])
+
+
+def save_named_bytes(folder: Path, stem: str, data: bytes) -> dict[str, str]:
+    """Write a safetensors file's bytes to ``folder/stem-<checksum>.safetensors``, as `save_named_tensors` does; raises StorageError."""
+    checksum = hashlib.sha256(data).hexdigest()
     name = f"{stem}-{checksum[:16]}.safetensors"
     _write_unless_there(folder / name, data, checksum)
     return {"file": name, "sha256": checksum}
