@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "compact.cuh"
+#include "lanes/bind.hpp"
 #include "pack.hpp"
 #include "plan.hpp"
 #include "tensor.hpp"
@@ -264,6 +265,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("plan", &plan_binding, py::arg("network"), py::arg("keep"), py::arg("align"), py::arg("weight_dtype"), py::arg("vector_dtype"));
   m.def("pack", &pack_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("threads"));
+  lanes::bind(m);
 #if defined(DER_FAST_WITH_CUDA)
   m.def("pack_cuda", &pack_cuda_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("device"),
         py::arg("stream"));

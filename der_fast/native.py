@@ -140,3 +140,46 @@ def pack_cuda(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: 
     if not hasattr(module, "pack_cuda"):
         raise BackendError("der_fast._C was built without CUDA: install with DER_FAST_CUDA=ON in the environment, with nvcc on PATH")
     return int(module.pack_cuda(list(jobs), storage, layout, epsilon, device, stream))
+
+
+def lanes_isa() -> str | None:
+    """Return the instruction set that the batch-in-lanes executor runs with on this processor, 'avx512' or 'avx2'; None for none.
+
+    Raises:
+        BackendError: the native module is not built.
+    """
+    found: str | None = _module().lanes_isa()
+    return found
+
+
+def lanes_program(image_channels: int, ops: Sequence[tuple[int, ...]], bytes: int) -> Any:
+    """Check the operations of a compact extractor and return them as a program for `run_lanes`; its `features` are counted.
+
+    Args:
+        image_channels: of the images.
+        ops: (kind, source, residual, inputs, outputs, kernel, stride, relu, weight, bias) each, see csrc/lanes/executor.hpp.
+        bytes: size of the arena that holds the weights.
+
+    Raises:
+        ValueError: an operation does not fit what it reads, or its weights do not lie in the arena.
+        BackendError: the native module is not built.
+    """
+    return _module().LanesProgram(image_channels, [list(op) for op in ops], bytes)
+
+
+def run_lanes(programs: Sequence[Any], arenas: Sequence[TensorFacts], images: TensorFacts, output: TensorFacts, threads: int) -> None:
+    """Write the features of several extractors side by side into `output`, with at most `threads` threads.
+
+    Args:
+        programs: made by `lanes_program`.
+        arenas: uint8, each of the size that its program was made for.
+        images: float32 (N, C, H, W), any strides.
+        output: float32 (N, Σ F), contiguous.
+        threads: at least 1.
+
+    Raises:
+        ValueError: an argument that does not fit.
+        RuntimeError: no instruction set of this processor will do.
+        BackendError: the native module is not built.
+    """
+    _module().run_lanes(list(programs), list(arenas), images, output, threads)

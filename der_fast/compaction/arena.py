@@ -133,22 +133,6 @@ class Arena:
         moved = self.storage.to(device)
         return self if moved is self.storage else dataclasses.replace(self, storage=moved)
 
-    def cast(self, dtype: torch.dtype) -> Arena:
-        """Return the arena with its weights rounded to another dtype; itself where they have it."""
-        if dtype == self.dtype:
-            return self
-        entries, size = [], 0
-        for entry in self.entries:
-            kind = dtype if entry.name.endswith(".weight") else vector_dtype(dtype)
-            entries.append(dataclasses.replace(entry, offset=size, dtype=kind))
-            size += -(-entries[-1].nbytes // ALIGNMENT) * ALIGNMENT
-        space = torch.zeros(size + ALIGNMENT, dtype=torch.uint8, device=self.storage.device)
-        begin = -space.data_ptr() % ALIGNMENT
-        other = dataclasses.replace(self, dtype=dtype, storage=space[begin : begin + size], entries=tuple(entries))
-        for name, value in self.tensors().items():
-            other.tensors()[name].copy_(value)
-        return other
-
     def to_bytes(self) -> bytes:
         """Return the file's content.
 

@@ -22,11 +22,12 @@ def execute(ops: Sequence[Op], tensors: Mapping[str, Tensor], images: Tensor) ->
         return images.new_zeros(images.shape[0], 0)
     values = {IMAGE: images}
     for op in ops:
-        values[op.target] = _apply(op, tensors, values)
+        values[op.target] = apply(op, tensors, values)
     return values[FEATURES]
 
 
-def _apply(op: Op, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensor:
+def apply(op: Op, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensor:
+    """Return the value that one operation writes, from the values before it."""
     x, name = values[op.source], op.target
     if op.kind == CONV:
         x = F.conv2d(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), op.stride, op.kernel // 2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from der_fast.data.source import ImageSource
 from der_fast.compaction.bank import FrozenBank
+from der_fast.data.source import ImageSource
 from der_fast.model.classifier import initialise_classifier
 from der_fast.seeds import generator
 from der_fast.training.context import Context

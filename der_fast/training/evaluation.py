@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from der_fast.data.source import Batch, ImageSource
 from der_fast.compaction.bank import FrozenBank
+from der_fast.data.source import Batch, ImageSource
 from der_fast.training.context import Context
 
 

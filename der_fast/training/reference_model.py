@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from der_fast.data.source import ImageSource
 from der_fast.compaction.bank import FrozenBank
+from der_fast.data.source import ImageSource
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator

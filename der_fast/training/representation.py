@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import ScheduleConfig
 from der_fast.data.source import ImageSource
-from der_fast.compaction.bank import FrozenBank
 from der_fast.model.classifier import auxiliary_targets, initialise_classifier
 from der_fast.seeds import generator
 from der_fast.training.context import Context

@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from der_fast.compaction import choices
+from der_fast.compaction.arena import Arena
+from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config import schema
 from der_fast.config.tree import from_dict, to_dict
 from der_fast.data.source import ImageSource, MemorySource
 from der_fast.errors import CheckpointError, UserError
 from der_fast.files import write_bytes
 from der_fast.model.architecture import Architecture, build_architecture
-from der_fast.compaction.arena import Arena
-from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.extractor import CompactExtractor
 from der_fast.training.progress import EpochRecord
 from der_fast.training.results import StepResult
 from der_fast.training.step import Model
@@ -78,6 +79,7 @@ def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts:
         "extractors": _save_extractors(run, step, model.bank),
         "model": {**save_named_tensors(folder, "model", tensors), "head": [model.head.in_features, model.head.out_features]},
         "memory": _save_memory(folder, model.memory),
+        "strategies": choices.shared().record(),
         **facts,
     }
     save_manifest(folder / MANIFEST, manifest)
@@ -160,6 +162,7 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
         raise CheckpointError(f"{folder / MANIFEST} has format {manifest['format']}; this version reads format {FORMAT}")
     config = from_dict(manifest["config"])
     architecture = build_architecture(config.model.backbone, width=config.model.width, stem=manifest["stem"])
+    choices.shared().pin(manifest["strategies"])
     tensors = load_tensors(folder / manifest["model"]["file"], manifest["model"]["sha256"])
     head = nn.Linear(*manifest["model"]["head"])
     head.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("head.")})
@@ -181,7 +184,7 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
 
 def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any], config: schema.Config) -> CompactExtractor:
     arena = Arena.load(run / "extractors" / row["file"], row["sha256"], architecture)
-    return CompactExtractor(arena).computing_in(torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32)
+    return CompactExtractor(arena, torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32)
 
 
 def save_mask_log(run: Path, step: int, log: dict[str, torch.Tensor], offsets: torch.Tensor, groups: list[str]) -> None:

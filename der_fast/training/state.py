@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from der_fast.compaction import plan
+from der_fast.compaction import choices, plan
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
@@ -110,10 +110,14 @@ class StepState:
             "elapsed": self.elapsed,
             "records": [asdict(record) for record in self.records],
             "notes": list(self.notes),
+            "strategies": choices.shared().record(),
         }
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take over a state that was written down; raises KeyError or RuntimeError where it does not fit."""
+        """Take over a state that was written down; raises KeyError or RuntimeError where it does not fit.
+
+        The frozen extractors then run as they did before: how, is chosen by a measurement, which may end otherwise this time.
+        """
         device = self.head.weight.device
         decision = plan(MaskLayout(self.extractor.architecture), tensors["keep"]) if "keep" in tensors else None
         self.extractor = extractor_like(self.extractor, decision.widths if decision else None)
@@ -131,6 +135,7 @@ class StepState:
         self.stage, self.epoch, self.sparsity_weight = facts["stage"], facts["epoch"], facts["sparsity_weight"]
         self.elapsed, self.notes = facts["elapsed"], list(facts["notes"])
         self.records = [EpochRecord(**record) for record in facts["records"]]
+        choices.shared().pin(facts["strategies"])
 
 
 def named_part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

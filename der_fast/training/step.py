@@ -246,7 +246,7 @@ def _finish_extractor(context: Context, state: StepState, source: ImageSource) -
     decision = plan(layout, keep)
     exact = CompactExtractor(pack(state.extractor, decision))
     error = _checked_error(context, state, keep, exact, decision, _some_images(context, source))
-    return Pruned(exact.computing_in(context.dtype), decision, error, state.masks is not None)
+    return Pruned(CompactExtractor(exact.arena, context.dtype), decision, error, state.masks is not None)
 
 
 def _checked_error(

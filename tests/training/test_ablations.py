@@ -61,9 +61,9 @@ def test_one_extractor_goes_on_where_it_stood(tiny: Tiny, synthetic: Images) -> 
     # With a vanishing learning rate the extractor of step 2 is that of step 1 (but for batch-norm's statistics).
     learner = Learner(tiny({"method.expand": False, "later.lr": 1e-12}))
     learner.learn(synthetic("ab"))
-    before = learner.model.bank.extractors[0].stem.weight.clone()
+    before = learner.model.dense["stem.weight"].clone()
     learner.learn(synthetic("cd"))
-    assert torch.allclose(learner.model.bank.extractors[0].stem.weight, before, atol=1e-8)
+    assert torch.allclose(learner.model.dense["stem.weight"], before, atol=1e-8)
 
 
 def test_the_bound(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) -> None:
@@ -91,8 +91,7 @@ def test_the_bound_starts_from_nothing_in_every_step(tiny: Tiny, synthetic: Imag
         learner = Learner(tiny({"method.bound": True, "later.lr": 1e-12}))
         for names in order:
             learner.learn(synthetic(names))
-        weight: torch.Tensor = learner.model.bank.extractors[0].stem.weight
-        return weight
+        return learner.model.dense["stem.weight"]
 
     # What was learned in the first step plays no part in the second.
     assert torch.equal(last_weights(("ab", "abcd")), last_weights(("xy", "xycd")))
@@ -112,8 +111,8 @@ def test_reference_models_are_trained_only_when_asked_for(tiny: Tiny, synthetic:
     assert asked.metrics()["fwt"] == pytest.approx(wanted)
     # The reference models change nothing else.
     assert asked.metrics()["top1"] == plain.metrics()["top1"]
-    for one, other in zip(asked.model.bank.parameters(), plain.model.bank.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for one, other in zip(asked.model.bank.extractors, plain.model.bank.extractors, strict=True):
+        assert torch.equal(one.arena.storage, other.arena.storage)
 
 
 def test_reference_models_learn_the_same_images_and_are_asked_for_new_classes(
@@ -166,7 +165,9 @@ def test_the_papers_schedule_does_not_settle(tiny: Tiny, synthetic: Images, watc
 def test_bfloat16_changes_the_extractors_numbers_and_nothing_else(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
     plain = run(tiny({"runtime.precision": "fp32"}), synthetic)
     half = run(tiny({"runtime.precision": "bf16"}), synthetic, out=tmp_path)
-    assert {parameter.dtype for parameter in [*half.model.bank.parameters(), *half.model.head.parameters()]} == {torch.float32}
+    assert {extractor.arena.dtype for extractor in half.model.bank.extractors} == {torch.float32}
+    assert {extractor.dtype for extractor in half.model.bank.extractors} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in half.model.head.parameters()} == {torch.float32}
     assert {value.dtype for value in half.model.dense.values()} == {torch.float32}
     # What remains is counted, compared and saved in single precision.
     assert all(result.compaction_error <= 1e-5 for result in half.results)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.model.architecture import build_architecture
-from der_fast.model.bank import FrozenBank
 from der_fast.model.classifier import initialise_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.model.architecture import build_architecture
-from der_fast.model.bank import FrozenBank
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.training.context import Context

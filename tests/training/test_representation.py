@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.model.architecture import build_architecture
-from der_fast.model.bank import FrozenBank
 from der_fast.model.classifier import auxiliary_targets, initialise_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from der_fast.compaction import plan
+from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.slices import gather, scatter, tensor_groups
 from der_fast.config.schema import Config, ScheduleConfig
 from der_fast.data import MemorySource
 from der_fast.model.architecture import BACKBONES, build_architecture
-from der_fast.model.bank import FrozenBank
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.training.context import Context

@@ -56,16 +56,18 @@ def test_a_step_leaves_the_model_before_it_unchanged(tiny: Tiny, synthetic: Imag
     config = tiny()
     learner = learned(config, synthetic, "ab")
     model, source = learner.model, synthetic("cd")
-    before = {name: value.clone() for name, value in {**model.bank.state_dict(), **model.head.state_dict()}.items()}
+    weights = {**model.bank.extractors[0].arena.tensors(), **model.head.state_dict()}
+    before = {name: value.clone() for name, value in weights.items()}
+    assert len(before) > 20
     dense = {name: value.clone() for name, value in model.dense.items()}
     context = context_for(config, source)
     finished, _ = learn_step(context, model, begin_step(context, model, 2), source)
     assert finished.class_sets == [("a", "b"), ("c", "d")]
     assert model.class_sets == [("a", "b")]
-    assert all(torch.equal(value, before[name]) for name, value in {**model.bank.state_dict(), **model.head.state_dict()}.items())
+    assert all(torch.equal(value, before[name]) for name, value in weights.items())
     assert all(torch.equal(value, dense[name]) for name, value in model.dense.items())
     old, new = model.bank.extractors[0], finished.bank.extractors[0]
-    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+    assert torch.equal(old.arena.storage, new.arena.storage)
 
 
 def test_the_compact_extractor_computes_what_the_masked_one_does(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
@@ -135,7 +137,10 @@ def test_rounding_in_an_ill_conditioned_extractor_is_no_fault(
 def test_a_step_meets_its_target(target: float, settle: float, tiny: Tiny, synthetic: Images) -> None:
     learner = learned(tiny({"masks.target_params": target, "masks.settle": settle, "masks.floor": 0.0}), synthetic, "ab")
     assert learner.results[0].kept_share <= target
-    assert learner.results[0].params_added == sum(parameter.numel() for parameter in learner.model.bank.parameters())
+    # Folded, a batch-norm is one number per channel; before, it is two.
+    tensors = learner.model.bank.extractors[0].arena.tensors()
+    counted = sum(value.numel() * (1 if name.endswith(".weight") else 2) for name, value in tensors.items())
+    assert learner.results[0].params_added == counted
 
 
 def test_images_of_memory_and_new_classes_are_labelled_in_learning_order(tiny: Tiny, synthetic: Images) -> None:
@@ -197,9 +202,12 @@ NETWORKS = [(name, "small") for name in ("resnet20", "resnet32", "resnet18", "pr
 def test_every_backbone_learns_two_steps(backbone: str, stem: str, tiny: Tiny, synthetic: Images) -> None:
     short = {f"{stage}.epochs": 1 for stage in ("first", "later", "classifier")}
     learner = learned(tiny({"model.backbone": backbone, "model.stem": stem, "model.width": 2, **short}), synthetic, "ab", "cd")
-    # Images of 8 × 8 pixels are 1 × 1 behind the large stem: 50 layers of batch-norm over a handful of values are ill-conditioned.
-    ill = (backbone, stem) == ("resnet50", "imagenet")
-    assert ill or all(result.compaction_error <= 1e-5 for result in learner.results)
+    # Images of 8 × 8 pixels are 1 × 1 at the end of four stages: many layers of batch-norm over a handful of values may be ill-conditioned,
+    # and then double precision has decided.
+    small = backbone in ("resnet20", "resnet32")
+    for result in learner.results:
+        said = any(note.startswith(f"step {result.step}: the extractor is ill-conditioned") for note in learner.notes)
+        assert result.compaction_error <= 1e-5 or (said and not small)
     assert all(0 < result.kept_share < 1 for result in learner.results)
     assert len(learner.predict(synthetic("a").images)) == 5
 

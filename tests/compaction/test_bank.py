@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from der_fast.compaction.bank import FrozenBank
 from der_fast.model.architecture import build_architecture
-from der_fast.model.bank import FrozenBank
 from der_fast.model.extractor import Extractor
 
 

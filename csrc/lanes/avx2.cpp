@@ -1,0 +1,14 @@
+// Compiled with -mavx2 and -mfma; called only where the processor has them.
+#define LANES 8
+#define OUT_BLOCK 3
+#define PIXEL_BLOCK 4
+#include "kernels.inl"
+
+namespace der_fast::lanes {
+
+const Kernels* avx2() {
+  static constexpr Kernels kernels{"avx2", LANES, conv, affine, pool, widen, add, mean};
+  return &kernels;
+}
+
+}  // namespace der_fast::lanes

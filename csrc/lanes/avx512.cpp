@@ -1,0 +1,14 @@
+// Compiled with -mavx512f and its companions; called only where the processor has them.
+#define LANES 16
+#define OUT_BLOCK 6
+#define PIXEL_BLOCK 4
+#include "kernels.inl"
+
+namespace der_fast::lanes {
+
+const Kernels* avx512() {
+  static constexpr Kernels kernels{"avx512", LANES, conv, affine, pool, widen, add, mean};
+  return &kernels;
+}
+
+}  // namespace der_fast::lanes
