@@ -94,9 +94,11 @@ def test_resume_needs_no_data(run: Run, api: Any) -> None:
     assert (api.calls[0]["config"], api.calls[0]["resume"]) == (saved, True)
 
 
-def test_resume_with_the_same_options_is_the_same_configuration(run: Run, api: Any) -> None:
-    command = ["train", "cifar100", "--protocol", "B0-10", "--epochs", "17", "--lr", "0.05", "--memory", "100", "--out", "c"]
-    run(*command)
+@pytest.mark.parametrize("data", ["digits", "cifar100"])
+@pytest.mark.parametrize("rate", ["0.05", "0.03", "0.013", "0.1"])
+def test_resume_with_the_same_options_is_the_same_configuration(data: str, rate: str, run: Run, api: Any) -> None:
+    command = ["train", data, "--protocol", "B0-10", "--epochs", "17", "--lr", rate, "--batch-size", "64", "--memory", "100", "--out", "c"]
+    assert run(*command).exit_code == 0
     begun = api.calls[0]["config"]
     Path("c/config.json").write_text(json.dumps({"config": to_dict(begun)}))
     assert run(*command, "--resume").exit_code == 0
