@@ -20,10 +20,12 @@ from der_fast.training.saved import saved_steps
 from der_fast.training.sources import counts_by_class
 from der_fast.training.store import load_manifest, save_manifest
 
+# Where the images lie. They may be moved: checksums tell whether they are still the same.
+PLACE_KEYS = ("data.name", "data.root")
 # These decide where and how a run computes, not what it learns.
 FREE_KEYS = (
     *(f"runtime.{name}" for name in ("device", "backend", "threads", "tune_allocator", "keep_checkpoints", "tensorboard")),
-    *(f"data.{name}" for name in ("root", "download", "max_gib")),
+    *(*PLACE_KEYS, "data.download", "data.max_gib"),
 )
 
 
@@ -119,6 +121,7 @@ def _open(out: Path, facts: dict[str, Any], fresh: Learner) -> Learner:
     for folder in (out, out / FOLDER, out / "extractors", *out.glob("steps/*")):
         remove_leftovers(folder)
     _check_same(out / "config.json", facts)
+    _note_place(out / "config.json", config)
     if not saved_steps(out):
         return fresh
     learner = Learner.load(out, device=config.runtime.device, backend=config.runtime.backend, observer=fresh.observer)
@@ -150,6 +153,16 @@ def _check_same(path: Path, facts: dict[str, Any]) -> None:
                 f"{path.parent} was started with other {part} images: their checksum was {old[part][:12]}…, now {facts[part][:12]}…. "
                 "Restore the data set, or start a new run with another --out."
             )
+
+
+def _note_place(path: Path, config: Config) -> None:
+    """Write down where the images lie now, for the next --resume and for `der-fast eval`."""
+    facts = load_manifest(path)
+    data, now = facts["config"]["data"], flatten(to_dict(config))
+    moved = {key.partition(".")[2]: now[key] for key in PLACE_KEYS}
+    if any(data.get(name) != value for name, value in moved.items()):
+        data.update(moved)
+        save_manifest(path, facts)
 
 
 def _check_steps(learner: Learner, steps: Sequence[tuple[str, ...]], out: Path) -> None:

@@ -146,11 +146,16 @@ def test_a_changed_configuration_is_refused(changes: dict[str, Any], words: str,
 
 def test_where_it_computes_may_change(copy: Path, tiny: Tiny, synthetic: Images) -> None:
     changes = {"runtime.device": "auto", "runtime.backend": "reference", "runtime.threads": 2, "runtime.tune_allocator": False,
-               "runtime.keep_checkpoints": 5, "data.root": "elsewhere",
+               "runtime.keep_checkpoints": 5, "data.name": "/moved", "data.root": "elsewhere",
                "data.download": True, "data.max_gib": 1.0, "runtime.tensorboard": True}  # fmt: skip
     assert set(changes) == set(FREE_KEYS)
     learner = resumed(copy, tiny, synthetic, changes)
     assert learner.config.runtime.keep_checkpoints == 5
+    # What follows finds the images where they are now; the device of one resumed run says nothing about the next.
+    kept = json.loads((copy / "config.json").read_text())["config"]
+    assert (kept["data"]["name"], kept["data"]["root"], kept["runtime"]["threads"]) == ("/moved", "elsewhere", 1)
+    assert Learner.load(copy).config.data.name == "/moved"
+    resumed(copy, tiny, synthetic, changes, observer=Never())
     assert learner.backend.reason == "asked for"
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
