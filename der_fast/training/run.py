@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from der_fast.errors import CheckpointError, ConfigError, DataError
 from der_fast.files import held, remove_leftovers
 from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
 from der_fast.training.learner import Learner
+from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.progress import Observer
 from der_fast.training.protocol import class_order, split_steps
 from der_fast.training.saved import saved_steps
@@ -55,7 +57,7 @@ def run_protocol(
     watcher = observer or Observer()
     steps = split_steps(class_order(train.class_names, config.protocol), config.protocol.name)
     _check_classes(train, test, steps)
-    _check_quota(config, train, [name for names in steps for name in names], watcher)
+    _check_memory(config, train, [name for names in steps for name in names], watcher)
     learner = Learner(config, observer=watcher)
     if out is None:
         if resume:
@@ -81,17 +83,18 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
         seen = [name for names in steps[: number + 1] for name in names]
         images = train.of_classes(seen if config.method.bound else steps[number])
         if out is None:
-            learner.learn(images, test.of_classes(seen))
+            learner.learn(images, test.of_classes(seen), announce=False)
         else:
-            _learn_and_save(learner, images, test.of_classes(seen), out)
+            _learn_and_save(learner, images, test.of_classes(seen), out, announce=False)
 
 
-def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path) -> None:
-    """Learn one step, from its last checkpoint if there is one, and save the learner."""
+def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, *, announce: bool) -> None:
+    """Learn one step, from its last checkpoint if there is one, and save the learner; see `Learner.learn`."""
     free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in FREE_KEYS}
     task = task_of({"config": free, "known": learner.class_names, "train": train.fingerprint()})
     checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
-    learner.learn(train, test, begin=lambda state: checkpoints.restore(state, learner.observer.message), save=checkpoints.save)
+    restore = partial(checkpoints.restore, warn=learner.observer.message)
+    learner.learn(train, test, announce=announce, begin=restore, save=checkpoints.save)
     learner.save(out)
     checkpoints.clear()
 
@@ -189,18 +192,15 @@ def _check_classes(train: ImageSource, test: ImageSource, steps: Sequence[tuple[
             )
 
 
-def _check_quota(config: Config, train: ImageSource, names: Sequence[str], watcher: Observer) -> None:
-    """Say before anything is trained where a memory cannot work."""
-    memory = config.memory
-    if memory.per_class is None and 0 < memory.total < len(names):
-        raise ConfigError(
-            f"memory.total = {memory.total} leaves no exemplar for each of {len(names)} classes; use at least {len(names)}, or 0"
-        )
-    count = memory.per_class if memory.per_class is not None else memory.total // len(names)
+def _check_memory(config: Config, train: ImageSource, names: Sequence[str], watcher: Observer) -> None:
+    """Say before anything is trained where the memory cannot work, or not well, once all classes are known."""
+    if config.method.bound:
+        return
+    check_quota(config.memory, len(names))
     counts = counts_by_class(train)
-    small = [name for name in names if counts[name] < count]
-    if small:
-        watcher.message(f"{len(small)} class(es) have fewer images than their memory quota of {count}, e.g. {small[0]!r}: all are kept")
+    note = scarcity_note(config, {name: counts[name] for name in names}, len(names))
+    if note is not None:
+        watcher.message(note)
 
 
 def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: Config, *, observer: Observer | None = None) -> Learner:
@@ -227,7 +227,7 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
         _finish_saving(learner, run)
         learner.reconfigure(config)
         watcher.run_begins(1, config)
-        _learn_and_save(learner, train, test, run)
+        _learn_and_save(learner, train, test, run, announce=True)
     return learner
 
 

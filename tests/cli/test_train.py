@@ -198,6 +198,28 @@ def test_learn_changes_the_later_schedule(run: Run, api: Any) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        (["--memory", "500"], {"memory.total": 500, "memory.per_class": None}),
+        (["--memory", "0"], {"memory.total": 0, "memory.per_class": None}),
+        (["--memory-per-class", "7"], {"memory.per_class": 7}),
+    ],
+)
+def test_learn_changes_the_memory(options: list[str], keys: dict[str, Any], run: Run, api: Any) -> None:
+    save_config(Path("r"), resolve_config("cifar100", "B50-5"))
+    Path("new").mkdir()
+    assert run("learn", "r", "new", *options).exit_code == 0
+    assert api.calls[0]["overrides"] == keys
+
+
+def test_learn_takes_one_kind_of_memory(run: Run, api: Any) -> None:
+    save_config(Path("r"), Config())
+    ended = run("learn", "r", ".", "--memory", "5", "--memory-per-class", "7")
+    assert (ended.exit_code, api.calls) == (2, [])
+    assert "--memory and --memory-per-class do not go together" in ended.stderr
+
+
 def test_learn_refuses_a_missing_folder_and_a_damaged_run(run: Run, api: Any) -> None:
     save_config(Path("r"), Config())
     assert "there is no folder nowhere" in run("learn", "r", "nowhere").stderr

@@ -98,8 +98,29 @@ def test_a_class_without_images_is_found_before_the_first_step(part: str, tiny: 
 def test_classes_with_fewer_images_than_their_quota_are_named(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
     changes = {**SHORT, "memory.total": 60}
     learner = run_protocol(tiny(changes), synthetic("abcdef"), synthetic("abcdef", 2), None, observer=watcher)
-    assert "6 class(es) have fewer images than their memory quota of 10, e.g. 'a': all are kept" in watcher.messages
+    assert [text for text in watcher.messages if "quota" in text] == [
+        "6 class(es) have fewer training images than their memory quota of 10: 'a' (5), 'b' (5), 'c' (5), 'd' (5), 'e' (5), …. All are "
+        "kept, but the classifier stage takes as many of every class as the scarcest has: 5 of each. Add images of these classes, or "
+        "leave them out."
+    ]
     assert learner.model.memory.labels.bincount().tolist() == [5] * 6
+
+
+def test_the_upper_bound_has_no_memory(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    changes = {**SHORT, "protocol.name": "B0-2", "method.bound": True, "memory.total": 1}
+    learner = run_protocol(tiny(changes), synthetic("abcd"), synthetic("abcd", 2), None, observer=watcher)
+    assert learner.model.memory is None
+    assert not any("quota" in text for text in watcher.messages)
+
+
+def test_learning_more_never_empties_the_memory_unasked(copy: Path, tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    for keys in ({"memory.total": 7}, {"memory.total": 1}):
+        with pytest.raises(ConfigError, match=r"leaves no exemplar for each of 8 classes; use at least 8 \(--memory\), .* or 0"):
+            learn_more(copy, synthetic("gh"), None, tiny({**SHORT, **keys}), observer=Never())
+    assert Learner.load(copy).model.memory is not None
+    learner = learn_more(copy, synthetic("gh"), None, tiny({**SHORT, "memory.total": 8}), observer=watcher)
+    assert learner.model.memory.labels.bincount().tolist() == [1] * 8
+    assert learn_more(copy, synthetic("ij"), None, tiny({**SHORT, "memory.total": 0})).model.memory is None
 
 
 def test_a_folder_that_holds_a_run_is_not_touched(copy: Path, tiny: Tiny, synthetic: Images, run_facts: Facts) -> None:
