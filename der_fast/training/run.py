@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
 from der_fast.data.source import ImageSource
-from der_fast.errors import CheckpointError, ConfigError, DataError
+from der_fast.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from der_fast.files import held, remove_leftovers
 from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
 from der_fast.training.learner import Learner
@@ -62,16 +62,27 @@ def run_protocol(
     if out is None:
         if resume:
             raise ConfigError("there is no folder to resume from; give the run's folder as out")
-        _learn_steps(learner, steps, train, test, None)
+        with _advising("Start again with the lower value."):
+            _learn_steps(learner, steps, train, test, None)
         return learner
     check_out(out, resume=resume)
     with held(out):
         learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         _check_steps(learner, steps, out)
-        _learn_steps(learner, steps, train, test, out)
+        with _advising("Start again with another --out and the lower value: --resume takes no changed configuration."):
+            _learn_steps(learner, steps, train, test, out)
         # A process that was killed right after its last step has left some.
         Checkpoints(out, config.runtime.keep_checkpoints).clear()
     return learner
+
+
+@contextlib.contextmanager
+def _advising(how: str) -> Iterator[None]:
+    """Say of a diverged step how to go on after it, which depends on who called."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"{error} {how}") from error
 
 
 def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: ImageSource, test: ImageSource, out: Path | None) -> None:
@@ -227,7 +238,8 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
         _finish_saving(learner, run)
         learner.reconfigure(config)
         watcher.run_begins(1, config)
-        _learn_and_save(learner, train, test, run, announce=True)
+        with _advising(f"{run} is as it was: learn the classes again, with the lower value."):
+            _learn_and_save(learner, train, test, run, announce=True)
     return learner
 
 

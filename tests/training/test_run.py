@@ -267,11 +267,17 @@ def test_what_was_learned_cannot_be_changed_by_learning_more(copy: Path, tiny: T
 
 def test_a_diverged_step_leaves_the_steps_before_it(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
     changes = {**SHORT, "later.lr": 1e30, "masks.enabled": False}
-    with pytest.raises(DivergenceError, match="step 2"):
+    with pytest.raises(DivergenceError, match=r"step 2.*--lr\. Start again with another --out and the lower value: --resume takes no"):
         run_protocol(tiny(changes), synthetic("abcdef"), synthetic("abcdef", 2, seed=1), tmp_path)
     assert Learner.load(tmp_path).class_names == ("a", "b")
     with pytest.raises(DivergenceError, match="step 2"):
         resumed(tmp_path, tiny, synthetic, {"later.lr": 1e30, "masks.enabled": False})
+
+
+def test_a_diverged_further_step_leaves_the_run(copy: Path, tiny: Tiny, synthetic: Images) -> None:
+    with pytest.raises(DivergenceError, match=f"step 4.*--lr.* {copy} is as it was: learn the classes again, with the lower value"):
+        learn_more(copy, synthetic("gh"), None, tiny({**SHORT, "later.lr": 1e30}))
+    assert learn_more(copy, synthetic("gh"), None, tiny(SHORT)).class_names == tuple("abcdefgh")
 
 
 def test_two_runs_in_one_folder(copy: Path, tiny: Tiny, synthetic: Images) -> None:
