@@ -169,6 +169,11 @@ def evaluate_run(run: str | Path, data: str | Path | None = None, *, device: str
         return learner.evaluate(train.concatenated(test) if _has_no_split(train) else test)
     if wanted.name == GIVEN:
         raise DataError(f"the run in {run} was trained on data sets that no name stands for; give a folder of test images")
+    if Path(wanted.name).is_absolute() and not Path(wanted.name).exists():
+        raise DataError(
+            f"the images of the run in {run} are not in {wanted.name} any more; give a folder of test images, or tell the run where they "
+            f"are now: der-fast train NEW_PLACE --out {run} --resume"
+        )
     _, test = load_dataset(wanted)
     known = [name for name in learner.class_names if name in test.class_names]
     if not known:

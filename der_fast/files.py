@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -49,8 +50,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
         if not isinstance(error, OSError):
             raise
         raise StorageError(
-            f"could not write {path}: {_reason(error)}. What was saved there before is unharmed; "
-            "free some space or choose another folder, then go on with --resume."
+            f"could not write {path}: {_reason(error)}. What was saved there before is unharmed; {_remedy(error)}."
         ) from error
     _sync_folder(path.parent)
     return path
@@ -58,6 +58,17 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _remedy(error: OSError) -> str:
+    """Say what helps. A run cannot go on in another folder, so only a path that can never be written to asks for one."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "make the folder writable"
+    else:
+        return "choose another path"
+    return f"{remedy}, then go on with --resume (commands other than train: by the same call again)"
 
 
 def _sync_folder(folder: Path) -> None:

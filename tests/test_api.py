@@ -273,6 +273,50 @@ def test_images_that_say_nothing_about_the_run(trained: Path, tmp_path: Path) ->
         evaluate_run(tmp_path)
 
 
+FOLDER = {**TINY, "memory.total": 8, "data.image_size": 8, "data.train_per_class": None, "data.test_per_class": None}
+
+
+def test_a_run_finds_its_images_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "shapes", {"cube": 6, "disc": 6})
+    folder_of(tmp_path / "more", {"ball": 6, "cone": 6})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    metrics = train("shapes/", "B0-2", out="run", settings=FOLDER).metrics
+    assert metrics["dataset"] == str(tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate_run("../run").confusion == metrics["confusion"]
+    assert train("../shapes", "B0-2", out="../run", settings=FOLDER, resume=True).metrics["top1"] == metrics["top1"]
+    said = Messages()
+    learned = learn_run("../run", "../more", observer=said)
+    assert not any("cannot be read" in text for text in said.texts)
+    assert [sum(row) for row in learned.metrics["confusion"]] == [1] * 4
+    assert evaluate_run("../run").images == 2
+
+
+def test_images_that_were_moved(tmp_path: Path) -> None:
+    class Stop(Observer):
+        def step_ends(self, summary: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    old, new, run = folder_of(tmp_path / "old", {"cube": 6, "disc": 6}), tmp_path / "new", tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(old, "B0-2", out=run, settings=FOLDER, observer=Stop())
+    straight = train(old, "B0-2", settings=FOLDER).metrics
+    old.rename(new)
+    with pytest.raises(DataError, match=f"there is no folder {old}; .* the new place of one that was moved"):
+        train(old, "B0-2", out=run, settings=FOLDER, resume=True)
+    again = train(new, "B0-2", out=run, settings=FOLDER, resume=True).metrics
+    assert (again["top1"], again["confusion"], again["dataset"]) == (straight["top1"], straight["confusion"], str(new))
+    assert json.loads((run / "config.json").read_text())["config"]["data"]["name"] == str(new)
+    assert evaluate_run(run).confusion == again["confusion"]
+    new.rename(old)
+    with pytest.raises(DataError, match=f"are not in {new} any more; give a folder of test images, or .* --out {run} --resume"):
+        evaluate_run(run)
+    Image.new("RGB", (8, 8)).save(old / "cube" / "00.png")
+    with pytest.raises(CheckpointError, match="was started with other t[a-z]+ images"):
+        train(old, "B0-2", out=run, settings=FOLDER, resume=True)
+
+
 def test_a_run_whose_data_set_has_no_name(tmp_path: Path) -> None:
     learner = Learner(resolve_config("digits", changes=TINY))
     colours = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3) * 30

@@ -61,6 +61,8 @@ def test_where_the_system_fails_the_old_version_stays(place: str, number: int, t
         write_bytes(path, b"new")
     assert f"could not write {path}: {os.strerror(number)}" in str(caught.value)
     assert "unharmed" in str(caught.value)
+    assert ("free some space, then go on with --resume" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
+    assert ("make the folder writable, then go on with --resume" in str(caught.value)) == (number == errno.EROFS)
     assert caught.value.__cause__ is error
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
@@ -86,6 +88,7 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=str(path)) as caught:
             write_bytes(path, b"new")
         assert isinstance(caught.value.__cause__, OSError)
+        assert str(caught.value).endswith("choose another path.")
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 

@@ -25,6 +25,8 @@ def learn(
     epochs: opt.LearnEpochs = None,
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
+    memory: opt.Memory = None,
+    memory_per_class: opt.MemoryPerClass = None,
     target_params: opt.TargetParams = None,
     device: opt.Device = None,
     backend: opt.Backend = None,

@@ -53,7 +53,10 @@ Epochs = Annotated[
     ),
 ]
 LearnEpochs = Annotated[int | None, typer.Option(help="epochs of this step; milestones and warm-up of the run's recipe move in proportion")]
-BatchSize = Annotated[int | None, typer.Option(help="images per batch, in every stage", rich_help_panel=_SCHEDULE)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="images per batch of the first and the later steps (not of the classifier stage)", rich_help_panel=_SCHEDULE),
+]
 LearningRate = Annotated[
     float | None,
     typer.Option("--lr", help="learning rate of the first and the later steps (not of the classifier stage)", rich_help_panel=_SCHEDULE),

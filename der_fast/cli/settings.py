@@ -124,12 +124,15 @@ def _schedule_keys(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
         keys.update(_under("first", _rate_keys(base.first, options["lr"])))
         keys.update(_under("later", _rate_keys(base.later, options["lr"])))
     if options.get("batch_size") is not None:
-        keys.update({f"{stage}.batch_size": options["batch_size"] for stage in ("first", "later", "classifier")})
+        keys.update({f"{stage}.batch_size": options["batch_size"] for stage in ("first", "later")})
     return keys
 
 
 def _rate_keys(schedule: ScheduleConfig, rate: float) -> dict[str, Any]:
     """Move the start of the warm-up with the rate it leads to."""
+    if rate == schedule.lr:
+        # x * rate / rate is not always x, and --resume would take the difference for another configuration.
+        return {"lr": schedule.lr, "warmup_lr": schedule.warmup_lr}
     return {"lr": rate, "warmup_lr": schedule.warmup_lr * rate / schedule.lr}
 
 

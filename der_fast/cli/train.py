@@ -14,10 +14,9 @@ from der_fast.cli.folders import begun_config, new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from, refuse_contradictions
-from der_fast.config.check import check
 from der_fast.config.resolve import preset_for, resolve_config
 from der_fast.config.schema import Config
-from der_fast.config.tree import replace_keys, to_dict
+from der_fast.config.tree import to_dict
 from der_fast.errors import ConfigError
 
 
@@ -100,4 +99,4 @@ def resolve(options: dict[str, Any]) -> Config:
         chosen = preset_for(options["data"], options["protocol"])
         say_note(f"recipe: {f'preset {chosen}' if chosen else 'the defaults'}")
     config = resolve_config(options["data"], options["protocol"], preset=options["preset"], paper=options["paper"], base=base)
-    return check(replace_keys(config, changes_from(options, config)))
+    return resolve_config(base=config, changes=changes_from(options, config))

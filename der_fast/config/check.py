@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +85,8 @@ RULES: dict[str, Rule] = {
     "data.std": _channels(_above_zero()),
     "data.max_gib": _above_zero(),
     "protocol.name": _TEXT,
-    "protocol.class_order": Rule(
-        "two or more class names, none of them twice", lambda names: len(names) > 1 and all(names) and len(set(names)) == len(names)
-    ),
+    # Names that come twice are refused by name: a list of a hundred classes says little about which it is.
+    "protocol.class_order": Rule("two or more class names, none of them twice", lambda names: len(names) > 1 and all(names)),
     "protocol.class_order_seed": _SEED,
     "model.backbone": _one_of(BACKBONES),
     "model.width": Rule("a whole number from 1 to 1024", lambda value: 1 <= value <= 1024),
@@ -136,12 +136,20 @@ def check(config: Config) -> Config:
             the message names key, value and what the key takes.
     """
     config = from_dict(to_dict(config))
+    refuse_repeats(config.protocol.class_order or ())
     for dotted, value in flatten(to_dict(config)).items():
         rule = RULES[dotted]
         if value is not None and not rule.accepts(value):
             raise ConfigError(f"{dotted} takes {rule.takes}, not {value!r}")
     _check_pairs(config)
     return config
+
+
+def refuse_repeats(order: Sequence[str]) -> None:
+    """Refuse a class order that names a class more than once; raises ConfigError with those names."""
+    repeated = [name for name, count in Counter(order).items() if count > 1]
+    if repeated:
+        raise ConfigError(f"protocol.class_order names {', '.join(map(repr, repeated))} more than once; list every class once")
 
 
 def _check_pairs(config: Config) -> None:

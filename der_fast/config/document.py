@@ -30,8 +30,14 @@ A run has one configuration: a tree of frozen dataclasses (`der_fast.Config`). I
 `der-fast train DATA … --print-config` shows the result without training; every run saves it in `config.json`. Lists are written
 `--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded.
 
-Folders of images get the preset `images`, `images64` or `photos` by the size of their images. The ImageNet presets are for folders of
-yours: `der-fast train /data/imagenet100 --preset imagenet100-b0-10`.
+Folders of images get the preset `images`, `images64` or `photos` by the size of their images. A folder that is called like a data set of
+the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so would any folder with
+`--preset imagenet100-b0-10`. Folders are stored as absolute paths; where the images were moved, the run goes on with
+`der-fast train NEW_PLACE --out RUN --resume` if they are still the same, by their checksum.
+
+Two things differ from the authors' code. Random-resized-crop draws its crops from the stored square (256/224 of the network's input), not
+from the whole photo. And `protocol.class_order_seed = 1993` shuffles with PyTorch's permutation, so the paper's curves in a report are over
+another order of the classes than the run's.
 """
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
+from der_fast.config.datasets import paper_name
 from der_fast.config.tree import parse_toml
 from der_fast.errors import ConfigError
 
@@ -37,16 +38,20 @@ def find_preset(data_name: str, protocol: str | None = None) -> str | None:
 
     ``("cifar100", "B0-10")`` gives ``"cifar100-b0-10"``; a protocol without a preset of its own gets the recipe of its kind
     (``"cifar100-b50"``) or of the data set (``"cifar100"``). Presets that say more than data set and protocol, such as
-    ``"cifar10-5x2"``, are only used when asked for by name.
+    ``"cifar10-5x2"``, are only used when asked for by name. A folder that is called like a data set of the paper, such as
+    ``"/data/imagenet100"``, counts as that data set.
     """
     known = list_presets()
-    data_name = data_name.lower()
-    candidates = [data_name]
-    if protocol is not None:
-        lowered = protocol.lower()
-        candidates = [f"{data_name}-{lowered}", f"{data_name}-{lowered.split('-')[0]}", data_name]
-    # A preset for any folder, such as "photos", says nothing about a folder that happens to be called photos.
-    return next((name for name in candidates if name in known and load_preset(name).get("data", {}).get("name") == data_name), None)
+    for own in (data_name.lower(), paper_name(data_name) or data_name.lower()):
+        candidates = [own]
+        if protocol is not None:
+            lowered = protocol.lower()
+            candidates = [f"{own}-{lowered}", f"{own}-{lowered.split('-')[0]}", own]
+        for name in candidates:
+            # A preset for any folder, such as "photos", says nothing about a folder that happens to be called photos.
+            if name in known and load_preset(name).get("data", {}).get("name") == own:
+                return name
+    return None
 
 
 def _load(name: str, below: tuple[str, ...]) -> tuple[dict[str, Any], str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from der_fast.config.check import check
+from der_fast.config.datasets import absolute, data_folder
 from der_fast.config.presets import find_preset, load_preset
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, replace_keys
@@ -33,7 +34,7 @@ def resolve_config(
     """Return the configuration for a data set: preset, then `data` and `protocol`, then `paper`, then `changes`.
 
     Args:
-        data: data set name or folder; None keeps the preset's.
+        data: data set name or folder (which becomes an absolute path); None keeps the preset's.
         protocol: e.g. ``"B0-10"``; None keeps the preset's.
         preset: name of a preset; None takes the one made for `data` and `protocol` (see `preset_for`).
         paper: switch off what is not the paper's (settling, parameter target, floor).
@@ -54,7 +55,19 @@ def resolve_config(
     if paper:
         keys.update(PAPER)
     keys.update(changes or {})
-    return check(replace_keys(base, keys))
+    return check(_with_absolute_paths(replace_keys(base, keys)))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Write folders of images and archives in full, so that a saved run finds them again from wherever it is called."""
+    folder, root = data_folder(config.data.name), config.data.root
+    return replace_keys(
+        config,
+        {
+            "data.name": config.data.name if folder is None else str(folder),
+            "data.root": absolute(root) if root is not None and root.strip() else root,
+        },
+    )
 
 
 def preset_for(data: str, protocol: str | None) -> str | None:
@@ -63,9 +76,9 @@ def preset_for(data: str, protocol: str | None) -> str | None:
     A folder's images are not read: the sizes in the headers of a few files decide between ``"images"`` (up to 32 pixels),
     ``"images64"`` and ``"photos"``.
     """
-    folder = Path(data).expanduser()
-    name = find_preset(data, protocol)
-    if name is not None or not folder.is_dir():
+    folder = data_folder(data)
+    name = find_preset(data if folder is None else str(folder), protocol)
+    if name is not None or folder is None:
         return name
     side = max(_sampled_sides(folder), default=0)
     return next((name for limit, name in _BY_SIDE if side <= limit), _LARGER) if side else None

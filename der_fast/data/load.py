@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from der_fast.config.datasets import KNOWN_NAMES
 from der_fast.config.schema import DataConfig
 from der_fast.data.cifar import ARCHIVES, load_cifar
 from der_fast.data.convert import as_image_batch
@@ -14,8 +15,6 @@ from der_fast.data.folder import load_folder
 from der_fast.data.sizes import refuse_too_much, stored_side
 from der_fast.data.source import MemorySource
 from der_fast.errors import DataError
-
-KNOWN_NAMES = ("digits", *ARCHIVES)
 
 
 def load_dataset(config: DataConfig) -> tuple[MemorySource, MemorySource]:
@@ -39,6 +38,8 @@ def load_dataset(config: DataConfig) -> tuple[MemorySource, MemorySource]:
         return load_folder(folder, config)
     if folder.exists():
         raise DataError(f"{folder.absolute()} is a file; give the path of a folder of class folders (unpack an archive first)")
+    if folder.is_absolute():
+        raise DataError(f"there is no folder {folder}; give the path of a folder of class folders, or the new place of one that was moved")
     raise DataError(
         f"unknown data set {config.name!r}: known names are {', '.join(KNOWN_NAMES)}, and there is no folder {folder.absolute()}; "
         "give one of these names or the path of a folder of class folders"

@@ -85,7 +85,7 @@ def _accuracy_caption(run: RunRecord, paper: PaperCurve | None) -> str:
     if mine is not None:
         theirs = sum(paper.pruned[:finished]) / finished
         own = f"{own}, {style.signed(mine - theirs)} points from the paper's pruned {theirs:.1f} % in {metric} over the same steps"
-    return f"{own}; the paper's curves are its authors' published values, with ResNet-18."
+    return f"{own}; the paper's curves are its authors' published values, with ResNet-18 and another order of the classes."
 
 
 def class_sets_over_time(run: RunRecord) -> style.Picture | None:

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from der_fast.report.record import RunRecord, own_name
-
-_ALIASES = {
-    "cifar100": "cifar100",
-    "imagenet100": "imagenet100",
-    "imagenetsubset": "imagenet100",
-    "imagenet": "imagenet1000",
-    "imagenet1k": "imagenet1000",
-    "imagenet1000": "imagenet1000",
-    "ilsvrc2012": "imagenet1000",
-}
+from der_fast.config.datasets import paper_name
+from der_fast.report.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -51,9 +41,9 @@ def paper_curve(dataset: str, protocol: str, class_counts: Sequence[int]) -> Pap
         protocol: e.g. ``"B0-10"``.
         class_counts: number of classes seen after every finished step; must be the paper's, as far as the run got.
     """
-    name = re.sub(r"[^a-z0-9]", "", own_name(dataset).lower())
+    name = paper_name(dataset)
     for entry in _published()["curves"]:
-        if entry["dataset"] == _ALIASES.get(name) and entry["protocol"] == protocol:
+        if entry["dataset"] == name and entry["protocol"] == protocol:
             counts = _class_counts(protocol, entry["classes"], len(entry["pruned"]))
             return _curve(entry, counts) if tuple(class_counts) == counts[: len(class_counts)] else None
     return None

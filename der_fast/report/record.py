@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from der_fast.config.datasets import own_name
 from der_fast.errors import CheckpointError
 from der_fast.report.fields import Fields, Values
 from der_fast.report.trajectory import MaskTrajectory, read_trajectories
@@ -99,11 +100,6 @@ class RunRecord:
         """Whether the model is smaller than the unpruned one at any step."""
         pairs = zip(self.params, self.params_unpruned, strict=True)
         return any(count is not None and full is not None and count < full for count, full in pairs)
-
-
-def own_name(dataset: str) -> str:
-    """Return a data set's name, or of a folder its own name without the path."""
-    return re.split(r"[/\\]", dataset.rstrip("/\\"))[-1] or dataset
 
 
 def read_run(run: str | Path) -> RunRecord:

@@ -11,7 +11,7 @@ from torch import Tensor
 from der_fast.errors import DivergenceError
 from der_fast.training.context import Context
 from der_fast.training.progress import EpochRecord
-from der_fast.training.state import StepState
+from der_fast.training.state import CLASSIFIER, StepState
 
 
 class EpochMeter:
@@ -57,7 +57,7 @@ class EpochMeter:
         if problem is not None:
             raise DivergenceError(
                 f"{problem} in step {self.state.step}, {self.stage} stage, epoch {self.state.epoch}. "
-                f"Lower the learning rate (now {lr:g}) with --lr{_mask_advice(self.state)}; the last checkpoint holds the epoch before."
+                f"Lower the learning rate (now {lr:g}) with {self._advice()}."
             )
         record = EpochRecord(
             self.state.step,
@@ -75,10 +75,14 @@ class EpochMeter:
         self.state.records.append(record)
         self.context.observer.epoch_ends(record)
 
-
-def _mask_advice(state: StepState) -> str:
-    """Deep networks do not survive a residual stream whose masks are all zero: behind it nothing varies any more."""
-    return "" if state.masks is None else ", or masks.lr or masks.sparsity, or keep every residual stream alive with masks.floor=0.1"
+    def _advice(self) -> str:
+        """The options that help in this stage."""
+        if self.stage == CLASSIFIER:
+            return "--set classifier.lr=…"
+        if self.state.masks is None:
+            return "--lr"
+        # Deep networks do not survive a residual stream whose masks are all zero: behind it nothing varies any more.
+        return "--lr, or masks.lr or masks.sparsity, or keep every residual stream alive with masks.floor=0.1"
 
 
 def _is_finite(state: StepState) -> bool:

@@ -28,11 +28,12 @@ from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
 from der_fast.training.latency import latency_ms, whole_model
 from der_fast.training.mask_log import MaskLog
+from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
 from der_fast.training.results import StepResult, metrics_of
 from der_fast.training.runtime import apply_runtime
-from der_fast.training.sources import as_source, check_test, check_train, without_empty_classes
+from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, without_empty_classes
 from der_fast.training.state import StepState
 from der_fast.training.step import Model, Pruned, begin_step, learn_step
 
@@ -97,6 +98,7 @@ class Learner:
         train: Any,
         test: Any = None,
         *,
+        announce: bool = True,
         begin: Callable[[StepState], bool] | None = None,
         save: Callable[[StepState], None] | None = None,
     ) -> StepResult:
@@ -106,17 +108,20 @@ class Learner:
             train: an image source or a map-style dataset of (image, label) with the new classes' images (for the upper bound,
                 `method.bound`, the images of all classes seen so far).
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
+            announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
             begin: called with the step as it begins; may bring it to a checkpoint and then returns True.
             save: called with the step's state after every epoch and stage.
 
         Raises:
             DataError: a class that is already known, images of another size than before, an empty source.
+            ConfigError: a memory that has no room for one exemplar of every class.
             DivergenceError: the loss is no longer finite.
 
         Whatever is raised, the learner is as it was before the call.
         """
         started = time.perf_counter()
         train, test = self._checked(train, test)
+        self._check_memory(train, announce)
         context = self._context(train, save)
         model = self._model or Model(self._architecture(context.test_transform.size))
         new = [name for name in train.class_names if name not in model.class_names]
@@ -285,6 +290,17 @@ class Learner:
         measured = without_empty_classes(as_source(test, self.config.data, source.image_size))
         check_test(measured, (*self.class_names, *source.class_names), source.image_size)
         return source, measured
+
+    def _check_memory(self, train: ImageSource, announce: bool) -> None:
+        """Refuse a memory in which nothing would stay; name new classes that it cannot fill."""
+        if self.config.method.bound:
+            return
+        new = {name: count for name, count in counts_by_class(train).items() if name not in self.class_names}
+        seen = len(self.class_names) + len(new)
+        check_quota(self.config.memory, seen)
+        note = scarcity_note(self.config, new, seen) if announce else None
+        if note is not None:
+            self.observer.message(note)
 
     def _context(self, source: ImageSource, save: Callable[[StepState], None] | None = None) -> Context:
         train_transform, test_transform = transforms_for(self.config.data, source.image_size)

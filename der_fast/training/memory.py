@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from der_fast.config.schema import MemoryConfig
+from der_fast.config.schema import Config, MemoryConfig
 from der_fast.data.source import ImageSource
+from der_fast.errors import ConfigError
+
+_MOST_NAMED = 5
 
 
 def quota(config: MemoryConfig, seen: int) -> int:
     """Return exemplars per class once `seen` classes are known: the fixed number, or total // seen."""
     return config.per_class if config.per_class is not None else config.total // seen
+
+
+def check_quota(config: MemoryConfig, seen: int) -> None:
+    """Refuse a memory that is wanted but too small for one exemplar of each of `seen` classes: nothing would be left of it.
+
+    Raises:
+        ConfigError: the quota comes out as 0 though `memory.total` is above 0.
+    """
+    if config.per_class is None and 0 < config.total < seen:
+        raise ConfigError(
+            f"memory.total = {config.total} leaves no exemplar for each of {seen} classes; use at least {seen} (--memory), or a number "
+            "per class (--memory-per-class), or 0 for no memory at all"
+        )
+
+
+def scarcity_note(config: Config, images: Mapping[str, int], seen: int) -> str | None:
+    """Return what a person should know about classes with fewer images than their quota, or with a single one; None if there are none.
+
+    Args:
+        config: memory and classifier stage are used.
+        images: number of training images by class name.
+        seen: number of classes among which the memory is shared.
+    """
+    count = quota(config.memory, seen)
+    few = sorted((number, name) for name, number in images.items() if number < max(count, 2))
+    if not few:
+        return None
+    named = ", ".join(f"{name!r} ({number})" for number, name in few[:_MOST_NAMED]) + (", …" if len(few) > _MOST_NAMED else "")
+    note = f"{len(few)} class(es) have fewer training images than {f'their memory quota of {count}' if count > 1 else '2'}: {named}. "
+    if config.classifier.epochs:
+        note += f"All are kept, but the classifier stage takes as many of every class as the scarcest has: {few[0][0]} of each. "
+    else:
+        note += "All are kept. "
+    return note + "Add images of these classes, or leave them out."
 
 
 def herding(features: Tensor, count: int) -> Tensor:

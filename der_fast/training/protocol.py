@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from der_fast.config.check import refuse_repeats
 from der_fast.config.schema import ProtocolConfig
 from der_fast.errors import ConfigError
 from der_fast.seeds import generator
@@ -24,9 +25,7 @@ def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]
     """
     if config.class_order is not None:
         order = config.class_order
-        repeated = sorted({name for name in order if order.count(name) > 1})
-        if repeated:
-            raise ConfigError(f"protocol.class_order names {', '.join(repeated)} more than once; list every class once")
+        refuse_repeats(order)
         unknown = [name for name in order if name not in names]
         if unknown:
             raise ConfigError(

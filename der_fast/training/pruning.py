@@ -73,7 +73,8 @@ class SparsityController:
     mean over channels for ∂L_S/∂e.
 
     `masks.sparsity` bounds it from above: in a short schedule a larger weight drags whole streams to zero before the task loss
-    can object (docs/pruning.md has the measurement). What remains when the masks are made binary is taken off by `meet_budget`.
+    can object (docs/pruning.md has the measurement). It is also taken where no weight moves a logit (masks.lr = 0). What remains
+    when the masks are made binary is taken off by `meet_budget`.
     """
 
     def __init__(self, config: MasksConfig, batches: int) -> None:
@@ -88,8 +89,8 @@ class SparsityController:
         logits = masks.logits.detach()
         threshold = budget_threshold(masks.layout, logits.cpu(), self.config)
         remaining = max(self.batches - batch, 1)
-        wanted = max(threshold, 0.0) / (remaining * self.config.lr * max(self._pull(masks), 1e-12))
-        self.weight = min(wanted, self.config.sparsity)
+        moved = remaining * self.config.lr * max(self._pull(masks), 1e-12)
+        self.weight = min(max(threshold, 0.0) / moved, self.config.sparsity) if moved else self.config.sparsity
 
     @staticmethod
     def _pull(masks: ChannelMasks) -> float:

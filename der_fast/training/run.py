@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
 from der_fast.data.source import ImageSource
-from der_fast.errors import CheckpointError, ConfigError, DataError
+from der_fast.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from der_fast.files import held, remove_leftovers
 from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
 from der_fast.training.learner import Learner
+from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.progress import Observer
 from der_fast.training.protocol import class_order, split_steps
 from der_fast.training.saved import saved_steps
 from der_fast.training.sources import counts_by_class
 from der_fast.training.store import load_manifest, save_manifest
 
+# Where the images lie. They may be moved: checksums tell whether they are still the same.
+PLACE_KEYS = ("data.name", "data.root")
 # These decide where and how a run computes, not what it learns.
 FREE_KEYS = (
     *(f"runtime.{name}" for name in ("device", "backend", "threads", "tune_allocator", "keep_checkpoints", "tensorboard")),
-    *(f"data.{name}" for name in ("root", "download", "max_gib")),
+    *(*PLACE_KEYS, "data.download", "data.max_gib"),
 )
 
 
@@ -53,21 +57,32 @@ def run_protocol(
     watcher = observer or Observer()
     steps = split_steps(class_order(train.class_names, config.protocol), config.protocol.name)
     _check_classes(train, test, steps)
-    _check_quota(config, train, [name for names in steps for name in names], watcher)
+    _check_memory(config, train, [name for names in steps for name in names], watcher)
     learner = Learner(config, observer=watcher)
     if out is None:
         if resume:
             raise ConfigError("there is no folder to resume from; give the run's folder as out")
-        _learn_steps(learner, steps, train, test, None)
+        with _advising("Start again with the lower value."):
+            _learn_steps(learner, steps, train, test, None)
         return learner
     check_out(out, resume=resume)
     with held(out):
         learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         _check_steps(learner, steps, out)
-        _learn_steps(learner, steps, train, test, out)
+        with _advising("Start again with another --out and the lower value: --resume takes no changed configuration."):
+            _learn_steps(learner, steps, train, test, out)
         # A process that was killed right after its last step has left some.
         Checkpoints(out, config.runtime.keep_checkpoints).clear()
     return learner
+
+
+@contextlib.contextmanager
+def _advising(how: str) -> Iterator[None]:
+    """Say of a diverged step how to go on after it, which depends on who called."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"{error} {how}") from error
 
 
 def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: ImageSource, test: ImageSource, out: Path | None) -> None:
@@ -79,17 +94,18 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
         seen = [name for names in steps[: number + 1] for name in names]
         images = train.of_classes(seen if config.method.bound else steps[number])
         if out is None:
-            learner.learn(images, test.of_classes(seen))
+            learner.learn(images, test.of_classes(seen), announce=False)
         else:
-            _learn_and_save(learner, images, test.of_classes(seen), out)
+            _learn_and_save(learner, images, test.of_classes(seen), out, announce=False)
 
 
-def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path) -> None:
-    """Learn one step, from its last checkpoint if there is one, and save the learner."""
+def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, *, announce: bool) -> None:
+    """Learn one step, from its last checkpoint if there is one, and save the learner; see `Learner.learn`."""
     free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in FREE_KEYS}
     task = task_of({"config": free, "known": learner.class_names, "train": train.fingerprint()})
     checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
-    learner.learn(train, test, begin=lambda state: checkpoints.restore(state, learner.observer.message), save=checkpoints.save)
+    restore = partial(checkpoints.restore, warn=learner.observer.message)
+    learner.learn(train, test, announce=announce, begin=restore, save=checkpoints.save)
     learner.save(out)
     checkpoints.clear()
 
@@ -119,6 +135,7 @@ def _open(out: Path, facts: dict[str, Any], fresh: Learner) -> Learner:
     for folder in (out, out / FOLDER, out / "extractors", *out.glob("steps/*")):
         remove_leftovers(folder)
     _check_same(out / "config.json", facts)
+    _note_place(out / "config.json", config)
     if not saved_steps(out):
         return fresh
     learner = Learner.load(out, device=config.runtime.device, backend=config.runtime.backend, observer=fresh.observer)
@@ -152,6 +169,16 @@ def _check_same(path: Path, facts: dict[str, Any]) -> None:
             )
 
 
+def _note_place(path: Path, config: Config) -> None:
+    """Write down where the images lie now, for the next --resume and for `der-fast eval`."""
+    facts = load_manifest(path)
+    data, now = facts["config"]["data"], flatten(to_dict(config))
+    moved = {key.partition(".")[2]: now[key] for key in PLACE_KEYS}
+    if any(data.get(name) != value for name, value in moved.items()):
+        data.update(moved)
+        save_manifest(path, facts)
+
+
 def _check_steps(learner: Learner, steps: Sequence[tuple[str, ...]], out: Path) -> None:
     """Refuse to go on with a protocol where the learner was taught something else meanwhile."""
     learned = [result.class_names for result in learner.results]
@@ -176,18 +203,15 @@ def _check_classes(train: ImageSource, test: ImageSource, steps: Sequence[tuple[
             )
 
 
-def _check_quota(config: Config, train: ImageSource, names: Sequence[str], watcher: Observer) -> None:
-    """Say before anything is trained where a memory cannot work."""
-    memory = config.memory
-    if memory.per_class is None and 0 < memory.total < len(names):
-        raise ConfigError(
-            f"memory.total = {memory.total} leaves no exemplar for each of {len(names)} classes; use at least {len(names)}, or 0"
-        )
-    count = memory.per_class if memory.per_class is not None else memory.total // len(names)
+def _check_memory(config: Config, train: ImageSource, names: Sequence[str], watcher: Observer) -> None:
+    """Say before anything is trained where the memory cannot work, or not well, once all classes are known."""
+    if config.method.bound:
+        return
+    check_quota(config.memory, len(names))
     counts = counts_by_class(train)
-    small = [name for name in names if counts[name] < count]
-    if small:
-        watcher.message(f"{len(small)} class(es) have fewer images than their memory quota of {count}, e.g. {small[0]!r}: all are kept")
+    note = scarcity_note(config, {name: counts[name] for name in names}, len(names))
+    if note is not None:
+        watcher.message(note)
 
 
 def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: Config, *, observer: Observer | None = None) -> Learner:
@@ -214,7 +238,8 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
         _finish_saving(learner, run)
         learner.reconfigure(config)
         watcher.run_begins(1, config)
-        _learn_and_save(learner, train, test, run)
+        with _advising(f"{run} is as it was: learn the classes again, with the lower value."):
+            _learn_and_save(learner, train, test, run, announce=True)
     return learner
 
 

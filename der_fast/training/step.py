@@ -207,8 +207,6 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
         images = train.of_classes([name])
         chosen = images.subset(herding(features_of(context, model.bank, images), count))
         parts.append(chosen.relabelled(names))
-        if len(chosen) < count:
-            context.observer.message(f"class {name!r} has {len(images)} images, fewer than its memory quota of {count}: all are kept")
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.concatenated(part)

@@ -20,7 +20,7 @@ OPTIONS = {
         "--test-per-class --data-root --download --target-params --paper --no-prune --no-aux --no-expand --bound --fwt --seed --device "
         "--backend --out --resume --set --print-config --tensorboard --quiet --debug"
     ),
-    "learn": "--epochs --batch-size --lr --target-params --device --backend --set --quiet --debug",
+    "learn": "--epochs --batch-size --lr --memory --memory-per-class --target-params --device --backend --set --quiet --debug",
     "eval": "--json --device --debug",
     "predict": "--top --json --device --backend --debug",
     "report": "--compare --debug",

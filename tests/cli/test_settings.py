@@ -34,7 +34,7 @@ from der_fast.errors import ConfigError
         ({"tensorboard": True}, {"runtime.tensorboard": True}),
         ({"memory": 500}, {"memory.total": 500, "memory.per_class": None}),
         ({"memory_per_class": 20}, {"memory.per_class": 20}),
-        ({"batch_size": 64}, {"first.batch_size": 64, "later.batch_size": 64, "classifier.batch_size": 64}),
+        ({"batch_size": 64}, {"first.batch_size": 64, "later.batch_size": 64}),
         ({"class_order": "alphabetical"}, {"protocol.class_order": None, "protocol.class_order_seed": None}),
         ({"class_order": "b, a"}, {"protocol.class_order": ("b", "a")}),
         ({"settings": ["later.lr=0.5", "data.flip=false"]}, {"later.lr": "0.5", "data.flip": "false"}),
@@ -59,6 +59,12 @@ def test_learning_rate_moves_the_warmup_with_it() -> None:
     config = replace_keys(base, changes_from({"lr": 0.05}, base))
     assert (config.first.lr, config.later.lr, config.classifier.lr) == (0.05, 0.05, 0.1)
     assert config.later.warmup_lr == pytest.approx(0.005)
+
+
+def test_the_classifier_stage_keeps_its_batches() -> None:
+    base = resolve_config(preset="cifar10-5x2")
+    config = replace_keys(base, changes_from({"batch_size": 64}, base))
+    assert (config.first.batch_size, config.later.batch_size, config.classifier.batch_size) == (64, 64, 16)
 
 
 def test_set_wins_over_options() -> None:

@@ -94,9 +94,11 @@ def test_resume_needs_no_data(run: Run, api: Any) -> None:
     assert (api.calls[0]["config"], api.calls[0]["resume"]) == (saved, True)
 
 
-def test_resume_with_the_same_options_is_the_same_configuration(run: Run, api: Any) -> None:
-    command = ["train", "cifar100", "--protocol", "B0-10", "--epochs", "17", "--lr", "0.05", "--memory", "100", "--out", "c"]
-    run(*command)
+@pytest.mark.parametrize("data", ["digits", "cifar100"])
+@pytest.mark.parametrize("rate", ["0.05", "0.03", "0.013", "0.1"])
+def test_resume_with_the_same_options_is_the_same_configuration(data: str, rate: str, run: Run, api: Any) -> None:
+    command = ["train", data, "--protocol", "B0-10", "--epochs", "17", "--lr", rate, "--batch-size", "64", "--memory", "100", "--out", "c"]
+    assert run(*command).exit_code == 0
     begun = api.calls[0]["config"]
     Path("c/config.json").write_text(json.dumps({"config": to_dict(begun)}))
     assert run(*command, "--resume").exit_code == 0
@@ -194,6 +196,28 @@ def test_learn_changes_the_later_schedule(run: Run, api: Any) -> None:
         "masks.target_params": 0.2,
         "runtime.device": "cpu",
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        (["--memory", "500"], {"memory.total": 500, "memory.per_class": None}),
+        (["--memory", "0"], {"memory.total": 0, "memory.per_class": None}),
+        (["--memory-per-class", "7"], {"memory.per_class": 7}),
+    ],
+)
+def test_learn_changes_the_memory(options: list[str], keys: dict[str, Any], run: Run, api: Any) -> None:
+    save_config(Path("r"), resolve_config("cifar100", "B50-5"))
+    Path("new").mkdir()
+    assert run("learn", "r", "new", *options).exit_code == 0
+    assert api.calls[0]["overrides"] == keys
+
+
+def test_learn_takes_one_kind_of_memory(run: Run, api: Any) -> None:
+    save_config(Path("r"), Config())
+    ended = run("learn", "r", ".", "--memory", "5", "--memory-per-class", "7")
+    assert (ended.exit_code, api.calls) == (2, [])
+    assert "--memory and --memory-per-class do not go together" in ended.stderr
 
 
 def test_learn_refuses_a_missing_folder_and_a_damaged_run(run: Run, api: Any) -> None:

@@ -27,7 +27,7 @@ REFUSED: dict[str, list[Any]] = {
     "data.std": [(0.5, 0.0, 0.5), (0.5, float("inf"), 0.5)],
     "data.max_gib": [0.0, float("nan")],
     "protocol.name": [""],
-    "protocol.class_order": [(), ("a",), ("a", "b", "a"), ("a", "")],
+    "protocol.class_order": [(), ("a",), ("a", "")],
     "protocol.class_order_seed": [-1, 2**63],
     "model.backbone": ["resnet19", ""],
     "model.width": [0, 5000],
@@ -125,6 +125,13 @@ def test_training_stages_need_an_epoch(key: str) -> None:
 def test_contradictions_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check(replace_keys(Config(), changes))
+
+
+def test_classes_that_are_named_twice_are_named() -> None:
+    order = (*(f"class {index}" for index in range(100)), "class 7", "class 98", "class 7")
+    with pytest.raises(ConfigError) as caught:
+        check(replace_keys(Config(), {"protocol.class_order": order}))
+    assert str(caught.value) == "protocol.class_order names 'class 7', 'class 98' more than once; list every class once"
 
 
 def test_trees_built_by_hand_are_normalised() -> None:

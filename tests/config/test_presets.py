@@ -90,7 +90,7 @@ def test_imagenet(name: str) -> None:
 
 def test_imagenet_memory() -> None:
     assert [config_of(name).memory.total for name in IMAGENET] == [2000, 2000, 20000]
-    assert [config_of(name).memory.per_class for name in IMAGENET] == [None, 20, None]
+    assert [config_of(name).memory.per_class for name in IMAGENET] == [None, None, None]
 
 
 def test_cifar10_in_five_steps() -> None:
@@ -136,6 +136,14 @@ def test_every_preset_says_what_it_is_and_only_sets_known_keys() -> None:
         ("photos", None, None),
         ("images", "B0-5", None),
         ("nowhere", "B0-5", None),
+        ("/data/imagenet100", "B0-10", "imagenet100-b0-10"),
+        ("/data/ImageNet-100/", "B50-10", "imagenet100-b50-10"),
+        ("imagenet_subset", "B0-20", "imagenet100"),
+        ("D:\\ILSVRC2012", "B0-10", "imagenet1000-b0-10"),
+        ("~/imagenet", "B0-20", None),
+        ("pictures/cifar100", "B0-5", "cifar100-b0-5"),
+        ("pictures/photos", "B0-5", None),
+        ("pictures/digits", "B0-5", None),
     ],
 )
 def test_finding(data: str, protocol: str | None, expected: str | None) -> None:

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from der_fast.config.datasets import KNOWN_NAMES
 from der_fast.config.rescale import parse_epochs, rescaled_keys
 from der_fast.config.resolve import preset_for, resolve_config
 from der_fast.config.schema import Config, ScheduleConfig
 from der_fast.config.tree import replace_keys
+from der_fast.data.cifar import ARCHIVES
 from der_fast.errors import ConfigError
 
 
@@ -34,6 +36,38 @@ def test_changes_win_over_protocol_over_preset() -> None:
 def test_a_named_preset_keeps_the_users_data() -> None:
     config = resolve_config("./pictures", preset="cifar10-5x2")
     assert (config.data.name, config.data.train_per_class) == ("./pictures", 1000)
+
+
+@pytest.mark.parametrize("typed", ["pictures", "./pictures/", "../{here}/pictures", "link", "{absolute}/pictures/"])
+def test_folders_are_written_in_full(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "link").symlink_to("pictures")
+    monkeypatch.chdir(tmp_path)
+    data = resolve_config(typed.format(here=tmp_path.name, absolute=tmp_path), changes={"data.root": "archives"}).data
+    # A link keeps its name: reports and presets go by it.
+    assert data.name == str(tmp_path / ("link" if typed == "link" else "pictures"))
+    assert data.root == str(tmp_path / "archives")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_config("~/pictures").data.name == str(tmp_path / "pictures")
+    assert resolve_config(changes={"data.name": "pictures"}).data.name == str(tmp_path / "pictures")
+
+
+def test_known_names_are_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert resolve_config("digits").data.name == "digits"
+    assert resolve_config("./digits").data.name == str(tmp_path / "digits")
+    assert resolve_config("no-folder").data.name == "no-folder"
+    assert set(KNOWN_NAMES) == {"digits", *ARCHIVES}
+
+
+@pytest.mark.parametrize(("name", "preset"), [("imagenet100", "imagenet100-b0-10"), ("others", "photos")])
+def test_a_folder_of_the_papers_gets_the_papers_recipe(name: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path / name, [300])
+    assert preset_for(str(folder), "B0-10") == preset
+    assert resolve_config(str(folder), "B0-10").data.name == str(folder)
+    monkeypatch.chdir(folder)
+    assert preset_for(".", "B0-10") == preset
 
 
 def test_a_base_is_used_instead_of_a_preset() -> None:

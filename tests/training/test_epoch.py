@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -48,7 +49,17 @@ def test_a_loss_that_is_no_number(loss: float, meter: Meter) -> None:
     ) as caught:
         counted.finish(0.1)
     assert "masks.lr" in str(caught.value)
+    # A checkpoint is no way out: --resume takes no other learning rate.
+    assert "checkpoint" not in str(caught.value)
     assert counted.state.records == []
+
+
+def test_the_classifier_stage_has_a_learning_rate_of_its_own(meter: Meter) -> None:
+    counted = meter()
+    counted.stage = "classifier"
+    counted.add(torch.tensor(math.nan), torch.zeros(1, 2), torch.tensor([0]))
+    with pytest.raises(DivergenceError, match=r"Lower the learning rate \(now 0\.1\) with --set classifier.lr=…\.$"):
+        counted.finish(0.1)
 
 
 @pytest.mark.parametrize("part", ["extractor.stem.weight", "extractor.norm.running_var", "head.bias", "masks.logits"])

@@ -343,6 +343,23 @@ def test_the_seed_decides(tiny: Tiny, synthetic: Images) -> None:
     assert heads[0].shape != heads[2].shape or not torch.equal(heads[0], heads[2])
 
 
+def test_scarce_classes_are_noted_before_they_are_learned_and_once(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    learner = Learner(tiny({"memory.total": 40, "first.epochs": 1}), observer=watcher)
+    learner.learn(synthetic("ab").subset(torch.arange(6)))
+    notes = [text for text in watcher.messages if "quota" in text]
+    assert len(notes) == 1
+    assert notes[0].startswith("2 class(es) have fewer training images than their memory quota of 20: 'b' (1), 'a' (5). All are kept")
+    assert "1 of each" in notes[0]
+
+
+def test_a_step_never_empties_the_memory_unasked(learned: tuple[Learner, Path], tiny: Tiny, synthetic: Images) -> None:
+    learner = Learner.load(learned[1])
+    learner.reconfigure(tiny({"memory.total": 7}))
+    with pytest.raises(ConfigError, match="memory.total = 7 leaves no exemplar for each of 8 classes"):
+        learner.learn(synthetic("gh"))
+    assert learner.model.memory.fingerprint() == learned[0].model.memory.fingerprint()
+
+
 def test_a_known_class_is_refused(learned: tuple[Learner, Path], synthetic: Images) -> None:
     with pytest.raises(DataError, match="class 'd' is already known; give only new classes"):
         learned[0].learn(synthetic("gd"))

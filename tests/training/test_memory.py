@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from der_fast.config.schema import MemoryConfig
+from der_fast.config.schema import Config, MemoryConfig
+from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource
-from der_fast.training.memory import balanced_subset, herding, quota, truncate
+from der_fast.errors import ConfigError
+from der_fast.training.memory import balanced_subset, check_quota, herding, quota, scarcity_note, truncate
 
 
 def rows_of(count: int, width: int, seed: int, *, repeats: bool = False) -> Tensor:
@@ -80,6 +83,37 @@ def test_features_without_any_entry_are_taken_in_their_order() -> None:
 )
 def test_quota(config: MemoryConfig, seen: int, count: int) -> None:
     assert quota(config, seen) == count
+
+
+@pytest.mark.parametrize(
+    ("config", "seen"),
+    [(MemoryConfig(total=0), 5), (MemoryConfig(total=5), 5), (MemoryConfig(total=3, per_class=2), 5), (MemoryConfig(per_class=0), 5)],
+)
+def test_memories_with_room_for_every_class_or_for_none_by_wish(config: MemoryConfig, seen: int) -> None:
+    check_quota(config, seen)
+
+
+def test_a_memory_without_room_for_every_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="memory.total = 4 leaves no exemplar for each of 5 classes; use at least 5"):
+        check_quota(MemoryConfig(total=4), 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "2 class(es) have fewer training images than their memory quota of 5: 'b' (1), 'a' (3). All are kept, but the classifier "
+             "stage takes as many of every class as the scarcest has: 1 of each. Add images of these classes, or leave them out."),
+        ({"classifier.epochs": 0}, "(3). All are kept. Add images"),
+        # A single image is too little whatever the memory.
+        ({"memory.total": 0}, "1 class(es) have fewer training images than 2: 'b' (1). All"),
+        ({"memory.per_class": 1}, "fewer training images than 2: 'b' (1)"),
+        ({"memory.per_class": 3}, "1 class(es) have fewer training images than their memory quota of 3: 'b' (1)"),
+    ],
+)  # fmt: skip
+def test_scarce_classes_are_named_with_what_follows(changes: dict[str, Any], words: str) -> None:
+    config = replace_keys(Config(), {"memory.total": 20, **changes})
+    assert words in str(scarcity_note(config, {"a": 3, "b": 1, "c": 9}, 4))
+    assert scarcity_note(config, {"c": 9}, 4) is None
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=30), count=st.integers(0, 12))

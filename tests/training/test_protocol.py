@@ -80,7 +80,7 @@ def test_an_explicit_order_wins_over_the_seed(order: list[str]) -> None:
 @pytest.mark.parametrize(
     ("order", "words"),
     [
-        (("class1", "class2", "class1"), "class1 more than once"),
+        (("class1", "class2", "class1"), "'class1' more than once"),
         (("class1", "dog", "cat"), "dog, cat, which the data set does not have; its classes: class0, class1"),
     ],
 )

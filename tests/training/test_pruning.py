@@ -123,6 +123,14 @@ def test_the_controllers_weight_is_a_finite_number_of_at_least_0(target: float) 
             masks.logits -= 0.5 * gradient
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-320])
+def test_logits_that_stand_still_do_not_stop_the_controller(rate: float) -> None:
+    config = replace(config_of(0.3), lr=rate)
+    controller = SparsityController(config, 30)
+    controller.update(masks_of(1, 0.0, 2.0), 0)
+    assert controller.weight == config.sparsity
+
+
 def test_within_the_budget_the_controller_lets_go() -> None:
     masks = masks_of(2, -2.0, -1.0)
     controller = SparsityController(config_of(0.5), 10)

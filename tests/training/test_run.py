@@ -98,8 +98,29 @@ def test_a_class_without_images_is_found_before_the_first_step(part: str, tiny: 
 def test_classes_with_fewer_images_than_their_quota_are_named(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
     changes = {**SHORT, "memory.total": 60}
     learner = run_protocol(tiny(changes), synthetic("abcdef"), synthetic("abcdef", 2), None, observer=watcher)
-    assert "6 class(es) have fewer images than their memory quota of 10, e.g. 'a': all are kept" in watcher.messages
+    assert [text for text in watcher.messages if "quota" in text] == [
+        "6 class(es) have fewer training images than their memory quota of 10: 'a' (5), 'b' (5), 'c' (5), 'd' (5), 'e' (5), …. All are "
+        "kept, but the classifier stage takes as many of every class as the scarcest has: 5 of each. Add images of these classes, or "
+        "leave them out."
+    ]
     assert learner.model.memory.labels.bincount().tolist() == [5] * 6
+
+
+def test_the_upper_bound_has_no_memory(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    changes = {**SHORT, "protocol.name": "B0-2", "method.bound": True, "memory.total": 1}
+    learner = run_protocol(tiny(changes), synthetic("abcd"), synthetic("abcd", 2), None, observer=watcher)
+    assert learner.model.memory is None
+    assert not any("quota" in text for text in watcher.messages)
+
+
+def test_learning_more_never_empties_the_memory_unasked(copy: Path, tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    for keys in ({"memory.total": 7}, {"memory.total": 1}):
+        with pytest.raises(ConfigError, match=r"leaves no exemplar for each of 8 classes; use at least 8 \(--memory\), .* or 0"):
+            learn_more(copy, synthetic("gh"), None, tiny({**SHORT, **keys}), observer=Never())
+    assert Learner.load(copy).model.memory is not None
+    learner = learn_more(copy, synthetic("gh"), None, tiny({**SHORT, "memory.total": 8}), observer=watcher)
+    assert learner.model.memory.labels.bincount().tolist() == [1] * 8
+    assert learn_more(copy, synthetic("ij"), None, tiny({**SHORT, "memory.total": 0})).model.memory is None
 
 
 def test_a_folder_that_holds_a_run_is_not_touched(copy: Path, tiny: Tiny, synthetic: Images, run_facts: Facts) -> None:
@@ -146,11 +167,16 @@ def test_a_changed_configuration_is_refused(changes: dict[str, Any], words: str,
 
 def test_where_it_computes_may_change(copy: Path, tiny: Tiny, synthetic: Images) -> None:
     changes = {"runtime.device": "auto", "runtime.backend": "reference", "runtime.threads": 2, "runtime.tune_allocator": False,
-               "runtime.keep_checkpoints": 5, "data.root": "elsewhere",
+               "runtime.keep_checkpoints": 5, "data.name": "/moved", "data.root": "elsewhere",
                "data.download": True, "data.max_gib": 1.0, "runtime.tensorboard": True}  # fmt: skip
     assert set(changes) == set(FREE_KEYS)
     learner = resumed(copy, tiny, synthetic, changes)
     assert learner.config.runtime.keep_checkpoints == 5
+    # What follows finds the images where they are now; the device of one resumed run says nothing about the next.
+    kept = json.loads((copy / "config.json").read_text())["config"]
+    assert (kept["data"]["name"], kept["data"]["root"], kept["runtime"]["threads"]) == ("/moved", "elsewhere", 1)
+    assert Learner.load(copy).config.data.name == "/moved"
+    resumed(copy, tiny, synthetic, changes, observer=Never())
     assert learner.backend.reason == "asked for"
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
@@ -241,11 +267,17 @@ def test_what_was_learned_cannot_be_changed_by_learning_more(copy: Path, tiny: T
 
 def test_a_diverged_step_leaves_the_steps_before_it(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
     changes = {**SHORT, "later.lr": 1e30, "masks.enabled": False}
-    with pytest.raises(DivergenceError, match="step 2"):
+    with pytest.raises(DivergenceError, match=r"step 2.*--lr\. Start again with another --out and the lower value: --resume takes no"):
         run_protocol(tiny(changes), synthetic("abcdef"), synthetic("abcdef", 2, seed=1), tmp_path)
     assert Learner.load(tmp_path).class_names == ("a", "b")
     with pytest.raises(DivergenceError, match="step 2"):
         resumed(tmp_path, tiny, synthetic, {"later.lr": 1e30, "masks.enabled": False})
+
+
+def test_a_diverged_further_step_leaves_the_run(copy: Path, tiny: Tiny, synthetic: Images) -> None:
+    with pytest.raises(DivergenceError, match=f"step 4.*--lr.* {copy} is as it was: learn the classes again, with the lower value"):
+        learn_more(copy, synthetic("gh"), None, tiny({**SHORT, "later.lr": 1e30}))
+    assert learn_more(copy, synthetic("gh"), None, tiny(SHORT)).class_names == tuple("abcdefgh")
 
 
 def test_two_runs_in_one_folder(copy: Path, tiny: Tiny, synthetic: Images) -> None:

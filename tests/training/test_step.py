@@ -190,8 +190,8 @@ def test_a_class_with_fewer_images_than_its_quota_is_kept_whole_and_named(tiny: 
     learner = Learner(tiny({"memory.per_class": 5}), observer=watcher)
     learner.learn(synthetic("ab", 6).subset(torch.tensor([0, 1, 2, 6, 7, 8, 9, 10, 11])))
     assert learner.model.memory.labels.bincount().tolist() == [3, 5]
-    assert [text for text in watcher.messages if "quota" in text] == [
-        "class 'a' has 3 images, fewer than its memory quota of 5: all are kept"
+    assert [text.partition(". ")[0] for text in watcher.messages if "quota" in text] == [
+        "1 class(es) have fewer training images than their memory quota of 5: 'a' (3)"
     ]
 
 
