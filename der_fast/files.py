@@ -23,12 +23,16 @@ _held: dict[Path, int] = {}
 _guard = threading.Lock()
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
+_REMEDY = "free some space or choose another folder, then go on with --resume"
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None], *, remedy: str = _REMEDY) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     Args:
         path: where the file shall be; missing parent folders are made.
         write: called with the temporary path; must create that file.
+        remedy: what to do where it fails, for the message.
 
     Raises:
         StorageError: no space left, no permission, or any other failure of the file system. What stood at `path` before is
@@ -48,10 +52,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        raise StorageError(
-            f"could not write {path}: {_reason(error)}. What was saved there before is unharmed; "
-            "free some space or choose another folder, then go on with --resume."
-        ) from error
+        raise StorageError(f"could not write {path}: {_reason(error)}. What was saved there before is unharmed; {remedy}.") from error
     _sync_folder(path.parent)
     return path
 
