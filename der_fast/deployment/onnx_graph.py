@@ -107,7 +107,7 @@ class _Graph:
         """Add one operation of a program."""
         steps = [name for name, there in (("add", op.residual), ("relu", op.relu)) if there]
         # The last node bears the operation's name.
-        names = [*(f"{target}.{op.kind}" for _ in steps[:1]), *(f"{target}.sum" for _ in steps[1:]), target]
+        names = [*(f"{target}.linear" for _ in steps[:1]), *(f"{target}.sum" for _ in steps[1:]), target]
         value = self._plain(op, values[op.source], weights, names[0])
         for step, name in zip(steps, names[1:], strict=True):
             value = self.node("Relu", [value], name) if step == "relu" else self.node("Add", [value, values[op.residual]], name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,10 @@ def write_aoti(path: Path, network: Network, facts: Facts) -> None:
         package = Path(folder) / "model.pt2"
         settings: dict[str, Any] = {"aot_inductor.metadata": facts.to_texts()}
         try:
-            torch._inductor.aoti_compile_and_package(_traced(network, facts), package_path=str(package), inductor_configs=settings)
+            with warnings.catch_warnings():
+                # PyTorch warns about its own use of what it has deprecated.
+                warnings.filterwarnings("ignore", category=FutureWarning)
+                torch._inductor.aoti_compile_and_package(_traced(network, facts), package_path=str(package), inductor_configs=settings)
         except (RuntimeError, OSError) as error:
             raise ExportError(f"AOTInductor could not compile the model with {cpp_compiler()}: {error}") from error
         shutil.copyfile(package, path)
