@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from der_fast.compaction import Arena, pack
 from der_fast.compaction.execute import execute
-from der_fast.compaction.program import Op, program
+from der_fast.compaction.program import Op
 from der_fast.data import Transform
-from der_fast.deployment.fold import fold
 from der_fast.errors import DerFastError
 from der_fast.model.architecture import Architecture
 from der_fast.model.extractor import Extractor
@@ -142,10 +143,13 @@ def network_of(model: Model) -> Network:
     if model.head is None:
         raise DerFastError("nothing has been learned yet: call learn() first")
     weight, bias = (tensor.detach().float().cpu().contiguous() for tensor in (model.head.weight, model.head.bias))
-    parts = tuple(_part(extractor) for extractor in model.bank.extractors)
+    parts = tuple(part_of(pack(cast(Extractor, extractor), layout="KCRS")) for extractor in model.bank.extractors)
     return Network(model.architecture, parts, weight, bias, model.temperature)
 
 
-def _part(extractor: torch.nn.Module) -> Part:
-    assert isinstance(extractor, Extractor)
-    return Part(extractor.widths, program(extractor.architecture, extractor.widths), fold(extractor))
+def part_of(arena: Arena) -> Part:
+    """Take an extractor's program and weights out of its arena, as contiguous float32 tensors on the CPU."""
+    # A copy: the arena may be mapped from a file, and its bank may be gone before the part is.
+    tensors = {name: tensor.to("cpu", torch.float32, copy=True).contiguous() for name, tensor in arena.tensors().items()}
+    index = arena.feature_index
+    return Part(arena.stored, arena.ops, tensors, None if index is None else index.cpu())

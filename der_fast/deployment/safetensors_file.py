@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from der_fast.compaction.arena import backbone_facts
 from der_fast.compaction.program import program
 from der_fast.deployment.facts import Facts
 from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, Network, Part, Run, runner, tensor_name
@@ -23,13 +24,7 @@ _NETWORK = "network"
 
 def write_safetensors(path: Path, network: Network, facts: Facts) -> None:
     """Write the network to `path`; raises OSError where it cannot be written."""
-    architecture = network.architecture
-    described = {
-        "backbone": architecture.name,
-        "width": architecture.width(architecture.stem.target),
-        "stem": "imagenet" if architecture.pool else "small",
-        "extractors": [dict(part.widths) for part in network.parts],
-    }
+    described = {**backbone_facts(network.architecture), "extractors": [dict(part.widths) for part in network.parts]}
     path.write_bytes(save(dict(network.named_tensors()), {**facts.to_texts(), _NETWORK: json.dumps(described)}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ import torch
 from torch import Tensor
 
 from der_fast.api import train
-from der_fast.compaction import compact, plan
-from der_fast.deployment import network
-from der_fast.deployment.network import Network
+from der_fast.compaction import compact, pack, plan
+from der_fast.deployment.network import Network, network_of, part_of
 from der_fast.model.architecture import Architecture
 from der_fast.model.bank import FrozenBank
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
@@ -72,12 +72,14 @@ def random_network() -> Callable[..., tuple[Network, Masked]]:
     return build_network
 
 
-def build_network(architecture: Architecture, keeps: list[Tensor], classes: int = 4) -> tuple[Network, Masked]:
+def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: int = 4, align: int = 1) -> tuple[Network, Masked]:
     """Return a network of one extractor per mask, and the function images → logits that its dense, masked extractors compute.
 
     Args:
         architecture: of all extractors.
         keeps: boolean (C,), the binary masks of each extractor.
+        classes: number of classes.
+        align: stored widths are multiples of it.
     """
     layout = MaskLayout(architecture)
     dense, compacts, plans = [], [], []
@@ -96,11 +98,14 @@ def build_network(architecture: Architecture, keeps: list[Tensor], classes: int 
     def masked(images: Tensor) -> Tensor:
         rows = [images.new_zeros(len(images), 0).double()]
         for extractor, made in zip(dense, plans, strict=True):
-            features = extractor.double()(images.double(), made.keep.double())
+            features = extractor.double()(images.double(), made.masks.double())
             rows.append(features[:, made.features])
         return (torch.cat(rows, 1) @ head.weight.double().T + head.bias.double()).float()
 
-    return network.network_of(model), masked
+    if align == 1:
+        return network_of(model), masked
+    parts = tuple(part_of(pack(extractor, made, align=align)) for extractor, made in zip(dense, plans, strict=True))
+    return replace(network_of(model), parts=parts), masked
 
 
 def _random_extractor(architecture: Architecture, seed: int) -> Extractor:
