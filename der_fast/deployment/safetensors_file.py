@@ -19,13 +19,15 @@ from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, N
 from der_fast.errors import ExportError, UserError
 from der_fast.model.architecture import Architecture, build_architecture
 
-_NETWORK = "network"
+# One key for everything: safetensors writes several in an order that differs from file to file.
+_KEY, _NETWORK = "der_fast", "network"
 
 
 def write_safetensors(path: Path, network: Network, facts: Facts) -> None:
     """Write the network to `path`; raises OSError where it cannot be written."""
     described = {**backbone_facts(network.architecture), "extractors": [dict(part.widths) for part in network.parts]}
-    path.write_bytes(save(dict(network.named_tensors()), {**facts.to_texts(), _NETWORK: json.dumps(described)}))
+    texts = {**facts.to_texts(), _NETWORK: json.dumps(described)}
+    path.write_bytes(save(dict(network.named_tensors()), {_KEY: json.dumps(texts, ensure_ascii=False)}))
 
 
 def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
@@ -43,11 +45,15 @@ def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            texts = dict(file.metadata() or {})
+            metadata = file.metadata() or {}
             # What is loaded is a view of the file; whoever writes into the file later shall not reach it.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path} is no .safetensors file that can be read: {error}. Export the run anew") from error
+    try:
+        texts = dict(json.loads(metadata.get(_KEY, "{}")))
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"{path} is damaged: its metadata cannot be read ({error!r}). Export the run anew") from error
     facts = Facts.from_texts(texts, str(path))
     try:
         network = _network(json.loads(texts[_NETWORK]), tensors, facts)
