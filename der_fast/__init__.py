@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from der_fast.api import RunResult, evaluate_run, learn_run, train
     from der_fast.config.schema import Config
+    from der_fast.deployment import DeployedModel, Exported, export, load
     from der_fast.report import write_report
-    from der_fast.training.learner import Learner, Prediction
+    from der_fast.training.learner import Learner
+    from der_fast.training.prediction import Prediction
 
 _HOMES = {
     "train": "der_fast.api",
@@ -19,10 +21,27 @@ _HOMES = {
     "Config": "der_fast.config.schema",
     "write_report": "der_fast.report",
     "Learner": "der_fast.training.learner",
-    "Prediction": "der_fast.training.learner",
+    "Prediction": "der_fast.training.prediction",
+    "DeployedModel": "der_fast.deployment",
+    "Exported": "der_fast.deployment",
+    "export": "der_fast.deployment",
+    "load": "der_fast.deployment",
 }
 
-__all__ = ["Config", "Learner", "Prediction", "RunResult", "evaluate_run", "learn_run", "train", "write_report"]
+__all__ = [
+    "Config",
+    "DeployedModel",
+    "Exported",
+    "Learner",
+    "Prediction",
+    "RunResult",
+    "evaluate_run",
+    "export",
+    "learn_run",
+    "load",
+    "train",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

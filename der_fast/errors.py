@@ -30,6 +30,10 @@ class StorageError(UserError):
     """A file could not be written: no space left, no permission."""
 
 
+class ExportError(UserError):
+    """A model that cannot be exported as asked, or an exported file that cannot be used."""
+
+
 class DivergenceError(UserError):
     """The loss is no longer a finite number."""
 

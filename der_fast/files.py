@@ -24,12 +24,13 @@ _held: dict[Path, int] = {}
 _guard = threading.Lock()
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], None], *, remedy: str | None = None) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     Args:
         path: where the file shall be; missing parent folders are made.
         write: called with the temporary path; must create that file.
+        remedy: what to do where it fails, for the message; by default what a run that was stopped by it can do.
 
     Raises:
         StorageError: no space left, no permission, or any other failure of the file system. What stood at `path` before is
@@ -49,9 +50,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        raise StorageError(
-            f"could not write {path}: {_reason(error)}. What was saved there before is unharmed; {_remedy(error)}."
-        ) from error
+        what = f"could not write {path}: {_reason(error)}. What was saved there before is unharmed"
+        raise StorageError(f"{what}; {remedy or _remedy(error)}.") from error
     _sync_folder(path.parent)
     return path
 

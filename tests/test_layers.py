@@ -19,7 +19,7 @@ LAYERS = [
     ["model"],
     ["compaction", "data"],
     ["training"],
-    ["export", "report"],
+    ["deployment", "report"],
     ["api"],
     ["cli"],
 ]

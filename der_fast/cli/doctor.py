@@ -14,7 +14,20 @@ from der_fast.cli import options as opt
 from der_fast.cli.console import output, print_json
 
 # Distributions whose versions decide about numbers or about what works.
-_DISTRIBUTIONS = ("der_fast", "torch", "triton", "numpy", "pillow", "safetensors", "scikit-learn", "matplotlib", "typer", "rich")
+_DISTRIBUTIONS = (
+    "der_fast",
+    "torch",
+    "triton",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "scikit-learn",
+    "matplotlib",
+    "typer",
+    "rich",
+)
 
 
 def doctor(as_json: opt.Json = False, debug: opt.Debug = False) -> None:
@@ -102,9 +115,12 @@ def _backends() -> dict[str, Any]:
 
 
 def _optional_parts() -> dict[str, Any]:
+    from der_fast.deployment.optional import availability
+
     version = _version("tensorboard")
     missing = "not installed; pip install 'der_fast[tensorboard]'"
-    return {"tensorboard": {"works": version is not None, "reason": f"{version}; --tensorboard" if version else missing}}
+    found = {"tensorboard": (version is not None, f"{version}; --tensorboard" if version else missing), **availability()}
+    return {name: {"works": works, "reason": reason} for name, (works, reason) in found.items()}
 
 
 def _files() -> dict[str, Any]:

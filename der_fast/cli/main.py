@@ -10,6 +10,7 @@ import typer
 from der_fast.cli.demo import demo
 from der_fast.cli.doctor import doctor
 from der_fast.cli.evaluate import evaluate
+from der_fast.cli.export import export
 from der_fast.cli.group import Commands
 from der_fast.cli.learn import learn
 from der_fast.cli.predict import predict
@@ -30,6 +31,7 @@ app.command()(train)
 app.command()(learn)
 app.command("eval")(evaluate)
 app.command()(predict)
+app.command()(export)
 app.command()(report)
 app.command()(doctor)
 

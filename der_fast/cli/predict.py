@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.table import Table
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import output, print_json, say_note
-from der_fast.errors import DataError
-
-if TYPE_CHECKING:
-    from der_fast.training.learner import Learner
+from der_fast.errors import ConfigError, DataError
 
 # So many decoded photos of 256 × 256 pixels take about 200 MB.
 _FILES_AT_ONCE = 1024
 
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="the folder of a saved run, or an exported .onnx or .safetensors file")]
 Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="image files, or folders (with everything below them)")]
 Top = Annotated[int, typer.Option(min=1, help="how many of the most probable classes to show")]
 
 
 def predict(
-    run: opt.Run,
+    model: Model,
     paths: Paths,
     top: Top = 3,
     as_json: opt.Json = False,
@@ -32,16 +30,14 @@ def predict(
     backend: opt.Backend = None,
     debug: opt.Debug = False,
 ) -> None:
-    """Name the class of every image in PATH..., with probabilities.
+    """Name the class of every image in PATH..., with probabilities; MODEL is a run or an exported file.
 
     Files that cannot be read are reported on standard error; the exit code is 2 only if none could be read.
     """
-    from der_fast.training.learner import Learner
-
     files = image_files(paths)
-    learner = Learner.load(run, device=device, backend=backend)
+    predictor = open_model(model, device, backend)
     rows: list[dict[str, Any]] = []
-    for path, row in predictions(learner, files, top):
+    for path, row in predictions(predictor, files, top):
         if row is None:
             say_note(path)
         else:
@@ -52,6 +48,36 @@ def predict(
         output().print(predictions_table(rows))
     if not rows:
         raise DataError(f"none of the {len(files)} file(s) could be read as an image; see the notes above")
+
+
+class Predictor(Protocol):
+    """What names classes: a learner or a deployed model."""
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels to which images are resized."""
+        ...
+
+    def predict(self, images: Any, *, top: int = 5) -> list[Any]:
+        """Return a `Prediction` per image."""
+        ...
+
+
+def open_model(model: Path, device: str | None, backend: str | None) -> Predictor:
+    """Open a run's folder, or an exported file.
+
+    Raises:
+        ConfigError: a backend was asked for, but an exported file has its own.
+        UserError: it cannot be opened.
+    """
+    from der_fast.deployment import load
+    from der_fast.training.learner import Learner
+
+    if model.is_dir():
+        return Learner.load(model, device=device, backend=backend)
+    if backend is not None and model.exists():
+        raise ConfigError(f"--backend is for runs; {model} brings its own way of running along: leave the option out")
+    return load(model, device=device)
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -77,14 +103,14 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def predictions(learner: Learner, files: Sequence[Path], top: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
+def predictions(model: Predictor, files: Sequence[Path], top: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Yield (path, prediction) for every file in order, then ("path: reason", None) for those that cannot be read, part by part."""
     from der_fast.data import load_folder_images
 
-    assert learner.image_size is not None
+    assert model.image_size is not None
     for start in range(0, len(files), _FILES_AT_ONCE):
-        images, read, problems = load_folder_images(files[start : start + _FILES_AT_ONCE], learner.image_size)
-        for path, prediction in zip(read, learner.predict(images, top=top), strict=True):
+        images, read, problems = load_folder_images(files[start : start + _FILES_AT_ONCE], model.image_size)
+        for path, prediction in zip(read, model.predict(images, top=top), strict=True):
             best = [{"class_name": name, "probability": probability} for name, probability in prediction.top]
             yield str(path), {"class_name": prediction.class_name, "probability": prediction.probability, "top": best}
         for problem in problems:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from der_fast.training.evaluation import Evaluation, logits_of, score
 from der_fast.training.latency import latency_ms, whole_model
 from der_fast.training.mask_log import MaskLog
 from der_fast.training.memory import check_quota, scarcity_note
+from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
 from der_fast.training.results import StepResult, metrics_of
@@ -44,15 +45,6 @@ FIXED_KEYS = (
     *(f"model.{name}" for name in ("backbone", "width", "stem")),
     *(f"data.{name}" for name in ("image_size", "random_resized_crop", "mean", "std")),
 )
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says about one image: the best class, its probability in [0, 1], and the best few as (name, probability)."""
-
-    class_name: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
 
 
 class Learner:
@@ -154,8 +146,7 @@ class Learner:
             ConfigError: `top` below 1.
             DataError: images of another form, or a file that cannot be read.
         """
-        if top < 1:
-            raise ConfigError(f"top must be at least 1, not {top}")
+        check_top(top)
         model = self.model
         assert model.head is not None and self.image_size is not None
         pixels = as_image_batch(images, self.image_size)
@@ -163,12 +154,7 @@ class Learner:
             return []
         source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
         logits = logits_of(self._context(source), model.bank, model.head, source)
-        values, indices = torch.softmax(logits / model.temperature, 1).topk(min(top, len(model.class_names)), 1)
-        rows = [
-            tuple((model.class_names[i], float(p)) for i, p in zip(row.tolist(), probabilities.tolist(), strict=True))
-            for row, probabilities in zip(indices, values, strict=True)
-        ]
-        return [Prediction(row[0][0], row[0][1], row) for row in rows]
+        return predictions_of(torch.softmax(logits / model.temperature, 1), model.class_names, top)
 
     def evaluate(self, test: Any) -> Evaluation:
         """Return accuracy over all known classes on a test set whose classes are all known.

@@ -21,7 +21,9 @@ def test_json(run: Run) -> None:
     assert set(found) == {"versions", "processor", "cuda", "backends", "optional parts", "files"}
     assert found["versions"]["torch"] == torch.__version__
     assert found["backends"]["reference"]["works"] is True
-    assert set(found["optional parts"]["tensorboard"]) == {"works", "reason"}
+    assert set(found["optional parts"]) == {"tensorboard", "onnx", "onnxruntime", "AOTInductor"}
+    assert all(set(part) == {"works", "reason"} for part in found["optional parts"].values())
+    assert found["optional parts"]["onnxruntime"]["works"] is True
     assert f"{torch.get_num_threads()} " in found["processor"]["threads"]
 
 

@@ -23,6 +23,7 @@ OPTIONS = {
     "learn": "--epochs --batch-size --lr --memory --memory-per-class --target-params --device --backend --set --quiet --debug",
     "eval": "--json --device --debug",
     "predict": "--top --json --device --backend --debug",
+    "export": "--raw-uint8 --aoti --check --json --debug",
     "report": "--compare --debug",
     "doctor": "--json --debug",
 }

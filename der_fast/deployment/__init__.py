@@ -1,0 +1,8 @@
+"""From a finished model to files that other programs run, and back to something that predicts."""
+
+from __future__ import annotations
+
+from der_fast.deployment.deployed import DeployedModel, load
+from der_fast.deployment.exporter import Exported, export
+
+__all__ = ["DeployedModel", "Exported", "export", "load"]

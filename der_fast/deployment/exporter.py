@@ -1,0 +1,200 @@
+"""Writing the finished model in a format that other programs run, and checking that it computes what the learner computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from der_fast.data import MemorySource, as_image_batch, load_dataset, transforms_for
+from der_fast.deployment.deployed import DeployedModel, load_run
+from der_fast.deployment.facts import UINT8_INPUT, Facts, facts_of
+from der_fast.deployment.network import Network, Run, network_of
+from der_fast.deployment.onnx_file import read_onnx, write_onnx
+from der_fast.deployment.optional import optional
+from der_fast.deployment.pt2_file import open_written, require_compiler, write_aoti, write_pt2
+from der_fast.deployment.safetensors_file import read_safetensors, write_safetensors
+from der_fast.errors import ExportError, StorageError, UserError
+from der_fast.files import write_atomically
+from der_fast.training.learner import Learner
+
+SUFFIXES = (".onnx", ".pt2", ".safetensors")
+# Largest difference of a logit, as a share of the learner's largest one on the same images; and largest difference of a probability.
+TOLERANCE = 1e-4
+CHECK_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported file.
+
+    Attributes:
+        path: where it is.
+        nbytes: its size.
+        class_names: in the order of the logits.
+        parameters: of the network as the report counts them.
+        images: number of real images on which the file was compared with the learner.
+        difference: max |logit − the learner's| / max |the learner's logit| over them.
+        weights_sha256: checksum of the weights, the same in every format.
+    """
+
+    path: Path
+    nbytes: int
+    class_names: tuple[str, ...]
+    parameters: int
+    images: int
+    difference: float
+    weights_sha256: str
+
+
+def export(run: Learner | str | Path, path: str | Path, *, raw_uint8: bool = False, aoti: bool = False, images: Any = None) -> Exported:
+    """Write a model to a file that needs no training run, and compare it with the learner on real images before it stands there.
+
+    Args:
+        run: a learner, or the folder of a saved run.
+        path: its suffix says the format: .onnx (any ONNX runtime), .pt2 (torch.export) or .safetensors (`der_fast.load`). Missing parent
+            folders are made; a file that stands there is replaced once the new one has passed.
+        raw_uint8: .onnx and .pt2: the file takes uint8 images N × H × W × 3 that have been resized and does crop, normalisation and
+            transposition itself, instead of float32 N × 3 × H × W.
+        aoti: .pt2: compile ahead of time for this machine's kind of processor with AOTInductor; needs a C++ compiler.
+        images: what to compare on, in any form that `Learner.predict` takes; default: exemplars of the rehearsal memory or, where there
+            are none, the data set's test images.
+
+    Raises:
+        ExportError: an unknown format, an option that it does not have, something that is not installed, no images to compare on, or a
+            file that does not compute what the learner computes.
+        CheckpointError: a run that cannot be read or has no finished step.
+        StorageError: the file cannot be written. In each case `path` is as it was.
+    """
+    path = Path(path)
+    write, read = _format(path, raw_uint8=raw_uint8, aoti=aoti)
+    _check_place(path)
+    learner = _learner(run)
+    pixels = _check_images(learner, images)
+    network = network_of(learner.model)
+    facts = facts_of(learner, network.checksum)
+    facts = facts.taking(UINT8_INPUT) if raw_uint8 else facts
+    differences: list[float] = []
+
+    def write_and_check(temporary: Path) -> None:
+        write(temporary, network, facts)
+        differences.append(_difference(learner, read(temporary, facts), pixels, path))
+
+    write_atomically(path, write_and_check, remedy="free some space or choose another place")
+    return Exported(
+        path, path.stat().st_size, facts.class_names, learner.results[-1].params, len(pixels), differences[0], facts.weights_sha256
+    )
+
+
+Write = Callable[[Path, Network, Facts], None]
+Read = Callable[[Path, Facts], DeployedModel]
+
+
+def _format(path: Path, *, raw_uint8: bool, aoti: bool) -> tuple[Write, Read]:
+    """Return what writes and what opens a format; refuse what cannot be done before any work is done."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ExportError(f"{path}: unknown format {path.suffix or '(no suffix)'}; the name must end in {', '.join(SUFFIXES)}")
+    if aoti and suffix != ".pt2":
+        raise ExportError(f"AOTInductor writes .pt2 files, not {suffix}; name the file model.pt2, or leave the option out")
+    if raw_uint8 and suffix == ".safetensors":
+        raise ExportError("raw uint8 input is for .onnx and .pt2; der_fast.load takes images of any kind for .safetensors")
+    if suffix == ".onnx":
+        for name in ("onnx", "onnxruntime"):
+            optional(name, "exporting to .onnx")
+        return write_onnx, lambda file, facts: DeployedModel(*read_onnx(file))
+    if suffix == ".safetensors":
+        return write_safetensors, lambda file, facts: DeployedModel(*read_safetensors(file, torch.device("cpu")))
+    if aoti:
+        require_compiler()
+    return write_aoti if aoti else write_pt2, lambda file, facts: DeployedModel(facts, _opened(file, facts, aoti))
+
+
+def _opened(path: Path, facts: Facts, aoti: bool) -> Run:
+    return open_written(path, facts, aoti=aoti)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a place where nothing can be written."""
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder; give the name of a file in it, e.g. {path / 'model.onnx'}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise StorageError(f"cannot write {path}: {folder} is a file, not a folder; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"cannot write {path}: no permission to write into {folder}; choose another place")
+
+
+def _learner(run: Learner | str | Path) -> Learner:
+    if isinstance(run, Learner):
+        if not run.results:
+            raise ExportError("the learner has not learned anything yet: call learn() before export()")
+        return run
+    if not Path(run).is_dir():
+        raise ExportError(f"there is no run folder {run}; give the --out folder of `der-fast train` or what `Learner.save` wrote")
+    return load_run(Path(run))
+
+
+def _check_images(learner: Learner, given: Any) -> Tensor:
+    """Return up to `CHECK_IMAGES` real images, uint8, evenly spread over what there is."""
+    assert learner.image_size is not None
+    if given is not None:
+        pixels = as_image_batch(given, learner.image_size)
+    elif isinstance(memory := learner.model.memory, MemorySource) and len(memory):
+        pixels = memory.images
+    else:
+        pixels = _test_images(learner)
+    if not len(pixels):
+        raise ExportError("there are no images to compare the export on; give some (images=, --check)")
+    return pixels[torch.linspace(0, len(pixels) - 1, min(CHECK_IMAGES, len(pixels))).long()]
+
+
+def _test_images(learner: Learner) -> Tensor:
+    name = learner.config.data.name
+    try:
+        _, test = load_dataset(learner.config.data)
+    except UserError as error:
+        raise ExportError(
+            f"there are no images to compare the export on: the model has no rehearsal memory, and its data set {name!r} cannot be read "
+            f"here ({error}). Give some images (images=, --check)"
+        ) from error
+    return test.images
+
+
+@torch.no_grad()
+def _expected(learner: Learner, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the learner says about images, in float32 whatever precision it was trained in."""
+    model, assert_size = learner.model, learner.image_size
+    assert model.head is not None and assert_size is not None
+    _, transform = transforms_for(learner.config.data, assert_size)
+    # TensorFloat-32 would differ from float32 by more than the tolerance.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if learner.device.type == "cuda" else nullcontext()
+    with exact:
+        images = transform(pixels, device=learner.device, channels_last=learner.config.runtime.channels_last)
+        logits = model.head(model.bank(images)).float().cpu()
+    return logits, torch.softmax(logits / model.temperature, 1)
+
+
+def _difference(learner: Learner, deployed: DeployedModel, pixels: Tensor, path: Path) -> float:
+    """Return the largest relative difference of the logits; raise ExportError where it, or that of probabilities, is too large."""
+    logits, probabilities = _expected(learner, pixels)
+    found_logits, found_probabilities = deployed.outputs(pixels)
+    # Batches of another length must give the same.
+    first, _ = deployed.outputs(pixels[:1])
+    scale = logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    difference = float(torch.cat([found_logits - logits, first - logits[:1]]).abs().max() / scale)
+    change = float((found_probabilities - probabilities).abs().max())
+    # Written so that NaN fails too.
+    if not (difference <= TOLERANCE and change <= TOLERANCE):
+        raise ExportError(
+            f"{path} was not written: on {len(pixels)} real images its logits differ from the learner's by {difference:.2g} of the largest "
+            f"one and its probabilities by {change:.2g}, allowed are {TOLERANCE:g}. Please report this, with `der-fast doctor --json`; "
+            "another format may work"
+        )
+    return difference

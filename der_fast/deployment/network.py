@@ -1,0 +1,155 @@
+"""The finished model as everything that leaves the learner sees it: per extractor a program and its folded weights, and the classifier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from der_fast.compaction import Arena
+from der_fast.compaction.execute import execute
+from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.program import Op
+from der_fast.data import Transform
+from der_fast.errors import DerFastError
+from der_fast.model.architecture import Architecture
+from der_fast.training.step import Model
+
+# What runs a network, wherever it comes from: uint8 images (N, H, W, 3) of the stored size → logits and probabilities, (N, C), on the CPU.
+Run = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One extractor.
+
+    Attributes:
+        widths: channels of every group as they are stored.
+        ops: its program, `program(architecture, widths)`.
+        tensors: the folded weights by name, float32.
+        feature_index: int64, positions of the true features among the stored ones; None where nothing is padded.
+    """
+
+    widths: Mapping[str, int]
+    ops: tuple[Op, ...]
+    tensors: Mapping[str, Tensor]
+    feature_index: Tensor | None = None
+
+    @property
+    def features(self) -> int:
+        """Length of the feature vector that the classifier reads."""
+        if self.feature_index is not None:
+            return len(self.feature_index)
+        return self.ops[-1].outputs if self.ops else 0
+
+
+@dataclass(frozen=True)
+class Network:
+    """From normalised images to logits.
+
+    Attributes:
+        architecture: of every extractor.
+        parts: the extractors in the order in which they were learned.
+        weight, bias: the classifier, (C, Σ features) and (C,), float32.
+        temperature: probabilities are softmax(logits / temperature).
+    """
+
+    architecture: Architecture
+    parts: tuple[Part, ...]
+    weight: Tensor
+    bias: Tensor
+    temperature: float
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and probabilities, both (N, C), of normalised images (N, 3, H, W) float32 on the weights' device."""
+        rows = [images.new_zeros(images.shape[0], 0)]
+        for part in self.parts:
+            features = execute(part.ops, part.tensors, images)
+            rows.append(features if part.feature_index is None else features[:, part.feature_index])
+        logits = F.linear(torch.cat(rows, 1), self.weight, self.bias)
+        return logits, torch.softmax(logits / self.temperature, 1)
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor with its name, extractors in order, then the classifier."""
+        for number, part in enumerate(self.parts, 1):
+            for name, tensor in part.tensors.items():
+                yield tensor_name(number, name), tensor
+            if part.feature_index is not None:
+                yield tensor_name(number, FEATURE_INDEX), part.feature_index
+        yield HEAD_WEIGHT, self.weight
+        yield HEAD_BIAS, self.bias
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 over names, shapes and little-endian contents of all tensors: the same for every format a model is exported to."""
+        digest = hashlib.sha256()
+        for name, tensor in self.named_tensors():
+            array = tensor.detach().cpu().contiguous().numpy()
+            digest.update(f"{name} {list(array.shape)}\n".encode())
+            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for _, tensor in self.named_tensors())
+
+    def to(self, device: torch.device) -> Network:
+        """Return the same network with its tensors on another device."""
+        parts = tuple(
+            replace(
+                part,
+                tensors={name: tensor.to(device) for name, tensor in part.tensors.items()},
+                feature_index=None if part.feature_index is None else part.feature_index.to(device),
+            )
+            for part in self.parts
+        )
+        return replace(self, parts=parts, weight=self.weight.to(device), bias=self.bias.to(device))
+
+
+FEATURE_INDEX = "feature_index"
+HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+
+
+def tensor_name(number: int, name: str) -> str:
+    """Return the name of a tensor of the `number`-th extractor (from 1) within the whole network."""
+    return f"extractor.{number}.{name}"
+
+
+def runner(network: Network, transform: Transform, device: torch.device) -> Run:
+    """Return what runs the network in plain PyTorch on `device`, with `transform` before it."""
+    placed = network.to(device)
+
+    @torch.no_grad()
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, probabilities = placed(transform(pixels, device=device))
+        return logits.cpu(), probabilities.cpu()
+
+    return run
+
+
+def network_of(model: Model) -> Network:
+    """Take the network out of a learner's model, on the CPU.
+
+    Raises:
+        DerFastError: nothing has been learned yet.
+    """
+    if model.head is None:
+        raise DerFastError("nothing has been learned yet: call learn() first")
+    weight, bias = (tensor.detach().float().cpu().contiguous() for tensor in (model.head.weight, model.head.bias))
+    parts = tuple(part_of(cast(CompactExtractor, extractor).arena) for extractor in model.bank.extractors)
+    return Network(model.architecture, parts, weight, bias, model.temperature)
+
+
+def part_of(arena: Arena) -> Part:
+    """Take an extractor's program and weights out of its arena, as contiguous float32 tensors on the CPU."""
+    # A copy: the arena may be mapped from a file, and its bank may be gone before the part is.
+    tensors = {name: tensor.to("cpu", torch.float32, copy=True).contiguous() for name, tensor in arena.tensors().items()}
+    index = arena.feature_index
+    return Part(arena.stored, arena.ops, tensors, None if index is None else index.cpu())

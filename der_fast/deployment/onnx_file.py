@@ -1,0 +1,125 @@
+"""Writing .onnx files, and running them with onnxruntime.
+
+The last entry of the metadata is a SHA-256 of all bytes before it: ONNX files are protocol buffers, to which a field may be appended,
+so whoever has the bytes can check them without knowing the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from der_fast.deployment.facts import UINT8_INPUT, Facts
+from der_fast.deployment.network import Network, Run
+from der_fast.deployment.onnx_graph import INPUT, LOGITS, PROBABILITIES, build_onnx
+from der_fast.deployment.optional import optional
+from der_fast.errors import BackendError, ExportError
+
+FILE_CHECKSUM = "file_sha256"
+# Protocol buffers are limited to 2 GiB; what is not weights takes far less than the rest.
+LARGEST = 2**31 - 2**24
+
+
+def write_onnx(path: Path, network: Network, facts: Facts) -> None:
+    """Write the network to `path`.
+
+    Raises:
+        ExportError: onnx is not installed, or the network is larger than an ONNX file can be.
+        OSError: the file cannot be written.
+    """
+    if network.nbytes > LARGEST:
+        raise ExportError(
+            f"the weights take {network.nbytes / 2**30:.1f} GiB, but an .onnx file holds at most 2 GiB; export to .safetensors or .pt2"
+        )
+    model = build_onnx(network, facts)
+    optional("onnx", "writing .onnx files").checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString()
+    path.write_bytes(content + _seal(content))
+
+
+def _seal(content: bytes) -> bytes:
+    """The metadata entry that ends a file, in the protocol buffer's encoding: field 14, of key (1) and value (2)."""
+    key, value = FILE_CHECKSUM.encode(), f'"{hashlib.sha256(content).hexdigest()}"'.encode()
+    entry = bytes([0x0A, len(key)]) + key + bytes([0x12, len(value)]) + value
+    return bytes([0x72, len(entry)]) + entry
+
+
+def read_onnx(path: Path, device: str | None = None) -> tuple[Facts, Run]:
+    """Open an exported file with onnxruntime.
+
+    Args:
+        path: the file.
+        device: 'cpu', 'cuda', 'cuda:N' or 'auto'; default: the CPU.
+
+    Returns:
+        The facts, and what runs the network.
+
+    Raises:
+        ExportError: onnxruntime is not installed, or the file is none of der_fast's, or damaged.
+        BackendError: a device that onnxruntime does not reach.
+    """
+    runtime = optional("onnxruntime", "running .onnx files")
+    providers = _providers(runtime, device)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror or error}") from error
+    options = runtime.SessionOptions()
+    # What is worth saying reaches people through our own errors.
+    options.log_severity_level = 4
+    try:
+        session = runtime.InferenceSession(content, options, providers=providers)
+        texts = dict(session.get_modelmeta().custom_metadata_map)
+    except Exception as error:  # onnxruntime's errors have no common class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExportError(f"{path} is no ONNX file that onnxruntime can run: {reason}. Export the run anew") from error
+    facts = Facts.from_texts(texts, str(path))
+    _check_seal(content, texts, path)
+    _check_interface(session, facts, path)
+    return facts, _runner(session, facts)
+
+
+def _providers(runtime: Any, device: str | None) -> list[Any]:
+    kind, _, index = (device or "cpu").partition(":")
+    there = "CUDAExecutionProvider" in runtime.get_available_providers()
+    if kind == "cpu" or (kind == "auto" and not there):
+        return ["CPUExecutionProvider"]
+    if kind not in ("cuda", "auto") or (index and not index.isdigit()):
+        raise BackendError(f"unknown device {device!r}: use cpu, cuda, cuda:N or auto")
+    if not there:
+        raise BackendError(f"device {device!r}: this onnxruntime has no CUDA; install onnxruntime-gpu, or use --device cpu")
+    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
+
+
+def _check_seal(content: bytes, texts: dict[str, str], path: Path) -> None:
+    """Refuse a file whose bytes are not those that were written; one without a checksum passes."""
+    if FILE_CHECKSUM in texts:
+        size = len(_seal(b""))
+        if content[-size:] != _seal(content[:-size]):
+            raise ExportError(
+                f"{path} is damaged or was changed after the export: its checksum does not match. Export the run anew; or, if you changed "
+                f"it on purpose, take {FILE_CHECKSUM!r} out of its metadata"
+            )
+
+
+def _check_interface(session: Any, facts: Facts, path: Path) -> None:
+    inputs = {value.name: value.shape[1:] for value in session.get_inputs()}
+    outputs = {value.name: value.shape[1:] for value in session.get_outputs()}
+    classes = [len(facts.class_names)]
+    if inputs != {INPUT: [*facts.preprocessing.input_shape]} or outputs != {LOGITS: classes, PROBABILITIES: classes}:
+        raise ExportError(f"{path} does not have the inputs and outputs that its metadata tells of. Export the run anew")
+
+
+def _runner(session: Any, facts: Facts) -> Run:
+    transform = None if facts.preprocessing.input == UINT8_INPUT else facts.preprocessing.transform()
+
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        images = pixels if transform is None else transform(pixels, channels_last=False)
+        logits, probabilities = session.run([LOGITS, PROBABILITIES], {INPUT: images.contiguous().numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(probabilities)
+
+    return run

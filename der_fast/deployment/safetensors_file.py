@@ -1,0 +1,91 @@
+"""The network as a .safetensors file, whose metadata says everything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from der_fast.compaction.arena import backbone_facts
+from der_fast.compaction.program import program
+from der_fast.deployment.facts import Facts
+from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, Network, Part, Run, runner, tensor_name
+from der_fast.errors import ExportError, UserError
+from der_fast.model.architecture import Architecture, build_architecture
+
+# One key for everything: safetensors writes several in an order that differs from file to file.
+_KEY, _NETWORK = "der_fast", "network"
+
+
+def write_safetensors(path: Path, network: Network, facts: Facts) -> None:
+    """Write the network to `path`; raises OSError where it cannot be written."""
+    described = {**backbone_facts(network.architecture), "extractors": [dict(part.widths) for part in network.parts]}
+    texts = {**facts.to_texts(), _NETWORK: json.dumps(described)}
+    path.write_bytes(save(dict(network.named_tensors()), {_KEY: json.dumps(texts, ensure_ascii=False)}))
+
+
+def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
+    """Open an exported file.
+
+    Args:
+        path: the file.
+        device: where the network runs.
+
+    Returns:
+        The facts, and what runs the network.
+
+    Raises:
+        ExportError: the file is none of der_fast's, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # What is loaded is a view of the file; whoever writes into the file later shall not reach it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{path} is no .safetensors file that can be read: {error}. Export the run anew") from error
+    try:
+        texts = dict(json.loads(metadata.get(_KEY, "{}")))
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"{path} is damaged: its metadata cannot be read ({error!r}). Export the run anew") from error
+    facts = Facts.from_texts(texts, str(path))
+    try:
+        network = _network(json.loads(texts[_NETWORK]), tensors, facts)
+    except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
+        raise ExportError(f"{path} is damaged: its network cannot be built ({error!r}). Export the run anew") from error
+    if network.checksum != facts.weights_sha256:
+        raise ExportError(f"{path} is damaged: the checksum of its weights is not the one that was written down. Export the run anew")
+    return facts, runner(network, facts.preprocessing.transform(), device)
+
+
+def _network(value: Mapping[str, Any], tensors: dict[str, Tensor], facts: Facts) -> Network:
+    architecture = build_architecture(value["backbone"], width=value["width"], stem=value["stem"])
+    parts = tuple(_part(architecture, widths, tensors, number) for number, widths in enumerate(value["extractors"], 1))
+    weight, bias = tensors[HEAD_WEIGHT], tensors[HEAD_BIAS]
+    classes, features = len(facts.class_names), sum(part.features for part in parts)
+    if weight.shape != (classes, features) or bias.shape != (classes,):
+        raise ValueError(f"a classifier of shape {tuple(weight.shape)} for {features} features and {classes} classes")
+    return Network(architecture, parts, weight, bias, facts.temperature)
+
+
+def _part(architecture: Architecture, widths: Any, tensors: Mapping[str, Tensor], number: int) -> Part:
+    if set(widths) != set(architecture.groups) or not all(isinstance(width, int) and width >= 0 for width in widths.values()):
+        raise ValueError(f"widths that are not those of {architecture.name}: {widths}")
+    ops = program(architecture, widths)
+    own = {}
+    for op in ops:
+        for name, shape in op.tensors().items():
+            own[name] = tensors[tensor_name(number, name)]
+            if own[name].shape != shape or own[name].dtype != torch.float32:
+                raise ValueError(f"{tensor_name(number, name)} is {own[name].dtype} {tuple(own[name].shape)}, not float32 {shape}")
+    index = tensors.get(tensor_name(number, FEATURE_INDEX))
+    stored = ops[-1].outputs if ops else 0
+    if index is not None and not (index.dtype == torch.int64 and index.dim() == 1 and bool(((index >= 0) & (index < stored)).all())):
+        raise ValueError(f"{tensor_name(number, FEATURE_INDEX)} does not name features")
+    return Part(widths, ops, own, index)

@@ -1,0 +1,41 @@
+"""From probabilities to class names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from der_fast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one image: the best class, its probability in [0, 1], and the best few as (name, probability)."""
+
+    class_name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+
+def check_top(top: int) -> None:
+    """Refuse to name fewer than one class; raises ConfigError."""
+    if top < 1:
+        raise ConfigError(f"top must be at least 1, not {top}")
+
+
+def predictions_of(probabilities: Tensor, class_names: Sequence[str], top: int) -> list[Prediction]:
+    """Return the `top` best classes of every row.
+
+    Args:
+        probabilities: (N, C), in [0, 1].
+        class_names: C names.
+        top: how many at most, at least 1.
+    """
+    values, indices = probabilities.topk(min(top, len(class_names)), 1)
+    rows = [
+        tuple((class_names[i], float(p)) for i, p in zip(row.tolist(), best.tolist(), strict=True))
+        for row, best in zip(indices, values, strict=True)
+    ]
+    return [Prediction(row[0][0], row[0][1], row) for row in rows]

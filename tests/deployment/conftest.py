@@ -1,0 +1,120 @@
+"""One tiny saved run on real images, and networks of every shape with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from der_fast.api import train
+from der_fast.compaction import compact, pack, plan
+from der_fast.deployment.network import Network, network_of, part_of
+from der_fast.model.architecture import Architecture
+from der_fast.model.bank import FrozenBank
+from der_fast.model.extractor import Extractor, MaskedBatchNorm
+from der_fast.model.layout import MaskLayout
+from der_fast.training import latency
+from der_fast.training.learner import Learner
+from der_fast.training.step import Model
+
+TINY: dict[str, Any] = {
+    "model.backbone": "resnet20", "model.width": 2, "data.train_per_class": 8, "data.test_per_class": 2, "memory.total": 20,
+    "masks.bn_images": 16, "masks.floor": 0.5, "runtime.threads": 1, "runtime.device": "cpu", "classifier.temperature": 3.0,
+    **{f"{stage}.{key}": value for stage in ("first", "later", "classifier")
+       for key, value in {"epochs": 1, "milestones": (), "warmup_epochs": 0, "batch_size": 16, "lr": 0.05}.items()},
+}  # fmt: skip
+
+Masked = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick() -> Iterator[None]:
+    """One thread and one call per timing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "REPEATS", 1)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of five handwritten digits."""
+    out = tmp_path_factory.mktemp("deployment") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("der_fast.api.write_report", lambda run: None)
+        train("digits", "B0-2", out=out, settings=TINY)
+    return out
+
+
+@pytest.fixture
+def learner(run_folder: Path) -> Learner:
+    return Learner.load(run_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Tensor:
+    """Real images, uint8, 70 × 8 × 8 × 3."""
+    from der_fast.config.schema import DataConfig
+    from der_fast.data import load_dataset
+
+    return load_dataset(DataConfig(name="digits"))[1].images[:70]
+
+
+@pytest.fixture(scope="session")
+def random_network() -> Callable[..., tuple[Network, Masked]]:
+    return build_network
+
+
+def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: int = 4, align: int = 1) -> tuple[Network, Masked]:
+    """Return a network of one extractor per mask, and the function images → logits that its dense, masked extractors compute.
+
+    Args:
+        architecture: of all extractors.
+        keeps: boolean (C,), the binary masks of each extractor.
+        classes: number of classes.
+        align: stored widths are multiples of it.
+    """
+    layout = MaskLayout(architecture)
+    dense, compacts, plans = [], [], []
+    for number, keep in enumerate(keeps):
+        dense.append(_random_extractor(architecture, number))
+        plans.append(plan(layout, keep))
+        compacts.append(compact(dense[-1], plans[-1]))
+    head = torch.nn.Linear(sum(extractor.features for extractor in compacts), classes)
+    noise = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=noise))
+        head.bias.copy_(torch.randn(classes, generator=noise))
+    model = Model(architecture, FrozenBank(compacts), head, temperature=2.0)
+
+    @torch.no_grad()
+    def masked(images: Tensor) -> Tensor:
+        rows = [images.new_zeros(len(images), 0).double()]
+        for extractor, made in zip(dense, plans, strict=True):
+            features = extractor.double()(images.double(), made.masks.double())
+            rows.append(features[:, made.features])
+        return (torch.cat(rows, 1) @ head.weight.double().T + head.bias.double()).float()
+
+    if align == 1:
+        return network_of(model), masked
+    parts = tuple(part_of(pack(extractor, made, align=align)) for extractor, made in zip(dense, plans, strict=True))
+    return replace(network_of(model), parts=parts), masked
+
+
+def _random_extractor(architecture: Architecture, seed: int) -> Extractor:
+    noise = torch.Generator().manual_seed(seed)
+    extractor = Extractor(architecture).initialise(noise).eval()
+    with torch.no_grad():
+        for module in extractor.modules():
+            if isinstance(module, MaskedBatchNorm):
+                for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -1, 1), (module.running_mean, -1, 1)):
+                    tensor.copy_(torch.rand(tensor.shape, generator=noise) * (high - low) + low)
+                module.running_var.copy_(torch.rand(module.running_var.shape, generator=noise) + 0.5)
+    return extractor
