@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from der_fast.api import train
-from der_fast.compaction import compact, pack, plan
+from der_fast.compaction import pack, plan
+from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.extractor import CompactExtractor
 from der_fast.deployment.network import Network, network_of, part_of
 from der_fast.model.architecture import Architecture
-from der_fast.model.bank import FrozenBank
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.training import latency
@@ -86,7 +87,7 @@ def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: i
     for number, keep in enumerate(keeps):
         dense.append(_random_extractor(architecture, number))
         plans.append(plan(layout, keep))
-        compacts.append(compact(dense[-1], plans[-1]))
+        compacts.append(CompactExtractor(pack(dense[-1], plans[-1])))
     head = torch.nn.Linear(sum(extractor.features for extractor in compacts), classes)
     noise = torch.Generator().manual_seed(9)
     with torch.no_grad():

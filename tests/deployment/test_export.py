@@ -304,7 +304,9 @@ def test_large_models_do_not_fit_into_onnx(learner: Learner, tmp_path: Path, mon
     assert nothing_in(tmp_path)
 
 
-def test_other_metadata_than_written_is_found(learner: Learner, random_network: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_metadata_than_written_is_found(
+    learner: Learner, random_network: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learner, _ = small_learner(learner, random_network, monkeypatch)
     export(learner, tmp_path / "model.pt2")
     facts = exporter.facts_of(learner, "another checksum")
