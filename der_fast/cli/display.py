@@ -118,7 +118,8 @@ def figures_line(record: EpochRecord | None, epoch: int, epochs: int, seconds_le
     if record is not None:
         parts += [f"loss {record.loss:.3f}", f"accuracy {record.accuracy:.1f} %"]
         if record.kept_share is not None:
-            parts.append(f"kept {100 * record.kept_share:.0f} %{' settled' if record.settled else ''}")
+            channels = "" if record.kept_channels is None else f", channels {100 * record.kept_channels:.0f} %"
+            parts.append(f"parameters kept {100 * record.kept_share:.0f} %{channels}{', settled' if record.settled else ''}")
         parts.append(f"{record.images_per_s:,.0f} images/s")
     return "  ".join([*parts, f"left {as_clock(seconds_left)}"])
 

@@ -41,7 +41,15 @@ class EpochMeter:
         epoch = self.state.epoch + 1
         self.context.observer.batch_ends(self.state.step, self.stage, epoch, self.epochs, self.batch, self.batches, len(labels))
 
-    def finish(self, lr: float, *, kept_share: float | None = None, sparsity_weight: float | None = None, settled: bool = False) -> None:
+    def finish(
+        self,
+        lr: float,
+        *,
+        kept_share: float | None = None,
+        kept_channels: float | None = None,
+        sparsity_weight: float | None = None,
+        settled: bool = False,
+    ) -> None:
         """Record the epoch and count it in the state.
 
         Raises:
@@ -71,6 +79,7 @@ class EpochMeter:
             sparsity_weight,
             self.images / max(seconds, 1e-9),
             settled,
+            kept_channels,
         )
         self.state.records.append(record)
         self.context.observer.epoch_ends(record)

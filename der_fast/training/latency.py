@@ -1,4 +1,4 @@
-"""How long one image takes: median wall time at batch 1."""
+"""How long one image takes: median wall time at batch 1, of several networks in turn."""
 
 from __future__ import annotations
 
@@ -14,25 +14,34 @@ LONGEST_SECONDS = 1.0
 
 
 @torch.no_grad()
-def latency_ms(call: Callable[[Tensor], Tensor], image: Tensor) -> float:
-    """Return the median time of `call(image)` in milliseconds, over up to 15 calls or one second, after a warm-up call.
+def latencies_ms(image: Tensor, *calls: Callable[[Tensor], Tensor]) -> list[float]:
+    """Return the median time of every `call(image)` in milliseconds, over up to 15 rounds or one second each, after a warm-up round.
+
+    A round calls each network once, so that whatever else slows the machine meanwhile slows them alike.
 
     Args:
-        call: the network.
-        image: (1, 3, H, W) on the network's device.
+        image: (1, 3, H, W) on the networks' device.
+        calls: the networks to compare.
     """
-    cuda = image.device.type == "cuda"
-    call(image)
-    times: list[float] = []
-    while len(times) < REPEATS and (len(times) < 3 or sum(times) < LONGEST_SECONDS):
-        if cuda:
-            torch.cuda.synchronize(image.device)
-        started = time.perf_counter()
+    for call in calls:
         call(image)
-        if cuda:
-            torch.cuda.synchronize(image.device)
-        times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)
+    rounds: list[list[float]] = []
+    spent = 0.0
+    while len(rounds) < REPEATS and (len(rounds) < 3 or spent < LONGEST_SECONDS * len(calls)):
+        rounds.append([_seconds(call, image) for call in calls])
+        spent += sum(rounds[-1])
+    return [1000 * statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def _seconds(call: Callable[[Tensor], Tensor], image: Tensor) -> float:
+    cuda = image.device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(image.device)
+    started = time.perf_counter()
+    call(image)
+    if cuda:
+        torch.cuda.synchronize(image.device)
+    return time.perf_counter() - started
 
 
 def whole_model(bank: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:

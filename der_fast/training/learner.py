@@ -19,6 +19,7 @@ from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
 from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.model.architecture import build_architecture
+from der_fast.model.bank import FrozenBank
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
@@ -26,7 +27,7 @@ from der_fast.seeds import generator
 from der_fast.training import saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
-from der_fast.training.latency import latency_ms, whole_model
+from der_fast.training.latency import latencies_ms, whole_model
 from der_fast.training.mask_log import MaskLog
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
@@ -122,9 +123,10 @@ class Learner:
             state = begin_step(context, model, len(new))
         before = state.elapsed
         finished, pruned = learn_step(context, model, state, train)
+        seconds = before + time.perf_counter() - started
         wanted = self.config.method.fwt and state.step > 1
         reference, records = train_reference(context, model, train, test) if wanted else (None, [])
-        result = self._measure(context, finished, pruned, test, reference, before + time.perf_counter() - started)
+        result = self._measure(context, finished, pruned, test, reference, seconds)
         self._model, self.image_size = finished, train.image_size
         self._mask_logs.pop(state.step, None)
         if state.masks is not None:
@@ -308,7 +310,12 @@ class Learner:
         dense = Extractor(model.architecture).initialise(generator(0, "latency")).to(context.device).eval()
         if context.config.runtime.channels_last:
             dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        head_unpruned = new_classifier(len(model.bank) * dense.features, classes, generator(0, "latency"))
+        # One extractor called as often as there are steps: as many different ones would need the memory of a model that nobody has.
+        bank_unpruned = FrozenBank([dense] * len(model.bank))
+        head_unpruned = new_classifier(bank_unpruned.features, classes, generator(0, "latency")).to(context.device)
+        latency, latency_added, latency_unpruned = latencies_ms(
+            image, whole_model(model.bank, model.head), model.bank.extractors[-1], whole_model(bank_unpruned, head_unpruned)
+        )
         kept = None
         if pruned.masked:
             kept = {name: [pruned.plan.widths[name], width] for name, width in layout.architecture.groups.items()}
@@ -325,9 +332,9 @@ class Learner:
             kept=kept,
             kept_share=counts[-1] / full,
             compaction_error=pruned.error,
-            latency_ms=latency_ms(whole_model(model.bank, model.head), image),
-            latency_added_ms=latency_ms(model.bank.extractors[-1], image),
-            latency_unpruned_ms=len(model.bank) * latency_ms(dense, image),
+            latency_ms=latency,
+            latency_added_ms=latency_added,
+            latency_unpruned_ms=latency_unpruned,
             seconds=seconds,
             memory_per_class=_per_class(model.memory),
             reference_top1=reference,

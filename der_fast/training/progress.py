@@ -24,6 +24,7 @@ class EpochRecord:
         sparsity_weight: λ_s; None without masks.
         images_per_s: training images per second.
         settled: the masks were held binary.
+        kept_channels: share of the new extractor's maskable channels that have a positive logit, in [0, 1]; None without masks.
     """
 
     step: int
@@ -37,6 +38,7 @@ class EpochRecord:
     sparsity_weight: float | None
     images_per_s: float
     settled: bool = False
+    kept_channels: float | None = None
 
 
 class Observer:

@@ -153,9 +153,10 @@ class RepresentationStage:
         self.optimizer.forget(("head.", "auxiliary."))
 
     def _finish(self, meter: EpochMeter, lr: float, settled: bool) -> None:
-        state, share, weight = self.state, None, None
+        state, share, channels, weight = self.state, None, None, None
         if state.masks is not None:
-            share, weight = kept_share(state.masks.layout, final_keep(state.masks, self.context.config.masks)), self.controller.weight
+            keep = final_keep(state.masks, self.context.config.masks)
+            share, channels, weight = kept_share(state.masks.layout, keep), float(keep.double().mean()), self.controller.weight
         state.sparsity_weight = weight
         state.momentum = self.optimizer.momentum()
-        meter.finish(lr, kept_share=share, sparsity_weight=weight, settled=settled)
+        meter.finish(lr, kept_share=share, kept_channels=channels, sparsity_weight=weight, settled=settled)

@@ -27,8 +27,8 @@ class StepResult:
         compaction_error: max relative difference between the masked and the compact extractor on a real batch.
         latency_ms: one image through the whole model, median.
         latency_added_ms: one image through this step's extractor, median.
-        latency_unpruned_ms: one image through an unpruned extractor, median, times the number of extractors.
-        seconds: wall time of the step.
+        latency_unpruned_ms: one image through as many unpruned extractors and a classifier, median, timed in turn with the others.
+        seconds: wall time of learning the step; neither measuring it nor the forward-transfer reference model are in it.
         memory_per_class: exemplars of each class after the step.
         reference_top1: percent of the forward-transfer reference model on this step's classes, or None.
     """

@@ -33,9 +33,9 @@ def play(observer: Observer, steps: int = 2, config: Config | None = None) -> No
 
 
 def test_figures_beside_the_bar() -> None:
-    assert figures_line(RECORD, 4, 10, 61) == "epoch 4/10  loss 0.500  accuracy 81.2 %  kept 42 %  1,234 images/s  left 1:01"
-    settled = replace(RECORD, settled=True)
-    assert "kept 42 % settled" in figures_line(settled, 4, 10, 61)
+    assert figures_line(RECORD, 4, 10, 61) == "epoch 4/10  loss 0.500  accuracy 81.2 %  parameters kept 42 %  1,234 images/s  left 1:01"
+    settled = replace(RECORD, settled=True, kept_channels=0.61)
+    assert "  parameters kept 42 %, channels 61 %, settled  " in figures_line(settled, 4, 10, 61)
     assert "kept" not in figures_line(replace(RECORD, kept_share=None), 4, 10, 61)
     assert figures_line(None, 1, 10, None) == "epoch 1/10  left –:––"
 

@@ -1,28 +1,40 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from der_fast.training import latency
-from der_fast.training.latency import latency_ms, whole_model
+from der_fast.training.latency import latencies_ms, whole_model
 
 
 class Clock:
-    """Each call of the network takes the next number of seconds."""
+    """Each call of a network takes that network's next number of seconds."""
 
-    def __init__(self, seconds: list[float]) -> None:
-        self.left: Iterator[float] = iter(seconds)
+    def __init__(self) -> None:
         self.now = 0.0
-        self.calls = 0
+        self.order: list[str] = []
 
-    def call(self, image: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled()
-        self.calls += 1
-        self.now += next(self.left)
-        return image
+    def network(self, name: str, seconds: list[float]) -> Callable[[Tensor], Tensor]:
+        left = iter(seconds)
+
+        def call(image: Tensor) -> Tensor:
+            assert not torch.is_grad_enabled()
+            self.order.append(name)
+            self.now += next(left)
+            return image
+
+        return call
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(latency, "REPEATS", 15)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: made.now)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -33,12 +45,18 @@ class Clock:
         ([9.0, 0.5, 0.3, 0.1, 0.1, 0.7] + [0.1] * 20, 5, 200.0),
     ],
 )
-def test_the_median_of_many_calls_or_of_a_second(seconds: list[float], calls: int, median: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(seconds)
-    monkeypatch.setattr(latency, "REPEATS", 15)
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock.now)
-    assert latency_ms(clock.call, torch.zeros(1, 3, 4, 4)) == pytest.approx(median)
-    assert clock.calls == calls
+def test_the_median_of_many_calls_or_of_a_second(seconds: list[float], calls: int, median: float, clock: Clock) -> None:
+    assert latencies_ms(torch.zeros(1, 3, 4, 4), clock.network("a", seconds)) == [pytest.approx(median)]
+    assert len(clock.order) == calls
+
+
+def test_networks_are_called_in_turn(clock: Clock) -> None:
+    # The machine gets ten times slower half way through: whoever is called then must not look worse for it.
+    slow = [1.0] * 8 + [10.0] * 8
+    calls = [clock.network("a", [0.001 * factor for factor in slow]), clock.network("b", [0.002 * factor for factor in slow])]
+    one, other = latencies_ms(torch.zeros(1, 3, 4, 4), *calls)
+    assert clock.order == ["a", "b"] * 16
+    assert other / one == pytest.approx(2)
 
 
 def test_the_whole_model_is_bank_and_classifier() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,38 @@ def test_metrics_have_every_key(learned: tuple[Learner, Path]) -> None:
     assert heads == [(sum(widths[: step + 1]) + 1) * 2 * (step + 1) for step in range(3)]
     full = learner.model.architecture.parameters()
     assert metrics["params_unpruned"] == [step * full + (8 * step + 1) * 2 * step for step in (1, 2, 3)]
+
+
+def test_the_unpruned_model_is_timed_as_a_whole(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits: list[tuple[int, ...]] = []
+
+    def timed(image: torch.Tensor, *calls: Any) -> list[float]:
+        whole, _, unpruned = (call(image) for call in calls)
+        logits.append((*whole.shape, *unpruned.shape))
+        return [1.0, 2.0, 3.0]
+
+    monkeypatch.setattr("der_fast.training.learner.latencies_ms", timed)
+    learner = Learner(tiny({"first.epochs": 1, "later.epochs": 1}))
+    for names in ("ab", "cd"):
+        result = learner.learn(synthetic(names))
+    assert logits == [(1, 2, 1, 2), (1, 4, 1, 4)]
+    assert (result.latency_ms, result.latency_added_ms, result.latency_unpruned_ms) == (1.0, 2.0, 3.0)
+
+
+def test_the_time_of_a_step_is_without_the_reference_model(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ahead = time.perf_counter, [0.0]
+
+    def reference(*given: Any) -> tuple[float, list[Any]]:
+        ahead[0] += 1e6
+        return 50.0, []
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + ahead[0])
+    monkeypatch.setattr("der_fast.training.learner.train_reference", reference)
+    learner = Learner(tiny({"method.fwt": True, "first.epochs": 1, "later.epochs": 1}))
+    for names, seen in (("ab", "ab"), ("cd", "abcd")):
+        result = learner.learn(synthetic(names), synthetic(seen, 2))
+    assert (result.reference_top1, ahead[0]) == (50.0, 1e6)
+    assert result.seconds < 1e5
 
 
 def test_the_history_of_a_run(learned: tuple[Learner, Path]) -> None:
@@ -287,7 +320,7 @@ def test_a_diverged_step_leaves_the_learner_as_it_was(tiny: Tiny, synthetic: Ima
 def test_an_error_while_measuring_leaves_the_learner_as_it_was(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Learner(tiny())
     with monkeypatch.context() as patch:
-        patch.setattr("der_fast.training.learner.latency_ms", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("der_fast.training.learner.latencies_ms", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             learner.learn(synthetic("ab"))
     assert (learner.class_names, learner.results, learner.records) == ((), [], [])

@@ -154,6 +154,8 @@ def test_a_target_is_met_before_the_masks_are_settled(tiny: Tiny, synthetic: Ima
     share = kept_share(state.masks.layout, final_keep(state.masks, context.config.masks))
     assert state.records[-1].settled
     assert state.records[-1].kept_share == share <= 0.3
+    kept = final_keep(state.masks, context.config.masks)
+    assert state.records[-1].kept_channels == int(kept.sum()) / len(kept)
 
 
 def test_the_record_of_an_epoch(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
@@ -177,7 +179,7 @@ def test_without_masks_there_is_nothing_to_log(tiny: Tiny, synthetic: Images, co
     stage_of(context, source, state, model).run()
     assert state.masks is None
     assert state.mask_log.times == []
-    assert (state.records[0].kept_share, state.records[0].sparsity_weight) == (None, None)
+    assert (state.records[0].kept_share, state.records[0].kept_channels, state.records[0].sparsity_weight) == (None, None, None)
     assert not any(record.settled for record in state.records)
 
 
