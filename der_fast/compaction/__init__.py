@@ -1,6 +1,7 @@
-"""Cutting pruned channels away: which stay (`plan`), and the smaller network that they make (`pack`)."""
+"""Cutting pruned channels away: which stay (`plan`), and the smaller network that they make (`compact`, `pack`)."""
 
-from der_fast.compaction.pack import compact, compaction_error
+from der_fast.compaction.arena import Arena, ArenaTensor
+from der_fast.compaction.pack import compact, compaction_error, pack
 from der_fast.compaction.plan import CompactionPlan, plan
 
-__all__ = ["CompactionPlan", "compact", "compaction_error", "plan"]
+__all__ = ["Arena", "ArenaTensor", "CompactionPlan", "compact", "compaction_error", "pack", "plan"]

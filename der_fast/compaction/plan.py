@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from der_fast import native
+from der_fast.compaction.units import description
+from der_fast.model.architecture import Groups
 from der_fast.model.layout import MaskLayout
 
 
@@ -17,13 +20,15 @@ class CompactionPlan:
 
     Attributes:
         layout: the layout of the full network.
-        keep: boolean (C,), the channels that stay.
+        masks: boolean (C,), the binary masks that the plan was made from.
+        keep: boolean (C,), the channels that stay: those of the masks but for inner channels of blocks that lost their branch.
         widths: channels of every group that stay.
         features: boolean (F,), the features that stay.
         constant: some residual stream kept nothing, so that the features no longer depend on the image; nothing is kept.
     """
 
     layout: MaskLayout
+    masks: Tensor
     keep: Tensor
     widths: dict[str, int]
     features: Tensor
@@ -34,12 +39,20 @@ class CompactionPlan:
         """Parameters of the compact network."""
         return self.layout.architecture.parameters(self.widths)
 
+    def kept(self, groups: Groups) -> Tensor:
+        """Return which channels of a tensor made of `groups` stay, boolean."""
+        return self.keep[self.layout.slice_of(groups)]
+
+    def masked(self, groups: Groups) -> Tensor:
+        """Return the binary masks of a tensor made of `groups`, boolean."""
+        return self.masks[self.layout.slice_of(groups)]
+
 
 def plan(layout: MaskLayout, keep: Tensor) -> CompactionPlan:
     """Decide what remains.
 
-    An inner group with nothing kept deletes its block's branch but for a constant (what batch-norm makes of zeros). A residual
-    stream with nothing kept makes the features constant: the extractor then has width 0.
+    An inner group with nothing kept deletes its block's branch but for a constant (what batch-norm makes of zeros): then all inner
+    groups of the block are empty. A residual stream with nothing kept makes the features constant: the extractor then has width 0.
 
     Args:
         layout: the full network's mask layout.
@@ -47,16 +60,17 @@ def plan(layout: MaskLayout, keep: Tensor) -> CompactionPlan:
 
     Raises:
         ValueError: `keep` is not a boolean vector of the layout's length.
+        BackendError: the native module is not built.
     """
     if keep.shape != (layout.channels,) or keep.dtype != torch.bool:
         raise ValueError(f"keep must be a boolean vector of {layout.channels} entries, not {keep.dtype} {tuple(keep.shape)}")
-    keep = keep.detach().cpu().clone()
+    masks = keep.detach().cpu().clone()
     architecture = layout.architecture
-    path = [architecture.stem.target, *(block.target for block in architecture.blocks)]
-    constant = any(not keep[layout.slice_of(groups)].any() for groups in path)
-    if constant:
-        keep = torch.zeros_like(keep)
-    return CompactionPlan(layout, keep, layout.widths(keep), keep[layout.slice_of(architecture.features)], constant)
+    facts, code = description(architecture, architecture.groups), native.dtype_code(torch.float32)
+    found = native.plan(facts, native.facts_of(masks), align=1, weight_dtype=code, vector_dtype=code)
+    kept = torch.from_numpy(found["keep"]).bool()
+    widths = dict(zip(layout.names, found["widths"], strict=True))
+    return CompactionPlan(layout, masks, kept, widths, kept[layout.slice_of(architecture.features)], found["constant"])
 
 
 def with_floor(layout: MaskLayout, logits: Tensor, keep: Tensor, share: float) -> Tensor:

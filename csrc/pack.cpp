@@ -1,0 +1,130 @@
+#include "pack.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <system_error>
+#include <thread>
+
+namespace der_fast {
+
+using compact::Dtype;
+using compact::Job;
+using compact::Kind;
+using compact::Layout;
+
+namespace {
+
+// Rows [begin, end) of one job.
+struct Task {
+  std::int64_t job = 0;
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+// Large enough that taking a task costs nothing, small enough that the last thread is not waited for.
+constexpr std::int64_t kTaskElements = std::int64_t{1} << 14;
+// Starting a thread takes about as long as packing this much.
+constexpr std::int64_t kThreadElements = std::int64_t{1} << 17;
+
+template <class Source, class Target>
+bool fill_weight(const Job& job, const Task& task, Target* out) {
+  bool good = true;
+  const bool krsc = job.layout == Layout::krsc;
+  const std::int64_t taps = job.height * job.width;
+  const std::int64_t step = krsc ? job.columns : 1;
+  for (std::int64_t k = task.begin; k < task.end; ++k) {
+    const compact::WeightRow<Source, Target> row(job, k);
+    Target* line = out + k * job.line();
+    for (std::int64_t c = 0; c < job.columns; ++c) {
+      Target* entry = line + (krsc ? c : c * taps);
+      for (std::int64_t r = 0; r < job.height; ++r) {
+        for (std::int64_t s = 0; s < job.width; ++s) {
+          *entry = row(c, r, s);
+          good &= compact::finite(*entry);
+          entry += step;
+        }
+      }
+    }
+  }
+  return good;
+}
+
+template <class Source, class Target>
+bool fill(const Job& job, const Task& task, std::byte* arena) {
+  auto* out = reinterpret_cast<Target*>(arena + job.offset);
+  if (job.kind == Kind::weight) return fill_weight<Source, Target>(job, task, out);
+  bool good = true;
+  for (std::int64_t k = task.begin; k < task.end; ++k) {
+    out[k] = compact::vector_entry<Source, Target>(job, k);
+    good &= compact::finite(out[k]);
+  }
+  return good;
+}
+
+template <class Source>
+bool fill_from(const Job& job, const Task& task, std::byte* arena) {
+  switch (job.target) {
+    case Dtype::float64: return fill<Source, double>(job, task, arena);
+    case Dtype::bfloat16: return fill<Source, compact::Bfloat16>(job, task, arena);
+    case Dtype::float16: return fill<Source, compact::Float16>(job, task, arena);
+    default: return fill<Source, float>(job, task, arena);
+  }
+}
+
+bool run(const Job& job, const Task& task, std::byte* arena) {
+  return job.source == Dtype::float64 ? fill_from<double>(job, task, arena) : fill_from<float>(job, task, arena);
+}
+
+void clear_gaps(const std::vector<Job>& jobs, std::byte* arena, std::int64_t bytes) {
+  std::int64_t end = 0;
+  for (const Job& job : jobs) {
+    std::fill(arena + end, arena + job.offset, std::byte{0});
+    end = job.offset + job.bytes();
+  }
+  std::fill(arena + end, arena + bytes, std::byte{0});
+}
+
+std::vector<Task> tasks_of(const std::vector<Job>& jobs, std::int64_t& elements) {
+  std::vector<Task> tasks;
+  elements = 0;
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    const std::int64_t line = std::max<std::int64_t>(jobs[i].line(), 1);
+    const std::int64_t step = std::max<std::int64_t>(kTaskElements / line, 1);
+    for (std::int64_t begin = 0; begin < jobs[i].rows; begin += step) {
+      tasks.push_back({static_cast<std::int64_t>(i), begin, std::min(begin + step, jobs[i].rows)});
+    }
+    elements += jobs[i].rows * line;
+  }
+  return tasks;
+}
+
+}  // namespace
+
+std::int64_t pack(const std::vector<Job>& jobs, std::byte* arena, std::int64_t bytes, int threads) {
+  std::int64_t elements = 0;
+  const std::vector<Task> tasks = tasks_of(jobs, elements);
+  std::atomic<std::size_t> next{0};
+  std::atomic<std::int64_t> bad{std::numeric_limits<std::int64_t>::max()};
+  const auto work = [&] {
+    for (std::size_t i = next++; i < tasks.size(); i = next++) {
+      if (run(jobs[static_cast<std::size_t>(tasks[i].job)], tasks[i], arena)) continue;
+      std::int64_t found = bad.load();
+      while (tasks[i].job < found && !bad.compare_exchange_weak(found, tasks[i].job)) {
+      }
+    }
+  };
+  const int wanted = threads > 0 ? threads : static_cast<int>(std::thread::hardware_concurrency());
+  std::vector<std::thread> helpers;
+  try {
+    for (std::int64_t i = 1; i < wanted && i < elements / kThreadElements; ++i) helpers.emplace_back(work);
+  } catch (const std::system_error&) {
+    // No further thread to be had: those that run will do it.
+  }
+  clear_gaps(jobs, arena, bytes);
+  work();
+  for (std::thread& helper : helpers) helper.join();
+  return bad == std::numeric_limits<std::int64_t>::max() ? -1 : bad.load();
+}
+
+}  // namespace der_fast

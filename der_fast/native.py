@@ -1,0 +1,142 @@
+"""The native module der_fast._C, behind typed functions; where it was not built, calling one of them says how to build it.
+
+The module knows nothing of PyTorch: it takes addresses, shapes, strides and dtype codes, checks them, and releases the GIL while it
+works. Whatever it refuses it refuses with a ValueError that begins with the argument's name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from der_fast.errors import BackendError
+
+MODULE = "der_fast._C"
+# The module's codes for PyTorch's dtypes.
+DTYPES = {
+    "torch.float64": 0,
+    "torch.float32": 1,
+    "torch.bfloat16": 2,
+    "torch.float16": 3,
+    "torch.int32": 4,
+    "torch.bool": 5,
+    "torch.uint8": 6,
+}
+
+TensorFacts = tuple[int, tuple[int, ...], tuple[int, ...], int]
+
+
+class TensorLike(Protocol):
+    """What of a `torch.Tensor` is needed here."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> Any: ...
+    def data_ptr(self) -> int: ...
+    def stride(self) -> Sequence[int]: ...
+
+
+@functools.cache
+def _load() -> tuple[Any, str]:
+    try:
+        return importlib.import_module(MODULE), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+def _module() -> Any:
+    module, reason = _load()
+    if module is None:
+        raise BackendError(
+            f"the native module {MODULE} is not there ({reason}). Build it with `pip install .` (or `pip install -e .`) in der_fast's "
+            "source tree; this needs a C++20 compiler such as g++ 11 or newer."
+        )
+    return module
+
+
+def available() -> tuple[bool, str]:
+    """Return whether the native module is there, and what it was built with or why it cannot be imported."""
+    module, reason = _load()
+    if module is None:
+        return False, reason
+    info = module.build_info()
+    return True, f"{info['compiler']}, " + (f"CUDA {info['nvcc']} for {info['cuda_architectures']}" if info["cuda"] else "without CUDA")
+
+
+def build_info() -> dict[str, Any]:
+    """Return compiler, flags, C++ standard, pybind11's version, and whether (and with which nvcc, for what) CUDA was built in."""
+    info: dict[str, Any] = _module().build_info()
+    return info
+
+
+def dtype_code(dtype: object) -> int:
+    """Return the module's code of a `torch.dtype`; raises ValueError for one that it does not know."""
+    try:
+        return DTYPES[str(dtype)]
+    except KeyError:
+        raise ValueError(f"the native module knows no {dtype}, only {', '.join(DTYPES)}") from None
+
+
+def facts_of(tensor: TensorLike) -> TensorFacts:
+    """Return address, shape, strides (in elements) and dtype code; the tensor must outlive the call that it is handed to."""
+    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), dtype_code(tensor.dtype)
+
+
+def plan(network: Mapping[str, Any], keep: TensorFacts, *, align: int, weight_dtype: int, vector_dtype: int) -> dict[str, Any]:
+    """Decide which channels stay and where every folded tensor lies; a pure function.
+
+    Args:
+        network: `groups` (full widths), `image_channels`, `streams` and `inner` (lists of group numbers: every residual stream, and each
+            block's inner groups), `units` (tuples (kind, block, when, source groups, target groups, kernel, norm), see csrc/plan.hpp).
+        keep: boolean (C,), the masks of all groups one after the other.
+        align: stored widths are multiples of this.
+        weight_dtype, vector_dtype: dtype codes; they decide about offsets.
+
+    Returns:
+        `constant`, `lost` (per block), `keep` (uint8 (C,)), `widths` and `stored` (per group), `pieces` ((unit, part, shape, offset in
+        bytes) for every stored tensor), `rows` and `columns` (per unit: int32 source indices, -1 for padding), `bytes`, `parameters`,
+        `elements`, `stored_elements`.
+
+    Raises:
+        ValueError: the description contradicts itself, or `keep` has another length or dtype.
+        BackendError: the native module is not built.
+    """
+    found: dict[str, Any] = _module().plan(dict(network), keep, align, weight_dtype, vector_dtype)
+    return found
+
+
+def pack(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, threads: int) -> int:
+    """Fill an arena on the CPU; every byte of it is written.
+
+    Args:
+        jobs: (kind, offset, dtype code, rows, columns, weight, (γ, β, μ, σ²)), see kernels/compact/compact.cuh; ascending offsets.
+        storage: uint8, at a multiple of 64 bytes.
+        layout: 0 for KCRS, 1 for KRSC.
+        epsilon: added to the variance.
+        threads: at most this many; 0 for one per processor.
+
+    Returns:
+        The first job with an entry that is no finite number, or -1.
+
+    Raises:
+        ValueError: an argument that does not fit.
+        BackendError: the native module is not built.
+    """
+    return int(_module().pack(list(jobs), storage, layout, epsilon, threads))
+
+
+def pack_cuda(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, device: int, stream: int) -> int:
+    """Fill an arena on a CUDA device: as `pack`, with weights and storage on the device and index vectors on the host.
+
+    Raises:
+        ValueError: an argument that does not fit.
+        RuntimeError: CUDA reports an error.
+        BackendError: the native module is not built, or built without CUDA.
+    """
+    module = _module()
+    if not hasattr(module, "pack_cuda"):
+        raise BackendError("der_fast._C was built without CUDA: install with DER_FAST_CUDA=ON in the environment, with nvcc on PATH")
+    return int(module.pack_cuda(list(jobs), storage, layout, epsilon, device, stream))

@@ -1,0 +1,63 @@
+"""Pack folded, compacted weights into one arena."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from der_fast import native
+from der_fast.kernels.compact.reference import COPY, LAYOUTS, SCALE, SHIFT, WEIGHT, Job, Norm, compact_reference, value_of
+
+__all__ = ["COPY", "LAYOUTS", "SCALE", "SHIFT", "WEIGHT", "Job", "Norm", "compact", "compact_reference", "value_of"]
+
+
+def compact(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsilon: float = 1e-5, threads: int = 0) -> int:
+    """Fill the arena `storage` with what `compact_reference` says, bit for bit.
+
+    Returns the first job that has an entry which is not finite, or -1.
+
+    Args:
+        jobs: in ascending order of offsets; all weights on the storage's device.
+        storage: uint8 (bytes,), at a multiple of 64 bytes, on the CPU or a CUDA device; every byte is written.
+        layout: 'KCRS' or 'KRSC'.
+        epsilon: added to the variance.
+        threads: CPU threads at most; 0 for as many as PyTorch uses.
+
+    Raises:
+        ValueError: a job or the storage does not fit; the message names it.
+        BackendError: the native module is not built, or built without CUDA where the storage lies on a CUDA device.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
+    device = storage.device
+    for number, job in enumerate(jobs):
+        for name, tensor in _tensors(job):
+            wanted = torch.device("cpu") if name in ("rows", "columns") else device
+            if tensor.device != wanted:
+                raise ValueError(f"jobs[{number}].{name} must lie on {wanted}, not on {tensor.device}")
+    rows, code = [_facts(job) for job in jobs], LAYOUTS.index(layout)
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device).cuda_stream
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return native.pack_cuda(rows, native.facts_of(storage), layout=code, epsilon=epsilon, device=index, stream=stream)
+    if device.type != "cpu":
+        raise ValueError(f"storage must lie on the CPU or a CUDA device, not on {device}")
+    return native.pack(rows, native.facts_of(storage), layout=code, epsilon=epsilon, threads=threads or torch.get_num_threads())
+
+
+def _tensors(job: Job) -> list[tuple[str, Tensor]]:
+    named = {"rows": job.rows, "columns": job.columns, "weight": job.weight}
+    if job.norm is not None:
+        named |= {"gamma": job.norm.weight, "beta": job.norm.bias, "mean": job.norm.mean, "variance": job.norm.variance}
+    return [(name, tensor) for name, tensor in named.items() if tensor is not None]
+
+
+def _facts(job: Job) -> tuple[Any, ...]:
+    norm = None
+    if job.norm is not None:
+        norm = tuple(native.facts_of(tensor) for tensor in (job.norm.weight, job.norm.bias, job.norm.mean, job.norm.variance))
+    columns, weight = (None if tensor is None else native.facts_of(tensor) for tensor in (job.columns, job.weight))
+    return (job.kind, job.offset, native.dtype_code(job.dtype), native.facts_of(job.rows), columns, weight, norm)
