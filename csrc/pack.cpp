@@ -31,17 +31,21 @@ template <class Source, class Target>
 bool fill_weight(const Job& job, const Task& task, Target* out) {
   bool good = true;
   const bool krsc = job.layout == Layout::krsc;
-  const std::int64_t taps = job.height * job.width;
-  const std::int64_t step = krsc ? job.columns : 1;
+  const std::int64_t columns = job.columns;
+  const std::int64_t height = job.height;
+  const std::int64_t width = job.width;
+  const std::int64_t step = krsc ? columns : 1;
   for (std::int64_t k = task.begin; k < task.end; ++k) {
-    const compact::WeightRow<Source, Target> row(job, k);
+    const compact::Row<Source, Target> row(job, k);
     Target* line = out + k * job.line();
-    for (std::int64_t c = 0; c < job.columns; ++c) {
-      Target* entry = line + (krsc ? c : c * taps);
-      for (std::int64_t r = 0; r < job.height; ++r) {
-        for (std::int64_t s = 0; s < job.width; ++s) {
-          *entry = row(c, r, s);
-          good &= compact::finite(*entry);
+    for (std::int64_t c = 0; c < columns; ++c) {
+      const compact::Taps<Source, Target> taps = row.at(job, c);
+      Target* entry = line + (krsc ? c : c * height * width);
+      for (std::int64_t r = 0; r < height; ++r) {
+        for (std::int64_t s = 0; s < width; ++s) {
+          const Target value = taps(r, s);
+          good &= compact::finite(value);
+          *entry = value;
           entry += step;
         }
       }

@@ -34,7 +34,7 @@ __device__ bool write_block(const Job& job, std::int64_t block, std::byte* arena
     out[k] = compact::vector_entry<Source, Target>(job, k);
     return compact::finite(out[k]);
   }
-  const compact::WeightRow<Source, Target> row(job, block);
+  const compact::Row<Source, Target> row(job, block);
   const auto line = static_cast<std::uint32_t>(job.line());
   const auto columns = static_cast<std::uint32_t>(job.columns);
   const auto width = static_cast<std::uint32_t>(job.width);
@@ -45,7 +45,7 @@ __device__ bool write_block(const Job& job, std::int64_t block, std::byte* arena
     const bool krsc = job.layout == Layout::krsc;
     const std::uint32_t c = krsc ? i % columns : i / taps;
     const std::uint32_t tap = krsc ? i / columns : i % taps;
-    const Target value = row(c, tap / width, tap % width);
+    const Target value = row.at(job, c)(tap / width, tap % width);
     good &= compact::finite(value);
     target[i] = value;
   }

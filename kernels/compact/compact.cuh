@@ -75,16 +75,14 @@ DER_FAST_HD To bits_of(const From& value) {
   return out;
 }
 
-// double → float with round to odd: truncated, last bit set where anything was lost. A second rounding to fewer bits is then exact.
+// double → float with round to odd: truncated, last bit set where anything was lost. A second rounding to fewer bits is then exact
+// (Boldo and Melquiond 2008). Without branches, since whether the nearest float lies above or below is as good as random.
 DER_FAST_HD std::uint32_t odd_float_bits(double value) {
-  const float nearest = static_cast<float>(value);
-  std::uint32_t bits = bits_of<std::uint32_t>(nearest);
-  const double back = static_cast<double>(nearest);
-  if (back == value || value != value) return bits;
-  const double size = value < 0 ? -value : value;
-  const double reached = back < 0 ? -back : back;
-  if (reached > size) bits -= 1;
-  return bits | 1u;
+  const auto nearest = static_cast<float>(value);
+  const auto back = static_cast<double>(nearest);
+  const auto lost = static_cast<std::uint32_t>(back != value);
+  const auto above = static_cast<std::uint32_t>(fabs(back) > fabs(value));
+  return (bits_of<std::uint32_t>(nearest) - above) | lost;
 }
 
 template <class T>
@@ -138,26 +136,37 @@ DER_FAST_HD double scale_of(const Job& job, std::int64_t index) {
   return element<Source>(job.gamma, index) / sqrt(element<Source>(job.variance, index) + job.epsilon);
 }
 
-// Row k of a weight: what does not depend on the column is computed once.
+// Entries [k, c, :, :] of a weight; what does not depend on the tap is computed once.
 template <class Source, class Target>
-struct WeightRow {
-  const Source* data;
+struct Taps {
+  const Source* data;  // null for padding
+  std::int64_t down;
+  std::int64_t right;
   double scale;
-  bool plain;  // no batch-norm: the product with 1 would be exact, but a NaN's payload and the time need not be spent
-  const Job& job;
 
-  DER_FAST_HD WeightRow(const Job& job_, std::int64_t k) : data(nullptr), scale(1), plain(job_.gamma.data == nullptr), job(job_) {
+  DER_FAST_HD Target operator()(std::int64_t r, std::int64_t s) const {
+    if (data == nullptr) return rounded<Target>(0.0);
+    return rounded<Target>(static_cast<double>(data[r * down + s * right]) * scale);
+  }
+};
+
+// Entries [k, :, :, :] of a weight; what does not depend on the column is computed once.
+template <class Source, class Target>
+struct Row {
+  const Source* data = nullptr;
+  double scale = 1;  // without batch-norm: a product with 1 is exact
+
+  DER_FAST_HD Row(const Job& job, std::int64_t k) {
     const std::int64_t index = job.row[k];
     if (index < 0) return;
     data = static_cast<const Source*>(job.weight) + index * job.strides[0];
-    if (!plain) scale = scale_of<Source>(job, index);
+    if (job.gamma.data != nullptr) scale = scale_of<Source>(job, index);
   }
 
-  DER_FAST_HD Target operator()(std::int64_t c, std::int64_t r, std::int64_t s) const {
+  DER_FAST_HD Taps<Source, Target> at(const Job& job, std::int64_t c) const {
     const std::int64_t index = job.column[c];
-    if (data == nullptr || index < 0) return rounded<Target>(0.0);
-    const auto value = static_cast<double>(data[index * job.strides[1] + r * job.strides[2] + s * job.strides[3]]);
-    return rounded<Target>(plain ? value : value * scale);
+    const bool padding = data == nullptr || index < 0;
+    return {padding ? nullptr : data + index * job.strides[1], job.strides[2], job.strides[3], scale};
   }
 };
 
