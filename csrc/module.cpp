@@ -45,10 +45,15 @@ py::dict build_info() {
 
 template <class T>
 T field(const py::handle& value, const std::string& name, const char* what) {
-  try {
-    return py::cast<T>(value);
-  } catch (const py::cast_error&) {
-    refuse(name, std::string("must be ") + what);
+  if constexpr (std::is_base_of_v<py::object, T>) {
+    if (!py::isinstance<T>(value)) refuse(name, std::string("must be ") + what);
+    return py::reinterpret_borrow<T>(value);
+  } else {
+    try {
+      return py::cast<T>(value);
+    } catch (const py::cast_error&) {
+      refuse(name, std::string("must be ") + what);
+    }
   }
 }
 
