@@ -4,6 +4,7 @@ DER_FAST_CUDA=AUTO|ON|OFF in the environment decides about CUDA: AUTO, the defau
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ class CMakeBuild(build_ext):
         settings = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(target),
+            # A build folder outlives the environment that pip made for it: what lay there must be named anew.
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "DER_FAST_CUDA": os.environ.get("DER_FAST_CUDA", "AUTO").upper(),

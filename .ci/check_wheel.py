@@ -1,16 +1,19 @@
 """Check that a wheel holds every file of the package, and nothing else.
 
-python .ci/check_wheel.py der_fast-0.1.0-py3-none-any.whl
+python .ci/check_wheel.py der_fast-0.1.0-cp311-cp311-linux_x86_64.whl
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUFFIXES = {".py", ".toml", ".json", ".html", ".typed"}
+SUFFIXES = {".py", ".toml", ".json", ".html", ".typed", ".cu", ".cuh", ".hpp"}
+# The native module's name also says for which Python and machine it was built.
+NATIVE = re.compile(r"der_fast/_C\.[\w.-]+\.(so|pyd)")
 
 
 def expected() -> set[str]:
@@ -26,7 +29,10 @@ def expected() -> set[str]:
 def main(wheel: str) -> int:
     """Print what is missing or superfluous; return the exit code."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    missing, superfluous = expected() - names, names - expected()
+    native = {name for name in names if NATIVE.fullmatch(name)}
+    missing, superfluous = expected() - names, names - native - expected()
+    if len(native) != 1:
+        missing.add("der_fast/_C")
     for word, paths in (("missing from", missing), ("superfluous in", superfluous)):
         for path in sorted(paths):
             print(f"{word} the wheel: {path}")

@@ -96,5 +96,7 @@ def test_the_wheel_check_finds_what_is_missing(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "missing from the wheel: der_fast/kernels/__init__.py" in ended.stdout
     assert "missing from the wheel: der_fast/config/presets/digits.toml" in ended.stdout
+    assert "missing from the wheel: der_fast/_C" in ended.stdout
+    assert "missing from the wheel: der_fast/kernels/compact/compact.cuh" in ended.stdout
     assert "superfluous in the wheel: der_fast/left_over.py" in ended.stdout
     assert "missing from the wheel: der_fast/__init__.py" not in ended.stdout

@@ -55,16 +55,12 @@ def test_without_the_module_every_call_says_how_to_build_it(missing, call):
 def test_without_the_module_it_is_reported_and_the_package_can_be_imported(missing):
     works, reason = native.available()
     assert not works and "_no_such_module" in reason
-    code = (
-        "import sys; sys.modules['der_fast._C'] = None\n"
-        "import der_fast.compaction, der_fast.native as n\n"
-        "assert not n.available()[0]"
-    )
+    code = "import sys; sys.modules['der_fast._C'] = None\nimport der_fast.compaction, der_fast.native as n\nassert not n.available()[0]"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_the_module_does_not_load_torch():
-    code = "import importlib.util, sys, pathlib\n" "import der_fast._C\n" "assert 'torch' not in sys.modules, 'torch came with it'"
+    code = "import importlib.util, sys, pathlib\nimport der_fast._C\nassert 'torch' not in sys.modules, 'torch came with it'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 
 
@@ -103,7 +99,14 @@ def test_plan_by_hand():
     found = planned(small_network(), keep=[False, True, True], align=4, weight_dtype=2)
     assert found["widths"] == [1, 1] and found["stored"] == [4, 4] and found["lost"] == [False] and not found["constant"]
     # Weights (4, 3 or 4, 3, 3) in bfloat16: 216 and 288 bytes; biases (4,) in float32; each at a multiple of 64.
-    shapes = [(0, 0, (4, 3, 3, 3), 0), (0, 2, (4,), 256), (1, 0, (4, 4, 3, 3), 320), (1, 2, (4,), 640), (2, 0, (4, 4, 3, 3), 704), (2, 2, (4,), 1024)]
+    shapes = [
+        (0, 0, (4, 3, 3, 3), 0),
+        (0, 2, (4,), 256),
+        (1, 0, (4, 4, 3, 3), 320),
+        (1, 2, (4,), 640),
+        (2, 0, (4, 4, 3, 3), 704),
+        (2, 2, (4,), 1024),
+    ]
     assert found["pieces"] == shapes and found["bytes"] == 1088
     assert [list(rows) for rows in found["rows"]] == [[1, -1, -1, -1], [0, -1, -1, -1], [1, -1, -1, -1], []]
     assert [list(columns) for columns in found["columns"]] == [[0, 1, 2], [1, -1, -1, -1], [0, -1, -1, -1], []]

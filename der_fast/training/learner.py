@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from der_fast.compaction.bank import FrozenBank
 from der_fast.config.check import check
 from der_fast.config.schema import Config, RuntimeConfig
 from der_fast.config.tree import flatten, to_dict
@@ -19,7 +20,6 @@ from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
 from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.model.architecture import build_architecture
-from der_fast.model.bank import FrozenBank
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout

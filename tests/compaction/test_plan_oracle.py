@@ -42,7 +42,7 @@ def simple_plan(architecture, masks, align):
     """What stays, as METHOD and `program` say it: lists of kept positions by group."""
     kept = {name: [channel for channel, bit in enumerate(mask) if bit] for name, mask in masks.items()}
     streams = [architecture.stem.target] + [block.target for block in architecture.blocks]
-    if any(not sum((kept[name] for name in groups), []) for groups in streams):
+    if any(not any(kept[name] for name in groups) for groups in streams):
         kept = {name: [] for name in kept}
     for block in architecture.blocks:
         inner = [name for conv in block.convs[:-1] for name in conv.target]
@@ -80,7 +80,7 @@ def test_native_plan_is_the_simple_one(case, pattern, seed, align, dtype):
     architecture = build_architecture(backbone, width=width, stem=stem)
     layout = MaskLayout(architecture)
     masks = masks_of(layout, pattern, seed)
-    keep = torch.tensor(sum(masks.values(), []), dtype=torch.bool)
+    keep = torch.tensor([bit for mask in masks.values() for bit in mask], dtype=torch.bool)
     vector = torch.float64 if dtype == torch.float64 else torch.float32
     arguments = {"align": align, "weight_dtype": CODES[dtype], "vector_dtype": CODES[vector]}
     facts = description(architecture, architecture.groups)
@@ -122,14 +122,14 @@ def test_a_compaction_plan_says_the_same_and_remembers_the_masks(case, pattern, 
     architecture = build_architecture(case[0], stem=case[1], width=case[2])
     layout = MaskLayout(architecture)
     masks = masks_of(layout, pattern, seed)
-    keep = torch.tensor(sum(masks.values(), []), dtype=torch.bool)
+    keep = torch.tensor([bit for mask in masks.values() for bit in mask], dtype=torch.bool)
     decision = plan(layout, keep)
     kept, _ = simple_plan(architecture, masks, 1)
     assert decision.widths == {name: len(channels) for name, channels in kept.items()}
     assert decision.constant == (not kept[architecture.stem.target[0]])
     for groups in {conv.target for conv in architecture.convs()}:
         assert decision.kept(groups).nonzero().squeeze(1).tolist() == positions(architecture, groups, kept, decision.widths)
-        assert decision.masked(groups).tolist() == sum((masks[name] for name in groups), [])
+        assert decision.masked(groups).tolist() == [bit for name in groups for bit in masks[name]]
     assert torch.equal(decision.features, decision.kept(architecture.features))
     # Planning what a plan keeps changes nothing any more.
     assert torch.equal(plan(layout, decision.keep).keep, decision.keep)

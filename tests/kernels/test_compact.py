@@ -34,7 +34,9 @@ def norm_of(size, dtype, generator, stride=1):
 
 def index_of(size, count, generator):
     """Positions in any order, some twice, some -1."""
-    return torch.randint(-1, size, (count,), generator=generator, dtype=torch.int32) if size else torch.full((count,), -1, dtype=torch.int32)
+    return (
+        torch.randint(-1, size, (count,), generator=generator, dtype=torch.int32) if size else torch.full((count,), -1, dtype=torch.int32)
+    )
 
 
 def draw_jobs(seed, dtype, source, sizes):
@@ -109,10 +111,7 @@ def test_reference_by_hand(layout):
         storage = poisoned(320)
         fill(jobs, storage, layout=layout, epsilon=0.0)
         values = storage.view(torch.float32)
-        if layout == "KCRS":
-            found = values[:24].view(2, 3, 2, 2)
-        else:
-            found = values[:24].view(2, 2, 2, 3).permute(0, 3, 1, 2)
+        found = values[:24].view(2, 3, 2, 2) if layout == "KCRS" else values[:24].view(2, 2, 2, 3).permute(0, 3, 1, 2)
         # γ/√σ² is -3/0.5 for the second row.
         expected = torch.zeros(2, 3, 2, 2)
         expected[0, 1:] = torch.tensor([[[8.0, 9.0], [10.0, 11.0]], [[12.0, 13.0], [14.0, 15.0]]]) * -6
@@ -315,7 +314,9 @@ class TestOnCuda:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("source", SOURCES)
     def test_same_bits_as_the_reference(self, dtype, source, layout):
-        for seed, shape in enumerate([(1, 1, 1, 1, 1, 1), (5, 4, 3, 3, 9, 7), (6, 6, 1, 1, 0, 4), (3, 300, 3, 3, 200, 250), (400, 2, 1, 3, 300, 2)]):
+        for seed, shape in enumerate(
+            [(1, 1, 1, 1, 1, 1), (5, 4, 3, 3, 9, 7), (6, 6, 1, 1, 0, 4), (3, 300, 3, 3, 200, 250), (400, 2, 1, 3, 300, 2)]
+        ):
             jobs, storage = draw_jobs(seed, dtype, source, shape)
             on_device = storage.cuda()
             assert compact([self.moved(job) for job in jobs], on_device, layout=layout) == -1
@@ -331,7 +332,9 @@ class TestOnCuda:
 
     def test_the_first_bad_job_is_reported(self):
         rows = torch.tensor([0], dtype=torch.int32)
-        jobs = [Job(COPY, 64 * i, torch.float32, rows, weight=torch.tensor([value]).cuda()) for i, value in enumerate([1.0, math.nan, math.inf])]
+        jobs = [
+            Job(COPY, 64 * i, torch.float32, rows, weight=torch.tensor([value]).cuda()) for i, value in enumerate([1.0, math.nan, math.inf])
+        ]
         assert compact(jobs, poisoned(192, "cuda")) == 1
 
     def test_weights_elsewhere_are_refused(self):

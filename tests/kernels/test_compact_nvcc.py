@@ -17,7 +17,9 @@ ARCHITECTURES = ("80", "90", "100")
 def test_compiles_without_spills(tmp_path):
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
     command = ["nvcc", "-std=c++20", "-O3", "-fmad=false", "-Werror=all-warnings", "-Xptxas=-v", f"-I{FOLDER}", *targets]
-    ended = subprocess.run([*command, "-c", str(FOLDER / "compact.cu"), "-o", str(tmp_path / "c.o")], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [*command, "-c", str(FOLDER / "compact.cu"), "-o", str(tmp_path / "c.o")], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert sorted(re.findall(r"compact_kernel\S*' for 'sm_(\d+)'", ended.stderr), key=int) == list(ARCHITECTURES)
     assert re.findall(r"(\d+) bytes spill", ended.stderr) == ["0"] * 2 * len(ARCHITECTURES), ended.stderr

@@ -1,0 +1,306 @@
+// Planner and packer without Python, so that they can run under sanitizers: every buffer is exactly as long as it must be.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+
+#include "pack.hpp"
+#include "plan.hpp"
+
+using namespace der_fast;
+using compact::Dtype;
+using compact::Job;
+using compact::Kind;
+using compact::Layout;
+
+namespace {
+
+int checks = 0;
+
+#define CHECK(condition)                                                              \
+  do {                                                                                \
+    ++checks;                                                                         \
+    if (!(condition)) {                                                               \
+      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                                   \
+    }                                                                                 \
+  } while (false)
+
+void refused(const std::function<void()>& call, const std::string& words) {
+  try {
+    call();
+  } catch (const std::invalid_argument& error) {
+    CHECK(std::string(error.what()).find(words) != std::string::npos);
+    return;
+  }
+  CHECK(false && "refused");
+}
+
+// Stem, then bottleneck blocks on one stream with two inner groups each; the first block has a projection from the stem.
+Network bottlenecks(std::int64_t width, int blocks) {
+  Network network;
+  network.groups = {width, 4 * width};
+  network.streams = {{0}, {1}};
+  network.units.push_back({Unit::convolution, -1, Unit::always, {}, {0}, 3, true});
+  for (int block = 0; block < blocks; ++block) {
+    const int source = block ? 1 : 0;
+    const int a = static_cast<int>(network.groups.size());
+    network.groups.insert(network.groups.end(), {width, width});
+    network.inner.push_back({a, a + 1});
+    if (!block) network.units.push_back({Unit::convolution, block, Unit::always, {0}, {1}, 1, true});
+    network.units.push_back({Unit::convolution, block, Unit::alive, {source}, {a}, 1, true});
+    network.units.push_back({Unit::convolution, block, Unit::alive, {a}, {a + 1}, 3, true});
+    network.units.push_back({Unit::convolution, block, Unit::alive, {a + 1}, {1}, 1, true});
+    network.units.push_back({Unit::constant, block, Unit::lost, {1}, {1}, 1, false});
+  }
+  network.units.push_back({Unit::affine, -1, Unit::always, {1}, {1}, 1, false});
+  return network;
+}
+
+std::int64_t channels_of(const Network& network) {
+  std::int64_t sum = 0;
+  for (const std::int64_t size : network.groups) sum += size;
+  return sum;
+}
+
+void test_plan_of_random_masks() {
+  std::mt19937 random(1);
+  for (int trial = 0; trial < 300; ++trial) {
+    const Network network = bottlenecks(1 + trial % 5, 1 + trial % 3);
+    std::vector<std::uint8_t> keep(static_cast<std::size_t>(channels_of(network)));
+    const double density = (trial % 7) / 6.0;
+    for (auto& bit : keep) bit = std::bernoulli_distribution(density)(random);
+    const std::int64_t align = 1 + trial % 9;
+    const Plan plan = make_plan(network, keep, align, 2, 4);
+    std::int64_t end = 0;
+    for (const Piece& piece : plan.pieces) {
+      CHECK(piece.offset % kAlignment == 0 && piece.offset >= end);
+      std::int64_t elements = 1;
+      for (const std::int64_t size : piece.shape) elements *= size;
+      end = piece.offset + elements * (piece.part == 0 ? 2 : 4);
+      const auto unit = static_cast<std::size_t>(piece.unit);
+      CHECK(static_cast<std::int64_t>(plan.rows[unit].size()) == piece.shape[0]);
+      if (piece.part == 0) CHECK(static_cast<std::int64_t>(plan.columns[unit].size()) == piece.shape[1]);
+    }
+    CHECK(plan.bytes >= end && plan.bytes % kAlignment == 0 && plan.elements <= plan.stored_elements);
+    CHECK(plan.constant == (plan.pieces.empty()));
+    std::int64_t offset = 0;
+    for (std::size_t g = 0; g < network.groups.size(); ++g) {
+      std::int64_t kept = 0;
+      for (std::int64_t c = 0; c < network.groups[g]; ++c) {
+        const auto position = static_cast<std::size_t>(offset + c);
+        kept += plan.keep[position];
+        CHECK(plan.keep[position] <= keep[position]);
+      }
+      offset += network.groups[g];
+      CHECK(kept == plan.widths[g] && plan.stored[g] % align == 0 && plan.stored[g] - kept < align);
+    }
+    for (std::size_t block = 0; block < network.inner.size(); ++block) {
+      for (const int group : network.inner[block]) CHECK((plan.widths[static_cast<std::size_t>(group)] == 0) == plan.lost[block]);
+    }
+    const Plan again = make_plan(network, plan.keep, align, 2, 4);
+    CHECK(again.keep == plan.keep && again.bytes == plan.bytes && again.rows == plan.rows);
+  }
+}
+
+void test_plan_refuses() {
+  const Network good = bottlenecks(2, 1);
+  const std::vector<std::uint8_t> keep(static_cast<std::size_t>(channels_of(good)), 1);
+  refused([&] { make_plan(good, {1, 1}, 1, 4, 4); }, "keep must have");
+  refused([&] { make_plan(good, std::vector<std::uint8_t>(keep.size(), 2), 1, 4, 4); }, "keep must hold 0 and 1");
+  refused([&] { make_plan(good, keep, 0, 4, 4); }, "align must lie in");
+  Network bad = good;
+  bad.units[1].source = {99};
+  refused([&] { make_plan(bad, keep, 1, 4, 4); }, "units[1].source names group 99");
+  bad = good;
+  bad.groups[0] = std::numeric_limits<std::int64_t>::max();
+  refused([&] { make_plan(bad, keep, 1, 4, 4); }, "groups has the width");
+}
+
+// Everything that a job points to, in buffers without slack.
+template <class Source>
+struct Owned {
+  std::vector<std::int32_t> rows, columns;
+  std::unique_ptr<Source[]> weight, norm;
+  Job job;
+};
+
+template <class Source>
+Owned<Source> draw(std::mt19937& random, Kind kind, Dtype target, std::int64_t offset, Layout layout) {
+  const auto size = [&](int low, int high) { return std::uniform_int_distribution<std::int64_t>(low, high)(random); };
+  const std::int64_t K = size(1, 6), C = size(1, 6), R = size(1, 3), S = size(1, 3);
+  Owned<Source> own;
+  own.rows.resize(static_cast<std::size_t>(size(0, 8)));
+  own.columns.resize(static_cast<std::size_t>(size(0, 8)));
+  for (auto& row : own.rows) row = static_cast<std::int32_t>(size(-1, static_cast<int>(K) - 1));
+  for (auto& column : own.columns) column = static_cast<std::int32_t>(size(-1, static_cast<int>(C) - 1));
+  own.weight = std::make_unique<Source[]>(static_cast<std::size_t>(K * C * R * S));
+  own.norm = std::make_unique<Source[]>(static_cast<std::size_t>(4 * K));
+  std::normal_distribution<double> normal;
+  for (std::int64_t i = 0; i < K * C * R * S; ++i) own.weight[static_cast<std::size_t>(i)] = static_cast<Source>(normal(random));
+  for (std::int64_t i = 0; i < 4 * K; ++i) {
+    const double value = normal(random);
+    own.norm[static_cast<std::size_t>(i)] = static_cast<Source>(i < 3 * K ? value : value * value + 0.01);
+  }
+  Job& job = own.job;
+  job.kind = kind;
+  job.source = sizeof(Source) == 8 ? Dtype::float64 : Dtype::float32;
+  job.target = target;
+  job.layout = layout;
+  job.offset = offset;
+  job.rows = static_cast<std::int64_t>(own.rows.size());
+  job.row = own.rows.data();
+  job.epsilon = 1e-5;
+  if (kind == Kind::weight) {
+    job.columns = static_cast<std::int64_t>(own.columns.size());
+    job.column = own.columns.data();
+    job.height = R;
+    job.width = S;
+    // Half of them channels last.
+    const bool last = size(0, 1) == 1;
+    const std::int64_t strides[2][4] = {{C * R * S, R * S, S, 1}, {C * R * S, 1, S * C, C}};
+    std::memcpy(job.strides, strides[last], sizeof job.strides);
+  } else {
+    job.strides[0] = C * R * S;
+  }
+  if (kind == Kind::weight || kind == Kind::copy) job.weight = own.weight.get();
+  if (kind == Kind::scale || kind == Kind::shift || (kind == Kind::weight && size(0, 1))) {
+    job.gamma = {own.norm.get(), 1};
+    job.beta = {own.norm.get() + K, 1};
+    job.mean = {own.norm.get() + 2 * K, 1};
+    job.variance = {own.norm.get() + 3 * K, 1};
+  }
+  return own;
+}
+
+template <class Source>
+double expected(const Owned<Source>& own, std::int64_t k, std::int64_t c, std::int64_t r, std::int64_t s) {
+  const Job& job = own.job;
+  const std::int64_t i = own.rows[static_cast<std::size_t>(k)];
+  if (i < 0) return 0;
+  const auto at = [&](const compact::Vector& vector) { return static_cast<double>(static_cast<const Source*>(vector.data)[i]); };
+  const double scale = job.gamma.data ? at(job.gamma) / std::sqrt(at(job.variance) + job.epsilon) : 1;
+  if (job.kind == Kind::scale) return scale;
+  if (job.kind == Kind::shift) return at(job.beta) - scale * at(job.mean);
+  if (job.kind == Kind::copy) return static_cast<double>(own.weight[static_cast<std::size_t>(i * job.strides[0])]);
+  const std::int64_t j = own.columns[static_cast<std::size_t>(c)];
+  if (j < 0) return 0;
+  return scale * static_cast<double>(own.weight[static_cast<std::size_t>(i * job.strides[0] + j * job.strides[1] + r * job.strides[2] + s * job.strides[3])]);
+}
+
+template <class Source, class Target>
+void test_pack(Dtype target, int threads) {
+  std::mt19937 random(7);
+  for (int trial = 0; trial < 200; ++trial) {
+    std::vector<Owned<Source>> owned;
+    std::vector<Job> jobs;
+    std::int64_t end = 0;
+    const Layout layout = trial % 2 ? Layout::krsc : Layout::kcrs;
+    for (int i = 0; i < 6; ++i) {
+      const std::int64_t offset = (end + kAlignment - 1) / kAlignment * kAlignment + kAlignment * (trial % 3);
+      owned.push_back(draw<Source>(random, static_cast<Kind>(i % 4), target, offset, layout));
+      jobs.push_back(owned.back().job);
+      end = offset + jobs.back().bytes();
+    }
+    const std::int64_t bytes = end + trial % 5;
+    std::unique_ptr<std::byte, decltype(&std::free)> arena(
+        static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>((bytes + 63) / 64 * 64))), &std::free);
+    std::memset(arena.get(), 0xFF, static_cast<std::size_t>(bytes));
+    CHECK(pack(jobs, arena.get(), bytes, threads) == -1);
+    std::int64_t before = 0;
+    for (const Owned<Source>& own : owned) {
+      const Job& job = own.job;
+      for (; before < job.offset; ++before) CHECK(arena.get()[before] == std::byte{0});
+      const auto* out = reinterpret_cast<const Target*>(arena.get() + job.offset);
+      for (std::int64_t k = 0; k < job.rows; ++k)
+        for (std::int64_t c = 0; c < job.columns; ++c)
+          for (std::int64_t r = 0; r < job.height; ++r)
+            for (std::int64_t s = 0; s < job.width; ++s) {
+              const std::int64_t inside = layout == Layout::krsc ? (r * job.width + s) * job.columns + c : (c * job.height + r) * job.width + s;
+              const Target found = out[k * job.line() + inside];
+              const Target wanted = compact::rounded<Target>(expected(own, k, c, r, s));
+              CHECK(std::memcmp(&found, &wanted, sizeof found) == 0);
+            }
+      before = job.offset + job.bytes();
+    }
+    for (; before < bytes; ++before) CHECK(arena.get()[before] == std::byte{0});
+  }
+}
+
+void test_rounding() {
+  using compact::Bfloat16;
+  using compact::Float16;
+  using compact::rounded;
+  const double step = std::ldexp(1.0, -8);
+  CHECK(rounded<Bfloat16>(1.0).bits == 0x3f80 && rounded<Bfloat16>(-2.0).bits == 0xc000);
+  CHECK(rounded<Bfloat16>(1 + step).bits == 0x3f80 && rounded<Bfloat16>(1 + 3 * step).bits == 0x3f82);
+  CHECK(rounded<Bfloat16>(std::nextafter(1 + step, 2)).bits == 0x3f81 && rounded<Bfloat16>(std::nextafter(1 + 3 * step, 0)).bits == 0x3f81);
+  CHECK(rounded<Float16>(65504).bits == 0x7bff && rounded<Float16>(65519.999).bits == 0x7bff && rounded<Float16>(65520).bits == 0x7c00);
+  CHECK(rounded<Float16>(std::ldexp(1.0, -24)).bits == 1 && rounded<Float16>(std::ldexp(1.0, -25)).bits == 0);
+  CHECK(rounded<Float16>(std::nextafter(std::ldexp(1.0, -25), 1)).bits == 1 && rounded<Float16>(-0.0).bits == 0x8000);
+  const double odd[] = {0.0, -0.0, 1e-320, 1e300, -1e300, std::numeric_limits<double>::infinity(), std::nan("")};
+  for (const double value : odd) {
+    CHECK(compact::finite(rounded<Bfloat16>(value)) == (std::fabs(value) < 1e39));
+    CHECK(compact::finite(rounded<Float16>(value)) == (std::fabs(value) < 1e39));
+    CHECK(compact::finite(value) == std::isfinite(value));
+  }
+}
+
+// Enough for several threads, with faults in two jobs: the first one is reported.
+void test_threads_and_faults() {
+  constexpr std::int64_t rows = 700, columns = 1100;
+  std::vector<float> weight(rows * columns, 1.0F);
+  std::vector<std::int32_t> row(rows), column(columns);
+  for (std::int64_t i = 0; i < rows; ++i) row[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
+  for (std::int64_t i = 0; i < columns; ++i) column[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
+  std::vector<float> bad = weight;
+  bad[rows * columns / 2] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<Job> jobs;
+  for (int i = 0; i < 4; ++i) {
+    Job job;
+    job.rows = rows;
+    job.columns = columns;
+    job.row = row.data();
+    job.column = column.data();
+    job.weight = i == 1 || i == 3 ? bad.data() : weight.data();
+    job.strides[0] = columns;
+    job.strides[1] = job.strides[2] = job.strides[3] = 1;
+    job.offset = i * job.bytes();
+    jobs.push_back(job);
+  }
+  std::vector<float> arena(4 * rows * columns);
+  for (const int threads : {0, 1, 2, 8}) {
+    CHECK(pack(jobs, reinterpret_cast<std::byte*>(arena.data()), static_cast<std::int64_t>(arena.size() * 4), threads) == 1);
+  }
+  for (std::int64_t i = 0; i < rows * columns; ++i) CHECK(arena[static_cast<std::size_t>(i)] == 1.0F);
+}
+
+void test_nothing() {
+  CHECK(pack({}, nullptr, 0, 0) == -1);
+  Job empty;
+  CHECK(pack({empty}, nullptr, 0, 4) == -1);
+}
+
+}  // namespace
+
+int main() {
+  test_plan_of_random_masks();
+  test_plan_refuses();
+  test_rounding();
+  for (const int threads : {1, 3}) {
+    test_pack<float, double>(Dtype::float64, threads);
+    test_pack<float, float>(Dtype::float32, threads);
+    test_pack<double, compact::Bfloat16>(Dtype::bfloat16, threads);
+    test_pack<float, compact::Float16>(Dtype::float16, threads);
+  }
+  test_threads_and_faults();
+  test_nothing();
+  std::printf("%d checks\n", checks);
+  return 0;
+}
