@@ -22,11 +22,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from plain import PlainNet
+from torch import Tensor
 
 from der_fast.config.resolve import resolve_config
 from der_fast.data import MemorySource, transforms_for
-from der_fast.model.architecture import Architecture, Block, Conv, build_architecture
+from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training.context import Context
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.results import versions
@@ -36,51 +37,9 @@ from der_fast.training.step import Model, begin_step
 CLASSES = 10
 
 
-class PlainBlock(nn.Module):
-    """A residual block as tutorials write it."""
-
-    def __init__(self, block: Block, net: Architecture) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_plain_conv(conv, net) for conv in block.convs)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(net.width(conv.target)) for conv in block.convs)
-        self.stride, self.grow = block.stride, 0 if block.shortcut else net.width(block.target) - net.width(block.source)
-        self.shortcut = None
-        if block.shortcut:
-            self.shortcut = nn.Sequential(_plain_conv(block.shortcut, net), nn.BatchNorm2d(net.width(block.target)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', H', W')."""
-        if self.shortcut is not None:
-            residual = self.shortcut(x)
-        else:
-            residual = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.grow)) if self.grow else x
-        for conv, norm in zip(self.layers[:-1], self.norms[:-1], strict=True):
-            x = F.relu(norm(conv(x)))
-        return F.relu(self.norms[-1](self.layers[-1](x)) + residual)
-
-
-def _plain_conv(conv: Conv, net: Architecture) -> nn.Conv2d:
-    return nn.Conv2d(net.width(conv.source), net.width(conv.target), conv.kernel, conv.stride, conv.kernel // 2, bias=False)
-
-
-class PlainNet(nn.Module):
-    """The same ResNet out of torch.nn modules."""
-
-    def __init__(self, net: Architecture) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(_plain_conv(net.stem, net), nn.BatchNorm2d(net.width(net.stem.target)), nn.ReLU())
-        self.blocks = nn.Sequential(*(PlainBlock(block, net) for block in net.blocks))
-        self.head = nn.Linear(net.width(net.features), CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, classes)."""
-        out: Tensor = self.head(self.blocks(self.stem(x)).mean((2, 3)))
-        return out
-
-
 def plain_epoch(net: Architecture, images: Tensor, labels: Tensor, batch: int, channels_last: bool) -> Callable[[], None]:
     """Return a function that trains the plain network for one epoch."""
-    model = PlainNet(net)
+    model = PlainNet(net, CLASSES)
     if channels_last:
         model, images = model.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
     sgd = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=5e-4)

@@ -1,0 +1,237 @@
+"""What another step costs: images/s and peak memory against the number of steps, ours and as public implementations do it.
+
+    python bench/growth.py --json bench/results/growth.json --rounds 5
+    python bench/growth.py --json FILE --steps 1,10          # the short run
+
+Variants, all with the same allocator settings and threads, timed in turn within each round:
+  eager_unpruned  one full network per step out of torch.nn modules, looped, contiguous, eager (as the public implementations of DER)
+  dense_single    one such network, whatever the number of steps
+  ours            infer: every step's compact extractor in the frozen bank. train: a batch of the representation stage with a dense
+                  extractor, soft masks and sparsity loss, before the masks settle, the bank of the earlier steps beside it
+  ours_settled    train only: the same after the masks have settled, when the compact network is trained
+
+A training step of the others is cross-entropy with auxiliary loss and SGD on ready float batches; ours adds augmentation, metering and
+the decay of weights that were cut. Masks keep the same share of every channel group, √(1/12), which is about 1/12 of the parameters
+per extractor, the paper's density. Rates are medians over rounds. Peak memory is that of a process of its own (VmHWM), with PyTorch.
+Beside FILE, a picture and a table are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from growth_report import summary, write_picture, write_table
+from plain import PlainFeatures
+from torch import nn
+
+from der_fast.compaction import pack, plan
+from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.extractor import CompactExtractor
+from der_fast.config.resolve import resolve_config
+from der_fast.data import MemorySource, transforms_for
+from der_fast.model.architecture import build_architecture
+from der_fast.model.classifier import new_classifier
+from der_fast.model.extractor import Extractor
+from der_fast.model.layout import MaskLayout
+from der_fast.training.context import Context
+from der_fast.training.representation import RepresentationStage
+from der_fast.training.results import versions
+from der_fast.training.runtime import apply_runtime
+from der_fast.training.step import Model, begin_step
+
+SIZE, CLASSES_PER_STEP = 32, 10
+MODES = {"train": ("eager_unpruned", "dense_single", "ours", "ours_settled"), "infer": ("eager_unpruned", "dense_single", "ours")}
+Run = Callable[[], object]
+
+
+class World:
+    """Everything the variants are built from; extractors are made once and shared."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        apply_runtime(resolve_config("digits").runtime)
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        self.args = args
+        self.net = build_architecture(args.backbone)
+        self.layout = MaskLayout(self.net)
+        self.keep = torch.zeros(self.layout.channels, dtype=torch.bool)
+        for part in self.layout.by_group(self.keep).values():
+            part[torch.randperm(len(part))[: max(1, round(len(part) * math.sqrt(1 / 12)))]] = True
+        self.pixels = torch.randint(256, (args.batch, SIZE, SIZE, 3), dtype=torch.uint8)
+        self.images = self.pixels.permute(0, 3, 1, 2).float().div(255).sub(0.5).contiguous()
+        self._plain: list[PlainFeatures] = []
+        self._compact: list[CompactExtractor] = []
+
+    def plain(self, count: int) -> list[PlainFeatures]:
+        """Full networks in evaluation mode, frozen."""
+        while len(self._plain) < count:
+            self._plain.append(PlainFeatures(self.net).eval().requires_grad_(False))
+        return self._plain[:count]
+
+    def compact(self, count: int) -> list[CompactExtractor]:
+        """Compact extractors, as steps leave them."""
+        while len(self._compact) < count:
+            dense = Extractor(self.net).initialise(torch.Generator().manual_seed(len(self._compact)))
+            self._compact.append(CompactExtractor(pack(dense.eval(), plan(self.layout, self.keep))))
+        return self._compact[:count]
+
+
+def infer(world: World, variant: str, steps: int) -> Run:
+    """Return a function that classifies one batch."""
+    if variant == "ours":
+        bank = FrozenBank(world.compact(steps))
+        head = nn.Linear(bank.features, steps * CLASSES_PER_STEP)
+        return torch.no_grad()(lambda: head(bank(world.images)))
+    nets = world.plain(1 if variant == "dense_single" else steps)
+    head = nn.Linear(len(nets) * world.net.width(world.net.features), steps * CLASSES_PER_STEP)
+    return torch.no_grad()(lambda: head(torch.cat([net(world.images) for net in nets], 1)))
+
+
+def train_plain(world: World, variant: str, steps: int) -> Run:
+    """Return a function that trains one batch as the public implementations do."""
+    frozen = world.plain(0 if variant == "dense_single" else steps - 1)
+    new = copy.deepcopy(world.plain(1)[0]).train().requires_grad_(True)
+    width = world.net.width(world.net.features)
+    head, auxiliary = nn.Linear((len(frozen) + 1) * width, steps * CLASSES_PER_STEP), nn.Linear(width, CLASSES_PER_STEP + 1)
+    sgd = torch.optim.SGD([*new.parameters(), *head.parameters(), *auxiliary.parameters()], 0.03, momentum=0.9, weight_decay=5e-4)
+    labels = torch.randint(steps * CLASSES_PER_STEP, (len(world.images),))
+    others = labels % (CLASSES_PER_STEP + 1)
+
+    def step() -> None:
+        with torch.no_grad():
+            old = [net(world.images) for net in frozen]
+        features = new(world.images)
+        loss = F.cross_entropy(head(torch.cat([*old, features], 1)), labels) + F.cross_entropy(auxiliary(features), others)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+
+    return step
+
+
+def train_ours(world: World, variant: str, steps: int) -> Run:
+    """Return a function that trains one batch of the representation stage."""
+    batch = len(world.pixels)
+    keys: dict[str, Any] = {"model.backbone": world.args.backbone, "masks.enabled": True, "masks.target_params": 1 / 12}
+    for stage in ("first", "later"):
+        keys |= {f"{stage}.batch_size": batch, f"{stage}.epochs": 10**6, f"{stage}.milestones": (), f"{stage}.lr": 0.03}
+    config = resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
+    context = Context(config, torch.device("cpu"), *transforms_for(config.data, (SIZE, SIZE)))
+    names = [tuple(str(step * CLASSES_PER_STEP + number) for number in range(CLASSES_PER_STEP)) for step in range(steps)]
+    model = Model(world.net, FrozenBank(world.compact(steps - 1)), class_sets=names[:-1])
+    if steps > 1:
+        known = (steps - 1) * CLASSES_PER_STEP
+        model = replace(model, head=new_classifier(model.bank.features, known, torch.Generator().manual_seed(0)))
+    state = begin_step(context, model, CLASSES_PER_STEP)
+    labels = torch.randint(steps * CLASSES_PER_STEP, (batch,))
+    source = MemorySource(world.pixels, labels, [name for step in names for name in step])
+    known = (steps - 1) * CLASSES_PER_STEP
+    if variant == "ours_settled":
+        state.compact(world.keep)
+        state.epoch = 1
+    stage = RepresentationStage(context, state, model.bank, source, known, config.later if steps > 1 else config.first)
+    stage.settle_at = 0 if variant == "ours_settled" else 10**6
+    return stage._epoch
+
+
+def build(world: World, mode: str, variant: str, steps: int) -> Run:
+    """Return what one measurement runs: one batch."""
+    if mode == "infer":
+        return infer(world, variant, steps)
+    return (train_ours if variant.startswith("ours") else train_plain)(world, variant, steps)
+
+
+def cases_of(args: argparse.Namespace) -> list[tuple[int, str, str]]:
+    """Return what is measured, as (steps, variant, mode); one dense network is the same for any number of steps."""
+    every = [(steps, name, mode) for mode, names in MODES.items() for name in names for steps in args.steps]
+    return [case for case in every if case[1] != "dense_single" or case[0] == args.steps[0]]
+
+
+def measure(args: argparse.Namespace) -> dict[tuple[int, str, str], list[float]]:
+    """Return the seconds of every round by (steps, variant, mode)."""
+    world = World(args)
+    cases = {
+        (steps, name, mode): build(world, mode, name, steps) for mode, names in MODES.items() for name in names for steps in args.steps
+    }
+    seconds: dict[tuple[int, str, str], list[float]] = {case: [] for case in cases}
+    for case, run in cases.items():
+        # The unpruned networks warm up with their first copy: all copies run the same primitives.
+        if case[1] != "eager_unpruned" or case[0] == args.steps[0]:
+            run()
+    for number in range(1, args.rounds + 1):
+        for case, run in cases.items():
+            started = time.perf_counter()
+            run()
+            seconds[case].append(time.perf_counter() - started)
+        print(f"round {number} of {args.rounds}", flush=True)
+    return seconds
+
+
+def peak_memory(args: argparse.Namespace, case: tuple[int, str, str]) -> float:
+    """Return the peak of a fresh process that runs two batches, in MB."""
+    steps, variant, mode = case
+    own = ["--probe", mode, variant, "--steps", str(steps), "--threads", str(args.threads), "--batch", str(args.batch)]
+    done = subprocess.run(
+        [sys.executable, __file__, *own, "--backbone", args.backbone], check=True, stdout=subprocess.PIPE, text=True, timeout=600
+    )
+    return float(done.stdout)
+
+
+def probe(args: argparse.Namespace) -> None:
+    """Run two batches (momentum is there from the second on) and print the peak of this process in MB."""
+    mode, variant = args.probe
+    run = build(World(args), mode, variant, args.steps[0])
+    for _ in range(2 if mode == "train" else 1):
+        run()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024)
+
+
+def main() -> None:
+    """Measure, print the table, write the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet18", choices=["resnet18", "resnet20", "resnet32"])
+    parser.add_argument("--steps", type=lambda text: sorted({int(part) for part in text.split(",")}), default=[1, 2, 5, 10, 20])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--probe", nargs=2, metavar=("MODE", "VARIANT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.probe:
+        return probe(args)
+    seconds = measure(args)
+    rows: list[dict[str, Any]] = []
+    for case in list(seconds):
+        steps, variant, mode = case
+        rate, peak = args.batch / statistics.median(seconds[case]), peak_memory(args, case)
+        print(f"{mode:>6} {variant:>15} {steps:3d} steps: {rate:8.1f} images/s, {peak:6.0f} MB", flush=True)
+        for count in args.steps if variant == "dense_single" else [steps]:
+            seconds[count, variant, mode] = seconds[case]
+            rows.append({"steps": count, "variant": variant, "mode": mode, "images_per_s": rate, "peak_mb": peak})
+    ratios = summary(seconds, rows)
+    for name, value in ratios.items():
+        print(f"{name}: {value:.2f}")
+    if args.json:
+        facts = {"backbone": args.backbone, "image_size": SIZE, "batch": args.batch, "threads": args.threads, "rounds": args.rounds}
+        facts |= {"mask_share_per_group": math.sqrt(1 / 12), "versions": versions(), "ratios": ratios, "rows": rows}
+        args.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_table(args.json.with_suffix(".md"), rows, ratios)
+        write_picture(args.json.with_suffix(".png"), rows)
+
+
+if __name__ == "__main__":
+    main()
