@@ -45,5 +45,5 @@ def _seconds(call: Callable[[Tensor], Tensor], image: Tensor) -> float:
 
 
 def whole_model(bank: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the function images → logits."""
-    return lambda images: head(bank(images))
+    """Return the function images → logits, float32 whatever the bank computes in."""
+    return lambda images: head(bank(images).float())

@@ -63,3 +63,10 @@ def test_the_whole_model_is_bank_and_classifier() -> None:
     bank, head = nn.Flatten(), nn.Linear(12, 2)
     images = torch.rand(3, 3, 2, 2)
     assert torch.equal(whole_model(bank, head)(images), head(images.flatten(1)))
+
+
+def test_a_bank_in_bfloat16_has_a_latency() -> None:
+    head = torch.nn.Linear(4, 2)
+    call = whole_model(torch.nn.Flatten().bfloat16(), head)
+    features = torch.randn(3, 4, 1, 1).bfloat16()
+    assert torch.equal(call(features), head(features.flatten(1).float()))
