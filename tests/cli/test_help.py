@@ -30,7 +30,7 @@ OPTIONS = {
 
 
 def words_of(text: str) -> set[str]:
-    return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*|\w+", re.sub(r"\x1b\[[0-9;]*m", "", text)))
+    return set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*|\w+", re.sub(r"\x1b\[[0-9;]*m", "", text)))
 
 
 def test_all_commands_are_listed(run: Run) -> None:

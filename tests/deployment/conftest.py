@@ -17,6 +17,7 @@ from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.deployment.network import Network, network_of, part_of
 from der_fast.model.architecture import Architecture
+from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.training import latency
@@ -88,11 +89,7 @@ def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: i
         dense.append(_random_extractor(architecture, number))
         plans.append(plan(layout, keep))
         compacts.append(CompactExtractor(pack(dense[-1], plans[-1])))
-    head = torch.nn.Linear(sum(extractor.features for extractor in compacts), classes)
-    noise = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=noise))
-        head.bias.copy_(torch.randn(classes, generator=noise))
+    head = new_classifier(sum(extractor.features for extractor in compacts), classes, torch.Generator().manual_seed(9))
     model = Model(architecture, FrozenBank(compacts), head, temperature=2.0)
 
     @torch.no_grad()

@@ -139,8 +139,9 @@ def nothing_in(folder: Path) -> bool:
     return not folder.exists() or list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "model.pt2"])
-@pytest.mark.parametrize("factor", [1.001, float("nan")])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("model.onnx", 1.001), ("model.onnx", float("nan")), ("model.safetensors", 1.001), ("model.pt2", 1.001)]
+)
 def test_a_file_that_computes_something_else_is_not_written(
     name: str, factor: float, learner: Learner, random_network: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
