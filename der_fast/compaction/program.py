@@ -13,6 +13,7 @@ shortcut (`bias`), or nothing at all in a pre-activation network, whose last con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -96,6 +97,11 @@ def program(architecture: Architecture, widths: Mapping[str, int]) -> tuple[Op, 
     if is_constant(architecture, widths):
         return ()
     return tuple(_Builder(architecture, widths).build())
+
+
+def folded_parameters(architecture: Architecture) -> int:
+    """Number of stored weights of the full network with batch-norm folded."""
+    return sum(math.prod(shape) for op in program(architecture, architecture.groups) for shape in op.tensors().values())
 
 
 class _Builder:

@@ -50,6 +50,7 @@ def write_report(run: str | Path) -> Path:
         tiles=tables.tiles(record),
         summary=tables.summary(record),
         step_table=tables.step_table(record),
+        growth_table=tables.growth_table(record),
         class_table=tables.class_table(record),
         step_class_table=tables.step_class_table(record),
         paper_table=tables.paper_table(record, paper) if paper is not None else None,

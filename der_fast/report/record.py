@@ -55,12 +55,15 @@ class RunRecord:
     params: Values
     params_unpruned: Values
     params_added: Values
+    bytes: Values
+    bytes_unpruned: Values
     average_params: float | None
     final_params: float | None
     latency_ms: Values
     latency_added_ms: Values
     latency_unpruned_ms: Values
     seconds: Values
+    saved_seconds: Values
     memory_per_class: Values
     class_set_top1: tuple[Values, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -141,12 +144,15 @@ def read_run(run: str | Path) -> RunRecord:
         params=fields.per_step("params", len(top1)),
         params_unpruned=fields.per_step("params_unpruned", len(top1)),
         params_added=fields.per_step("params_added", len(top1)),
+        bytes=fields.per_step("bytes", len(top1), needed=False),
+        bytes_unpruned=fields.per_step("bytes_unpruned", len(top1), needed=False),
         average_params=fields.number("average_params"),
         final_params=fields.number("final_params"),
         latency_ms=fields.per_step("latency_ms", len(top1)),
         latency_added_ms=fields.per_step("latency_added_ms", len(top1)),
         latency_unpruned_ms=fields.per_step("latency_unpruned_ms", len(top1)),
         seconds=fields.per_step("seconds", len(top1)),
+        saved_seconds=fields.per_step("saved_seconds", len(top1), needed=False),
         memory_per_class=fields.per_step("memory_per_class", len(top1)),
         class_set_top1=fields.class_sets(len(top1)),
         confusion=fields.confusion(sum(map(len, steps))),

@@ -202,6 +202,15 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size(value: float | None) -> str:
+    """Write a number of bytes with three digits and a decimal unit: 1 264 000 → ``1.26 MB``."""
+    return (
+        "–"
+        if value is None
+        else f"{count(value).replace(' k', ' kB').replace(' M', ' MB').replace(' G', ' GB')}" + ("" if value >= 999.5 else " B")
+    )
+
+
 def milliseconds(value: float | None) -> str:
     """Write a latency with three significant digits."""
     return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

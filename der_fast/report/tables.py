@@ -8,6 +8,7 @@ from typing import Any
 
 from der_fast.config.tree import flatten, key_docs
 from der_fast.report import style
+from der_fast.report.fields import Values
 from der_fast.report.paper import PaperCurve
 from der_fast.report.record import RunRecord
 
@@ -96,6 +97,46 @@ def step_table(run: RunRecord) -> Table:
         )
     )
     return Table(columns, tuple(rows), emphasised=frozenset({len(rows) - 1}))
+
+
+def growth_table(run: RunRecord) -> Table:
+    """Return what every step adds to the model and what the model then costs, beside the unpruned model."""
+    steps = len(run.top1)
+    columns = (
+        *("step", "parameters added", "unpruned", "latency added ms", "unpruned"),
+        *("parameters", "unpruned", "latency ms", "unpruned", "weights", "unpruned", "training time saved"),
+    )
+    added = [_added(run.params_unpruned, step) for step in range(steps)]
+    latency = [_added(run.latency_unpruned_ms, step) for step in range(steps)]
+    rows = tuple(
+        (
+            str(step + 1),
+            style.count(run.params_added[step]),
+            style.count(added[step]),
+            style.milliseconds(run.latency_added_ms[step]),
+            style.milliseconds(latency[step]),
+            style.count(run.params[step]),
+            style.count(run.params_unpruned[step]),
+            style.milliseconds(run.latency_ms[step]),
+            style.milliseconds(run.latency_unpruned_ms[step]),
+            style.size(run.bytes[step]),
+            style.size(run.bytes_unpruned[step]),
+            _signed_duration(run.saved_seconds[step]),
+        )
+        for step in range(steps)
+    )
+    return Table(columns, rows, emphasised=frozenset({len(rows) - 1}))
+
+
+def _signed_duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return style.duration(seconds) if seconds >= 0 else f"−{style.duration(-seconds)}"
+
+
+def _added(values: Values, step: int) -> float | None:
+    now, before = values[step], values[step - 1] if step else 0.0
+    return None if now is None or before is None else now - before
 
 
 def class_table(run: RunRecord) -> Table | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.program import folded_parameters
 from der_fast.config.check import check
 from der_fast.config.schema import Config, RuntimeConfig
 from der_fast.config.tree import flatten, to_dict
@@ -326,9 +327,11 @@ class Learner:
             top5=outcome.top5 if outcome else None,
             class_set_top1=outcome.class_set_top1 if outcome else [None] * len(model.class_sets),
             confusion=outcome.confusion if outcome else None,
-            params=sum(counts) + sum(p.numel() for p in model.head.parameters()),
-            params_unpruned=len(model.bank) * full + sum(p.numel() for p in head_unpruned.parameters()),
+            params=sum(counts) + _numbers(model.head),
+            params_unpruned=len(model.bank) * full + _numbers(head_unpruned),
             params_added=counts[-1],
+            bytes=sum(extractor.arena.nbytes for extractor in model.bank.extractors) + 4 * _numbers(model.head),
+            bytes_unpruned=4 * (len(model.bank) * folded_parameters(model.architecture) + _numbers(head_unpruned)),
             kept=kept,
             kept_share=counts[-1] / full,
             compaction_error=pruned.error,
@@ -337,12 +340,17 @@ class Learner:
             latency_unpruned_ms=latency_unpruned,
             seconds=seconds,
             memory_per_class=_per_class(model.memory),
+            saved_seconds=pruned.saved_seconds,
             reference_top1=reference,
         )
 
 
 def _value(config: Config, key: str) -> Any:
     return flatten(to_dict(config))[key]
+
+
+def _numbers(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _per_class(memory: ImageSource | None) -> int:

@@ -22,12 +22,14 @@ class StepResult:
         params: parameters used at inference (all extractors and the classifier).
         params_unpruned: the same without pruning.
         params_added: of this step's extractor.
+        bytes, bytes_unpruned: size of the weights as they are deployed, batch-norm folded, float32, and the same without pruning.
         kept: channels kept and in all, by group; None without masks.
         kept_share: share of the new extractor's parameters that was kept.
         compaction_error: max relative difference between the masked and the compact extractor on a real batch.
         latency_ms: one image through the whole model, median.
         latency_added_ms: one image through this step's extractor, median.
         latency_unpruned_ms: one image through as many unpruned extractors and a classifier, median, timed in turn with the others.
+        saved_seconds: of the settled epochs, how much longer they would have taken on the masked network; None where there were none.
         seconds: wall time of learning the step; neither measuring it nor the forward-transfer reference model are in it.
         memory_per_class: exemplars of each class after the step.
         reference_top1: percent of the forward-transfer reference model on this step's classes, or None.
@@ -42,6 +44,8 @@ class StepResult:
     params: int
     params_unpruned: int
     params_added: int
+    bytes: int
+    bytes_unpruned: int
     kept: dict[str, list[int]] | None
     kept_share: float
     compaction_error: float
@@ -50,6 +54,7 @@ class StepResult:
     latency_unpruned_ms: float
     seconds: float
     memory_per_class: int
+    saved_seconds: float | None = None
     reference_top1: float | None = None
 
 
@@ -110,12 +115,15 @@ def metrics_of(results: Sequence[StepResult], facts: dict[str, Any]) -> dict[str
         "params": [r.params for r in results],
         "params_unpruned": [r.params_unpruned for r in results],
         "params_added": [r.params_added for r in results],
+        "bytes": [r.bytes for r in results],
+        "bytes_unpruned": [r.bytes_unpruned for r in results],
         "average_params": mean([r.params for r in results]),
         "final_params": last.params,
         "latency_ms": [r.latency_ms for r in results],
         "latency_added_ms": [r.latency_added_ms for r in results],
         "latency_unpruned_ms": [r.latency_unpruned_ms for r in results],
         "seconds": [r.seconds for r in results],
+        "saved_seconds": [r.saved_seconds for r in results],
         "class_set_top1": table,
         "confusion": last.confusion,
         "kept": [r.kept for r in results],

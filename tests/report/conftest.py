@@ -101,6 +101,8 @@ def _metrics(
         "bwt": -1.25 if steps > 1 else None, "fwt": None,
         "params": params, "params_unpruned": full, "params_added": added,
         "average_params": float(np.mean(params)), "final_params": params[-1],
+        "bytes": [4 * count for count in params], "bytes_unpruned": [4 * count for count in full],
+        "saved_seconds": [None, *[12.0 * step - 20 for step in range(1, steps)]],
         "latency_ms": latency, "latency_added_ms": [latency[0], *[0.8] * (steps - 1)],
         "latency_unpruned_ms": [3.0 * step for step in range(1, steps + 1)],
         "seconds": [31.4 + 4 * step for step in range(steps)],

@@ -66,6 +66,23 @@ def test_step_table_holds_the_metrics(full):
     assert [row[11] for row in rows] == ["31 s", "35 s", "39 s", "35 s"]
 
 
+def test_growth_table_holds_what_every_step_adds_beside_the_unpruned_model(full):
+    _, metrics, page = full
+    rows = page.table("step", "parameters added", "unpruned", "latency added ms")
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert [row[1] for row in rows] == [style.count(value) for value in metrics["params_added"]]
+    assert [row[2] for row in rows] == ["464 k"] * 3
+    assert [row[3] for row in rows] == ["2.3", "0.8", "0.8"]
+    assert [row[4] for row in rows] == ["3"] * 3
+    assert [row[9] for row in rows] == [style.size(4 * value) for value in metrics["params"]]
+    assert [row[10] for row in rows] == ["1.86 MB", "3.71 MB", "5.57 MB"]
+    assert [row[11] for row in rows] == ["–", "−8.0 s", "4.0 s"]
+
+
+def test_sizes_are_written_in_bytes():
+    assert [style.size(value) for value in (None, 12, 1_264, 371_000, 1_264_000)] == ["–", "12 B", "1.26 kB", "371 kB", "1.26 MB"]
+
+
 def test_summary_comes_first_with_the_key_numbers(full):
     _, metrics, page = full
     sentence = f"After 3 steps the model knows 6 classes and names {metrics['last_top1']:.1f} % of their test images right"
