@@ -9,6 +9,7 @@ Variants, all with the same allocator settings and threads, timed in turn within
   ours            infer: every step's compact extractor in the frozen bank. train: a batch of the representation stage with a dense
                   extractor, soft masks and sparsity loss, before the masks settle, the bank of the earlier steps beside it
   ours_settled    train only: the same after the masks have settled, when the compact network is trained
+  onnx_unpruned, onnx_ours  infer only, up to ten steps: both as exported .onnx graphs, batch-norm folded, in ONNX Runtime
 
 A training step of the others is cross-entropy with auxiliary loss and SGD on ready float batches; ours adds augmentation, metering and
 the decay of weights that were cut. Masks keep the same share of every channel group, √(1/12), which is about 1/12 of the parameters
@@ -31,13 +32,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import growth_onnx
 import torch
 import torch.nn.functional as F
 from growth_report import summary, write_picture, write_table
 from plain import PlainFeatures
 from torch import nn
 
-from der_fast.compaction import pack, plan
+from der_fast.compaction import Arena, pack, plan
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config.resolve import resolve_config
@@ -53,7 +55,8 @@ from der_fast.training.runtime import apply_runtime
 from der_fast.training.step import Model, begin_step
 
 SIZE, CLASSES_PER_STEP = 32, 10
-MODES = {"train": ("eager_unpruned", "dense_single", "ours", "ours_settled"), "infer": ("eager_unpruned", "dense_single", "ours")}
+ONNX = ("onnx_unpruned", "onnx_ours") if growth_onnx.available() else ()
+MODES = {"train": ("eager_unpruned", "dense_single", "ours", "ours_settled"), "infer": ("eager_unpruned", "dense_single", "ours", *ONNX)}
 Run = Callable[[], object]
 
 
@@ -74,6 +77,7 @@ class World:
         self.images = self.pixels.permute(0, 3, 1, 2).float().div(255).sub(0.5).contiguous()
         self._plain: list[PlainFeatures] = []
         self._compact: list[CompactExtractor] = []
+        self._whole: list[Arena] = []
 
     def plain(self, count: int) -> list[PlainFeatures]:
         """Full networks in evaluation mode, frozen."""
@@ -88,9 +92,18 @@ class World:
             self._compact.append(CompactExtractor(pack(dense.eval(), plan(self.layout, self.keep))))
         return self._compact[:count]
 
+    def whole(self, count: int) -> list[Arena]:
+        """Full networks as exports hold them: folded, nothing cut."""
+        while len(self._whole) < count:
+            self._whole.append(pack(Extractor(self.net).initialise(torch.Generator().manual_seed(len(self._whole))).eval()))
+        return self._whole[:count]
+
 
 def infer(world: World, variant: str, steps: int) -> Run:
     """Return a function that classifies one batch."""
+    if variant in ONNX:
+        arenas = world.whole(steps) if variant == "onnx_unpruned" else [member.arena for member in world.compact(steps)]
+        return growth_onnx.onnx_run(arenas, steps * CLASSES_PER_STEP, world.images, world.args.threads)
     if variant == "ours":
         bank = FrozenBank(world.compact(steps))
         head = nn.Linear(bank.features, steps * CLASSES_PER_STEP)
@@ -155,17 +168,15 @@ def build(world: World, mode: str, variant: str, steps: int) -> Run:
 
 
 def cases_of(args: argparse.Namespace) -> list[tuple[int, str, str]]:
-    """Return what is measured, as (steps, variant, mode); one dense network is the same for any number of steps."""
+    """Return what is measured, as (steps, variant, mode)."""
     every = [(steps, name, mode) for mode, names in MODES.items() for name in names for steps in args.steps]
-    return [case for case in every if case[1] != "dense_single" or case[0] == args.steps[0]]
+    return [case for case in every if case[0] <= growth_onnx.MOST_STEPS or case[1] not in ONNX]
 
 
 def measure(args: argparse.Namespace) -> dict[tuple[int, str, str], list[float]]:
     """Return the seconds of every round by (steps, variant, mode)."""
     world = World(args)
-    cases = {
-        (steps, name, mode): build(world, mode, name, steps) for mode, names in MODES.items() for name in names for steps in args.steps
-    }
+    cases = {(steps, name, mode): build(world, mode, name, steps) for steps, name, mode in cases_of(args)}
     seconds: dict[tuple[int, str, str], list[float]] = {case: [] for case in cases}
     for case, run in cases.items():
         # The unpruned networks warm up with their first copy: all copies run the same primitives.

@@ -26,6 +26,10 @@ def summary(seconds: Mapping[Case, Sequence[float]], rows: Sequence[Mapping[str,
         ours = (steps, "ours", "infer")
         found[f"inference at t = {steps}: ours over eager unpruned, images/s"] = over((steps, "eager_unpruned", "infer"), ours)
         found[f"inference at t = {steps}: ours over one dense network, time"] = over(ours, (steps, "dense_single", "infer"))
+        exported = (steps, "onnx_unpruned", "infer")
+        if exported in seconds:
+            name = f"inference at t = {steps}: ONNX Runtime, ours over unpruned, images/s"
+            found[name] = over(exported, (steps, "onnx_ours", "infer"))
     for variant in ("ours", "ours_settled", "eager_unpruned"):
         for steps in counts[1:]:
             later, start = (steps, variant, "train"), (first, variant, "train")
