@@ -36,10 +36,11 @@ def predict(
 
     Files that cannot be read are reported on standard error; the exit code is 2 only if none could be read.
     """
+    from der_fast.cli.display import OnlyMessages
     from der_fast.training.learner import Learner
 
     files = image_files(paths)
-    learner = Learner.load(run, device=device, backend=backend)
+    learner = Learner.load(run, device=device, backend=backend, observer=OnlyMessages())
     rows: list[dict[str, Any]] = []
     for path, row in predictions(learner, files, top):
         if row is None:
