@@ -149,7 +149,9 @@ def learn_run(
     return RunResult(learner.metrics(), learner, run)
 
 
-def evaluate_run(run: str | Path, data: str | Path | None = None, *, device: str | None = None) -> Evaluation:
+def evaluate_run(
+    run: str | Path, data: str | Path | None = None, *, device: str | None = None, observer: Observer | None = None
+) -> Evaluation:
     """Measure a saved run's accuracy.
 
     Args:
@@ -157,11 +159,12 @@ def evaluate_run(run: str | Path, data: str | Path | None = None, *, device: str
         data: a data set name or a folder of known classes: its test images, or all where a folder has no train/test split.
             Default: the run's own test images.
         device: where it runs.
+        observer: told about a damaged state that had to be passed over.
 
     Raises:
         UserError: a run or data set that cannot be read, or without any known class.
     """
-    learner = Learner.load(run, device=device)
+    learner = Learner.load(run, device=device, observer=observer)
     wanted = learner.config.data
     if data is not None:
         whole = replace(wanted, name=str(data), image_size=_input_side(learner), train_per_class=None, test_per_class=None)

@@ -19,8 +19,9 @@ Data = Annotated[str | None, typer.Argument(metavar="DATA", help="test images: a
 def evaluate(run: opt.Run, data: Data = None, as_json: opt.Json = False, device: opt.Device = None, debug: opt.Debug = False) -> None:
     """Test the model of RUN on its own test images, or on those of DATA."""
     from der_fast.api import evaluate_run
+    from der_fast.cli.display import OnlyMessages
 
-    result = asdict(evaluate_run(run, data, device=device))
+    result = asdict(evaluate_run(run, data, device=device, observer=OnlyMessages()))
     if as_json:
         print_json(result)
         return

@@ -70,11 +70,12 @@ def open_model(model: Path, device: str | None, backend: str | None) -> Predicto
         ConfigError: a backend was asked for, but an exported file has its own.
         UserError: it cannot be opened.
     """
+    from der_fast.cli.display import OnlyMessages
     from der_fast.deployment import load
     from der_fast.training.learner import Learner
 
     if model.is_dir():
-        return Learner.load(model, device=device, backend=backend)
+        return Learner.load(model, device=device, backend=backend, observer=OnlyMessages())
     if backend is not None and model.exists():
         raise ConfigError(f"--backend is for runs; {model} brings its own way of running along: leave the option out")
     return load(model, device=device)
