@@ -125,11 +125,13 @@ def test_pt2(raw: bool, learner: Learner, random_network: Build, digits: Tensor,
 @pytest.mark.timeout(900)
 def test_aoti(learner: Learner, random_network: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes most of a minute on two cores, whatever the size of the network."""
+    # The compiler's cache is one folder for all processes of a user; what others do to it shall not matter here.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     learner, _ = small_learner(learner, random_network, monkeypatch)
-    done = export(learner, tmp_path / "model.pt2", aoti=True)
+    done = export(learner, tmp_path / "out" / "model.pt2", aoti=True)
     assert 0 < done.difference < 1e-5
-    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
-    compiled = torch._inductor.aoti_load_package(str(tmp_path / "model.pt2"))
+    assert [path.name for path in done.path.parent.iterdir()] == ["model.pt2"]
+    compiled = torch._inductor.aoti_load_package(str(done.path))
     assert json.loads(compiled.get_metadata()["class_names"]) == list(learner.class_names)
     logits, probabilities = compiled(torch.zeros(3, 3, 8, 8))
     assert logits.shape == probabilities.shape == (3, 10)
