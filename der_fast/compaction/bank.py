@@ -97,6 +97,11 @@ class FrozenBank(nn.Module):
             for member in self._members()
         ]
 
+    @property
+    def nbytes(self) -> int:
+        """Size of all arenas in bytes."""
+        return sum(member.arena.nbytes for member in self._members() if isinstance(member, CompactExtractor))
+
     def _members(self) -> list[Member]:
         return [cast(Member, extractor) for extractor in self.extractors]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from der_fast import native
 from der_fast.compaction.arena import ALIGNMENT, Arena, ArenaTensor, vector_dtype
@@ -82,7 +82,7 @@ def _norms(network: Extractor) -> Iterator[tuple[Groups, MaskedBatchNorm]]:
 
 
 @torch.no_grad()
-def compaction_error(dense: Extractor, masks: Tensor, small: Extractor, plan: CompactionPlan, images: Tensor) -> float:
+def compaction_error(dense: Extractor, masks: Tensor, small: nn.Module, plan: CompactionPlan, images: Tensor) -> float:
     """Return max |difference| / max |feature| between the binary-masked and the compact network, both in evaluation mode.
 
     It is infinite where either has a feature that is not a number, so that no bound lets it pass.

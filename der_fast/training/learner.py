@@ -330,7 +330,7 @@ class Learner:
             params=sum(counts) + _numbers(model.head),
             params_unpruned=len(model.bank) * full + _numbers(head_unpruned),
             params_added=counts[-1],
-            bytes=sum(extractor.arena.nbytes for extractor in model.bank.extractors) + 4 * _numbers(model.head),
+            bytes=model.bank.nbytes + 4 * _numbers(model.head),
             bytes_unpruned=4 * (len(model.bank) * folded_parameters(model.architecture) + _numbers(head_unpruned)),
             kept=kept,
             kept_share=counts[-1] / full,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -121,9 +121,9 @@ class StepState:
         device = self.head.weight.device
         decision = plan(MaskLayout(self.extractor.architecture), tensors["keep"]) if "keep" in tensors else None
         self.extractor = extractor_like(self.extractor, decision.widths if decision else None)
-        self.head = nn.Linear(*facts["head"], device=device)
+        self.head = _linear(facts["head"], device)
         if self.auxiliary is not None:
-            self.auxiliary = nn.Linear(*facts["auxiliary"], device=device)
+            self.auxiliary = _linear(facts["auxiliary"], device)
         for part, module in self.modules().items():
             module.load_state_dict(named_part(tensors, f"{part}."))
         self.momentum = _moved(named_part(tensors, "momentum."), device)
@@ -141,6 +141,11 @@ class StepState:
 def named_part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with `prefix`, without it."""
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _linear(sizes: Sequence[int], device: torch.device) -> nn.Linear:
+    features, classes = sizes
+    return nn.Linear(features, classes, device=device)
 
 
 def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
