@@ -128,8 +128,9 @@ def pack(
 
     Raises:
         ValueError: the plan belongs to another network, an unknown dtype or layout, an alignment outside 1..1024, or a folded weight is too
-            large for `dtype`.
-        DivergenceError: a weight that is kept, or its batch-norm, is NaN or infinite; those that are cut away are not looked at.
+            large for float16.
+        DivergenceError: a weight that is kept, or its batch-norm, is NaN or infinite, or folded too large for float32; those that are cut
+            away are not looked at.
         BackendError: the native module is not built.
     """
     if dtype not in DTYPES:
@@ -231,10 +232,10 @@ def _aligned(size: int, device: torch.device) -> Tensor:
 
 def _refuse(network: str, entry: ArenaTensor, job: kernel.Job) -> None:
     value = kernel.value_of(job, EPSILON)
-    if bool(value.isfinite().all()):
+    if entry.dtype == torch.float16 and bool(value.isfinite().all()):
         largest = float(value.abs().max())
         raise ValueError(f"{network}: {entry.name} holds {largest:.3g}, which {entry.dtype} cannot hold; choose bfloat16 or float32")
     raise DivergenceError(
-        f"{network}: {entry.name} would hold NaN or infinity: the convolution's weights or its batch-norm are not finite numbers. "
-        "Training has diverged: lower the learning rate."
+        f"{network}: {entry.name} would hold NaN or infinity: the convolution's weights or its batch-norm are not finite numbers, or far too "
+        "large ones. Training has diverged"
     )

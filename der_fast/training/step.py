@@ -16,7 +16,7 @@ from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config.schema import ScheduleConfig
 from der_fast.data.source import ImageSource
-from der_fast.errors import DerFastError
+from der_fast.errors import DerFastError, DivergenceError
 from der_fast.model.architecture import Architecture
 from der_fast.model.classifier import grow_classifier, new_classifier, slice_classifier
 from der_fast.model.extractor import Extractor
@@ -242,7 +242,11 @@ def _finish_extractor(context: Context, state: StepState, source: ImageSource) -
     if state.masks is not None:
         keep = final_keep(state.masks, context.config.masks)
     decision = plan(layout, keep)
-    exact = CompactExtractor(pack(state.extractor, decision))
+    try:
+        exact = CompactExtractor(pack(state.extractor, decision))
+    except DivergenceError as error:
+        lr = schedule_of(context, state.step).lr
+        raise DivergenceError(f"step {state.step}: {error}. Lower the learning rate (now {lr:g}) with --lr.") from error
     error = _checked_error(context, state, keep, exact, decision, _some_images(context, source))
     return Pruned(CompactExtractor(exact.arena, context.dtype), decision, error, state.masks is not None)
 

@@ -94,7 +94,7 @@ def facts_of(run: Path) -> dict[str, Any]:
     """Everything that a run left and that must not depend on when it was interrupted: weights, memory, masks, metrics, history."""
     metrics = json.loads((run / "metrics.json").read_text())
     history = json.loads((run / "history.json").read_text())["epochs"]
-    timed = ("seconds", "latency_ms", "latency_added_ms", "latency_unpruned_ms", "notes")
+    timed = ("seconds", "saved_seconds", "latency_ms", "latency_added_ms", "latency_unpruned_ms", "notes")
     return {
         "files": {
             path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(run.rglob("*.safetensors"))
