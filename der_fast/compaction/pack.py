@@ -236,6 +236,6 @@ def _refuse(network: str, entry: ArenaTensor, job: kernel.Job) -> None:
         largest = float(value.abs().max())
         raise ValueError(f"{network}: {entry.name} holds {largest:.3g}, which {entry.dtype} cannot hold; choose bfloat16 or float32")
     raise DivergenceError(
-        f"{network}: {entry.name} would hold NaN or infinity: the convolution's weights or its batch-norm are not finite numbers, or far too "
-        "large ones. Training has diverged"
+        f"{network}: {entry.name} would hold NaN or infinity: the convolution's weights or its batch-norm are not finite numbers, or far "
+        "too large ones. Training has diverged"
     )
