@@ -33,10 +33,10 @@ def requirements_of(distribution: str, extra: str) -> set[str]:
                 continue
             match = re.match(r"\s*([\w.-]+)(?:\[([\w,-]+)\])?", requirement)
             assert match is not None
-            entry = (normalised(match[1]), match[2] or "")
-            if entry[0] == normalised(distribution) or entry[0] not in found:
-                found.add(entry[0])
-                waiting.append(entry)
+            required = normalised(match[1])
+            if required == normalised(distribution) or required not in found:
+                found.add(required)
+                waiting += [(required, part) for part in (match[2] or "").split(",")]
     return found - {normalised(distribution)}
 
 
