@@ -244,9 +244,9 @@ def _finish_extractor(context: Context, state: StepState, source: ImageSource) -
     decision = plan(layout, keep)
     try:
         exact = CompactExtractor(pack(state.extractor, decision))
-    except DivergenceError as error:
+    except DivergenceError as problem:
         lr = schedule_of(context, state.step).lr
-        raise DivergenceError(f"step {state.step}: {error}. Lower the learning rate (now {lr:g}) with --lr.") from error
+        raise DivergenceError(f"step {state.step}: {problem}. Lower the learning rate (now {lr:g}) with --lr.") from problem
     error = _checked_error(context, state, keep, exact, decision, _some_images(context, source))
     return Pruned(CompactExtractor(exact.arena, context.dtype), decision, error, state.masks is not None)
 
