@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,12 +15,13 @@ from der_fast import native
 from der_fast.compaction.arena import ALIGNMENT, Arena, ArenaTensor, vector_dtype
 from der_fast.compaction.fold import EPSILON, lost_branches, lost_output, norm_of, scale_and_shift, sources
 from der_fast.compaction.plan import CompactionPlan
+from der_fast.compaction.slices import gather
 from der_fast.compaction.units import AFFINE, CONSTANT, Unit, units
 from der_fast.compaction.units import description as describe
 from der_fast.errors import DivergenceError
 from der_fast.kernels import compact as kernel
-from der_fast.model.architecture import Conv, Groups
-from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm
+from der_fast.model.architecture import Groups
+from der_fast.model.extractor import Extractor
 
 
 @torch.no_grad()
@@ -42,43 +42,14 @@ def compact(dense: Extractor, plan: CompactionPlan) -> Extractor:
     if plan.layout.architecture != dense.architecture or dense.widths != dict(dense.architecture.groups):
         raise ValueError(f"the plan is for the full {plan.layout.architecture.name}, not for this {dense.architecture.name}")
     small = Extractor(dense.architecture, plan.widths).to(dense.stem.weight)
-    for (conv, source), (_, target) in zip(_convolutions(dense), _convolutions(small), strict=True):
-        weight = source.weight[_kept(plan, conv.target)]
-        target.weight.copy_(weight[:, _kept(plan, conv.source)] if conv.source else weight)
-    for (groups, source_norm), (_, norm) in zip(_norms(dense), _norms(small), strict=True):
-        rows = _kept(plan, groups)
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(norm, name).copy_(getattr(source_norm, name)[rows])
+    small.load_state_dict(gather(plan, dense.state_dict()))
     if not (plan.constant or dense.architecture.preactivation):
         places = {description.name: block for description, block in zip(dense.architecture.blocks, small.blocks, strict=True)}
         for lost, block in lost_branches(dense, plan.masked):
-            constant = lost_output(lost, block, plan.masked)[_kept(plan, lost.target)]
+            constant = lost_output(lost, block, plan.masked)[plan.kept(lost.target)]
             mean = places[lost.name].norms[-1].running_mean  # type: ignore[union-attr, index]
             mean.sub_(constant.to(mean))
     return small.eval()
-
-
-def _kept(plan: CompactionPlan, groups: Groups) -> Tensor:
-    return plan.kept(groups).nonzero().squeeze(1)
-
-
-def _convolutions(network: Extractor) -> Iterator[tuple[Conv, Convolution]]:
-    yield network.architecture.stem, network.stem
-    for description, block in zip(network.architecture.blocks, network.blocks, strict=True):
-        yield from zip(description.convs, block.convs, strict=True)  # type: ignore[arg-type]
-        if description.shortcut:
-            yield description.shortcut, block.shortcut  # type: ignore[misc]
-
-
-def _norms(network: Extractor) -> Iterator[tuple[Groups, MaskedBatchNorm]]:
-    """Pair every batch-norm with the groups it normalises, in the order of `Architecture.norms` but for its place in the list."""
-    before = network.architecture.preactivation
-    yield (network.architecture.features if before else network.architecture.stem.target), network.norm
-    for description, block in zip(network.architecture.blocks, network.blocks, strict=True):
-        for conv, norm in zip(description.convs, block.norms, strict=True):  # type: ignore[arg-type]
-            yield (conv.source if before else conv.target), norm
-        if block.shortcut_norm is not None:
-            yield description.target, block.shortcut_norm  # type: ignore[misc]
 
 
 @torch.no_grad()

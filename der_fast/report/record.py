@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,14 +118,10 @@ def read_run(run: str | Path) -> RunRecord:
     top1 = fields.values("top1")
     steps = fields.steps(len(top1))
     history = _read_history(path, fields.missing)
-    settled: dict[int, int] = {}
-    for row in history:
-        if row.settled and row.stage == "representation":
-            settled.setdefault(row.step, row.epoch)
     kept = fields.kept(len(top1))
     config = fields.mapping("config") or _read_config(path)
     masks_off = config.get("masks", {}).get("enabled") is False if isinstance(config.get("masks"), dict) else False
-    trajectories = read_trajectories(path, settled, fields.missing)
+    trajectories = read_trajectories(path, _settled_from(history), fields.missing)
     _name_missing_pictures(fields, kept, trajectories, masks_off)
     return RunRecord(
         path=path,
@@ -167,6 +163,15 @@ def read_run(run: str | Path) -> RunRecord:
         trajectories=trajectories,
         missing=tuple(fields.missing),
     )
+
+
+def _settled_from(history: Sequence[EpochRow]) -> dict[int, int]:
+    """Return the first epoch with binary masks of every step that has one."""
+    settled: dict[int, int] = {}
+    for row in history:
+        if row.settled and row.stage == "representation":
+            settled.setdefault(row.step, row.epoch)
+    return settled
 
 
 def _read_metrics(path: Path) -> Mapping[str, Any]:
