@@ -1,12 +1,17 @@
-"""No test reads or writes the user's own cache."""
+"""No test reads or writes the user's own cache; without a GPU, Triton kernels are interpreted."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+import torch
 
 from der_fast.compaction import choices
+
+# Triton reads this when it is first imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

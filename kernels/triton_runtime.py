@@ -1,0 +1,75 @@
+"""Whether Triton can run here: asked when a kernel is chosen or launched, never when a module is imported.
+
+Triton's interpreter (TRITON_INTERPRET=1 in the environment before Triton is first imported) runs kernels on CPU tensors, slowly and for
+tests only. It gets tl.dot of bfloat16 wrong, so kernels take `DOT_DTYPE` from `dot_in_float32()`: exact for bfloat16 and float16 operands.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+from der_fast.errors import BackendError
+
+# Tensor cores for bfloat16 begin here, and nothing older was compiled for.
+OLDEST = (8, 0)
+
+
+@functools.cache
+def _triton() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("triton"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter."""
+    module, _ = _triton()
+    return module is not None and bool(module.knobs.runtime.interpret)
+
+
+def dot_in_float32() -> bool:
+    """Whether operands of tl.dot must be converted to float32 first."""
+    return interpreting()
+
+
+def usable(device: torch.device) -> tuple[bool, str]:
+    """Return whether Triton kernels run on tensors of `device`, and why (not)."""
+    module, reason = _triton()
+    if module is None:
+        return False, f"Triton is not installed ({reason})"
+    if interpreting():
+        return True, f"Triton {module.__version__}, interpreted: for tests, very slow"
+    if device.type != "cuda":
+        return False, f"Triton kernels need a CUDA device, not {device}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        name = torch.cuda.get_device_name(device)
+        return False, f"{name} has compute capability {capability[0]}.{capability[1]}; the kernels need {OLDEST[0]}.{OLDEST[1]} or newer"
+    return True, f"Triton {module.__version__} on {torch.cuda.get_device_name(device)}"
+
+
+def require(device: torch.device, what: str) -> None:
+    """Raise BackendError where `usable` says no."""
+    works, reason = usable(device)
+    if not works:
+        raise BackendError(f"{what} cannot run here: {reason}. Use backend 'reference' or 'auto'.")
+
+
+def forget() -> None:
+    """Ask anew whether Triton is there."""
+    _triton.cache_clear()
+
+
+# What is set in the environment decides when Triton is imported, so this is only a name for it.
+INTERPRET = "TRITON_INTERPRET"
+
+
+def environment_without_interpreter() -> dict[str, str]:
+    """Return this process's environment for a child that compiles kernels."""
+    return {name: value for name, value in os.environ.items() if name != INTERPRET}
