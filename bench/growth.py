@@ -10,11 +10,13 @@ Variants, all with the same allocator settings and threads, timed in turn within
                   extractor, soft masks and sparsity loss, before the masks settle, the bank of the earlier steps beside it
   ours_settled    train only: the same after the masks have settled, when the compact network is trained
   onnx_unpruned, onnx_ours  infer only, up to ten steps: both as exported .onnx graphs, batch-norm folded, in ONNX Runtime
+  onnx_blocks    the same with masks rounded to whole blocks of channels within the same parameters, as `masks.multiple=32` rounds them
 
 A training step of the others is cross-entropy with auxiliary loss and SGD on ready float batches; ours adds augmentation, metering and
 the decay of weights that were cut. Masks keep the same share of every channel group, √(1/12), which is about 1/12 of the parameters
-per extractor, the paper's density. Rates are medians over rounds. Peak memory is that of a process of its own (VmHWM), with PyTorch.
-Beside FILE, a picture and a table are written.
+per extractor, the paper's density. Rates are medians over rounds. Peak memory is that of a process of its own (VmHWM), with PyTorch,
+after one batch of inference, or after twelve batches of training, when the heap has stopped growing (three for eager_unpruned, which
+would take minutes). Beside FILE, a picture and a table are written.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from torch import nn
 from der_fast.compaction import Arena, pack, plan
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.rounding import round_channels
 from der_fast.config.resolve import resolve_config
 from der_fast.data import MemorySource, transforms_for
 from der_fast.model.architecture import build_architecture
@@ -49,13 +52,14 @@ from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.training.context import Context
+from der_fast.training.pruning import kept_share
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.results import versions
 from der_fast.training.runtime import apply_runtime
 from der_fast.training.step import Model, begin_step
 
-SIZE, CLASSES_PER_STEP = 32, 10
-ONNX = ("onnx_unpruned", "onnx_ours") if growth_onnx.available() else ()
+SIZE, CLASSES_PER_STEP, MULTIPLE = 32, 10, 32
+ONNX = ("onnx_unpruned", "onnx_ours", "onnx_blocks") if growth_onnx.available() else ()
 MODES = {"train": ("eager_unpruned", "dense_single", "ours", "ours_settled"), "infer": ("eager_unpruned", "dense_single", "ours", *ONNX)}
 Run = Callable[[], object]
 
@@ -73,10 +77,12 @@ class World:
         self.keep = torch.zeros(self.layout.channels, dtype=torch.bool)
         for part in self.layout.by_group(self.keep).values():
             part[torch.randperm(len(part))[: max(1, round(len(part) * math.sqrt(1 / 12)))]] = True
+        logits = torch.where(self.keep, 1.0, -1.0) + torch.rand(self.layout.channels)
+        self.keeps = {"ours": self.keep, "blocks": round_channels(self.layout, logits, self.keep, MULTIPLE)}
         self.pixels = torch.randint(256, (args.batch, SIZE, SIZE, 3), dtype=torch.uint8)
         self.images = self.pixels.permute(0, 3, 1, 2).float().div(255).sub(0.5).contiguous()
         self._plain: list[PlainFeatures] = []
-        self._compact: list[CompactExtractor] = []
+        self._compact: dict[str, list[CompactExtractor]] = {name: [] for name in self.keeps}
         self._whole: list[Arena] = []
 
     def plain(self, count: int) -> list[PlainFeatures]:
@@ -85,12 +91,13 @@ class World:
             self._plain.append(PlainFeatures(self.net).eval().requires_grad_(False))
         return self._plain[:count]
 
-    def compact(self, count: int) -> list[CompactExtractor]:
+    def compact(self, count: int, masks: str = "ours") -> list[CompactExtractor]:
         """Compact extractors, as steps leave them."""
-        while len(self._compact) < count:
-            dense = Extractor(self.net).initialise(torch.Generator().manual_seed(len(self._compact)))
-            self._compact.append(CompactExtractor(pack(dense.eval(), plan(self.layout, self.keep))))
-        return self._compact[:count]
+        there = self._compact[masks]
+        while len(there) < count:
+            dense = Extractor(self.net).initialise(torch.Generator().manual_seed(len(there)))
+            there.append(CompactExtractor(pack(dense.eval(), plan(self.layout, self.keeps[masks]))))
+        return there[:count]
 
     def whole(self, count: int) -> list[Arena]:
         """Full networks as exports hold them: folded, nothing cut."""
@@ -102,7 +109,8 @@ class World:
 def infer(world: World, variant: str, steps: int) -> Run:
     """Return a function that classifies one batch."""
     if variant in ONNX:
-        arenas = world.whole(steps) if variant == "onnx_unpruned" else [member.arena for member in world.compact(steps)]
+        masks = variant.removeprefix("onnx_")
+        arenas = world.whole(steps) if masks == "unpruned" else [member.arena for member in world.compact(steps, masks)]
         return growth_onnx.onnx_run(arenas, steps * CLASSES_PER_STEP, world.images, world.args.threads)
     if variant == "ours":
         bank = FrozenBank(world.compact(steps))
@@ -167,6 +175,12 @@ def build(world: World, mode: str, variant: str, steps: int) -> Run:
     return (train_ours if variant.startswith("ours") else train_plain)(world, variant, steps)
 
 
+def parameter_shares(args: argparse.Namespace) -> dict[str, float]:
+    """Return the share of an extractor's parameters that each kind of masks keeps."""
+    world = World(args)
+    return {name: kept_share(world.layout, keep) for name, keep in world.keeps.items()}
+
+
 def cases_of(args: argparse.Namespace) -> list[tuple[int, str, str]]:
     """Return what is measured, as (steps, variant, mode)."""
     every = [(steps, name, mode) for mode, names in MODES.items() for name in names for steps in args.steps]
@@ -192,7 +206,7 @@ def measure(args: argparse.Namespace) -> dict[tuple[int, str, str], list[float]]
 
 
 def peak_memory(args: argparse.Namespace, case: tuple[int, str, str]) -> float:
-    """Return the peak of a fresh process that runs two batches, in MB."""
+    """Return the peak of a fresh process that runs some batches, in MB."""
     steps, variant, mode = case
     own = ["--probe", mode, variant, "--steps", str(steps), "--threads", str(args.threads), "--batch", str(args.batch)]
     done = subprocess.run(
@@ -202,10 +216,11 @@ def peak_memory(args: argparse.Namespace, case: tuple[int, str, str]) -> float:
 
 
 def probe(args: argparse.Namespace) -> None:
-    """Run two batches (momentum is there from the second on) and print the peak of this process in MB."""
+    """Run some batches and print the peak of this process in MB."""
     mode, variant = args.probe
     run = build(World(args), mode, variant, args.steps[0])
-    for _ in range(2 if mode == "train" else 1):
+    batches = 1 if mode == "infer" else 3 if variant == "eager_unpruned" else 12
+    for _ in range(batches):
         run()
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024)
@@ -238,7 +253,8 @@ def main() -> None:
         print(f"{name}: {value:.2f}")
     if args.json:
         facts = {"backbone": args.backbone, "image_size": SIZE, "batch": args.batch, "threads": args.threads, "rounds": args.rounds}
-        facts |= {"mask_share_per_group": math.sqrt(1 / 12), "versions": versions(), "ratios": ratios, "rows": rows}
+        facts |= {"mask_share_per_group": math.sqrt(1 / 12), "parameter_share": parameter_shares(args), "multiple": MULTIPLE}
+        facts |= {"versions": versions(), "ratios": ratios, "rows": rows}
         args.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         write_table(args.json.with_suffix(".md"), rows, ratios)
         write_picture(args.json.with_suffix(".png"), rows)

@@ -11,7 +11,9 @@ import torch
 from der_fast.compaction import Arena
 from der_fast.deployment.facts import Facts, Preprocessing
 from der_fast.deployment.network import Network, part_of
+from der_fast.deployment.onnx_file import CHANNEL_BLOCK
 from der_fast.deployment.onnx_graph import INPUT, LOGITS, build_onnx
+from der_fast.deployment.padding import padded_network
 
 # A file of twenty unpruned networks comes close to what one ONNX file can hold.
 MOST_STEPS = 10
@@ -28,7 +30,8 @@ def onnx_run(arenas: Sequence[Arena], classes: int, images: torch.Tensor, thread
 
     parts = tuple(part_of(arena) for arena in arenas)
     head = torch.nn.Linear(sum(part.features for part in parts), classes)
-    network = Network(arenas[0].architecture, parts, head.weight.detach(), head.bias.detach(), 1.0)
+    whole = Network(arenas[0].architecture, parts, head.weight.detach(), head.bias.detach(), 1.0)
+    network = padded_network(whole, CHANNEL_BLOCK)
     size = (images.shape[2], images.shape[3])
     plain = Preprocessing(size, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     facts = Facts(tuple(map(str, range(classes))), plain, 1.0, (), "", "bench/growth.py")

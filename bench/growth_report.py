@@ -30,6 +30,7 @@ def summary(seconds: Mapping[Case, Sequence[float]], rows: Sequence[Mapping[str,
         if exported in seconds:
             name = f"inference at t = {steps}: ONNX Runtime, ours over unpruned, images/s"
             found[name] = over(exported, (steps, "onnx_ours", "infer"))
+            found[f"{name}, whole blocks"] = over(exported, (steps, "onnx_blocks", "infer"))
     for variant in ("ours", "ours_settled", "eager_unpruned"):
         for steps in counts[1:]:
             later, start = (steps, variant, "train"), (first, variant, "train")

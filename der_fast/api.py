@@ -55,7 +55,7 @@ def train(
         out: the run's folder; None keeps everything in memory.
         config: a complete configuration to start from instead of a preset.
         preset: name of a preset; default: the one made for `data` and `protocol`, if there is one.
-        paper: the paper's own schedule: no settling, no parameter target, no floor.
+        paper: the paper's own schedule: no settling, no parameter target, no floor, no whole blocks.
         resume: go on with the run in `out`.
         observer: told about progress.
         settings: single keys over all of that, e.g. ``{"later.epochs": 20}``.

@@ -69,7 +69,10 @@ TargetParams = Annotated[
     float | None, typer.Option(help="share of an extractor's parameters to keep, e.g. 0.1; adapts the sparsity", rich_help_panel=_METHOD)
 ]
 Paper = Annotated[
-    bool, typer.Option("--paper", help="the paper's pruning schedule: no settling, no target, no floor", rich_help_panel=_METHOD)
+    bool,
+    typer.Option(
+        "--paper", help="the paper's pruning schedule: no settling, no target, no floor, no whole blocks", rich_help_panel=_METHOD
+    ),
 ]
 NoPrune = Annotated[bool, typer.Option("--no-prune", help="no channel masks: DER without pruning", rich_help_panel=_METHOD)]
 NoAux = Annotated[bool, typer.Option("--no-aux", help="without the auxiliary loss", rich_help_panel=_METHOD)]

@@ -102,6 +102,7 @@ RULES: dict[str, Rule] = {
     "masks.price_power": _at_least(0, "a number"),
     "masks.settle": Rule("a share of at least 0, below 1", lambda value: 0 <= value < 1),
     "masks.floor": _between(0, 1),
+    "masks.multiple": Rule("a whole number from 1 to 1024", lambda value: 1 <= value <= 1024),
     "masks.bn_images": _at_least(0),
     **{f"{stage}.{name}": rule for stage in ("first", "later", "classifier") for name, rule in _SCHEDULE.items()},
     "classifier.epochs": _at_least(0),

@@ -14,7 +14,7 @@ from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, replace_keys
 
 # Everything that is ours and not the paper's, switched off.
-PAPER = {"masks.settle": 0.0, "masks.target_params": None, "masks.floor": 0.0}
+PAPER = {"masks.settle": 0.0, "masks.target_params": None, "masks.floor": 0.0, "masks.multiple": 1}
 
 # Presets for folders, by the longer side of the images in pixels.
 _BY_SIDE = ((32, "images"), (64, "images64"))
@@ -37,7 +37,7 @@ def resolve_config(
         data: data set name or folder (which becomes an absolute path); None keeps the preset's.
         protocol: e.g. ``"B0-10"``; None keeps the preset's.
         preset: name of a preset; None takes the one made for `data` and `protocol` (see `preset_for`).
-        paper: switch off what is not the paper's (settling, parameter target, floor).
+        paper: switch off what is not the paper's (settling, parameter target, floor, whole blocks).
         changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else.
         base: a configuration to change instead of a preset; only used where `preset` is None.
 

@@ -72,6 +72,11 @@ class MasksConfig:
     )
     settle: float = key(0.9, "share of a step's epochs, at the end, trained with the masks held binary; 0 = the paper")
     floor: float = key(0.0, "at least this share of every stream's channels is kept (never fewer than one); 0 = no floor")
+    multiple: int = key(
+        1,
+        "round kept channels to multiples of this (at most a quarter of a group) within the same parameters, for hardware that "
+        "computes in blocks: 8 for tensor cores, 16 or 32 for ONNX Runtime on CPUs; 1 = the paper",
+    )
     bn_images: int = key(512, "training images used to re-estimate batch-norm statistics after binarising; 0 = off")
 
 

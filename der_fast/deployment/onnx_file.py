@@ -17,25 +17,29 @@ from der_fast.deployment.facts import UINT8_INPUT, Facts
 from der_fast.deployment.network import Network, Run
 from der_fast.deployment.onnx_graph import INPUT, LOGITS, PROBABILITIES, build_onnx
 from der_fast.deployment.optional import optional
+from der_fast.deployment.padding import padded_network
 from der_fast.errors import BackendError, ExportError
 
 FILE_CHECKSUM = "file_sha256"
 # Protocol buffers are limited to 2 GiB; what is not weights takes far less than the rest.
 LARGEST = 2**31 - 2**24
+# ONNX Runtime's convolutions compute in blocks of 8 (AVX2) or 16 (AVX-512) channels and fall back to slower ones between them.
+CHANNEL_BLOCK = 8
 
 
 def write_onnx(path: Path, network: Network, facts: Facts) -> None:
-    """Write the network to `path`.
+    """Write the network to `path`, its channels padded with zeros to multiples of `CHANNEL_BLOCK`.
 
     Raises:
         ExportError: onnx is not installed, or the network is larger than an ONNX file can be.
         OSError: the file cannot be written.
     """
-    if network.nbytes > LARGEST:
+    padded = padded_network(network, CHANNEL_BLOCK)
+    if padded.nbytes > LARGEST:
         raise ExportError(
-            f"the weights take {network.nbytes / 2**30:.1f} GiB, but an .onnx file holds at most 2 GiB; export to .safetensors or .pt2"
+            f"the weights take {padded.nbytes / 2**30:.1f} GiB, but an .onnx file holds at most 2 GiB; export to .safetensors or .pt2"
         )
-    model = build_onnx(network, facts)
+    model = build_onnx(padded, facts)
     optional("onnx", "writing .onnx files").checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     path.write_bytes(content + _seal(content))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from der_fast.compaction.plan import with_floor
 from der_fast.compaction.program import live_widths, lost_branch
+from der_fast.compaction.rounding import round_channels
 from der_fast.config.schema import MasksConfig
 from der_fast.data.source import ImageSource
 from der_fast.data.transform import Transform
@@ -123,8 +124,8 @@ def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
 def settle(masks: ChannelMasks, config: MasksConfig) -> Tensor:
     """Decide which channels stay, boolean (C,) on the CPU, and write it into the logits: from now on a channel is kept iff e_c > 0."""
     meet_budget(masks, config)
-    keep = final_keep(masks, config)
     logits = masks.logits.detach().cpu()
+    keep = round_channels(masks.layout, logits, final_keep(masks, config), config.multiple, config.floor)
     masks.logits.copy_(torch.where(keep, logits.clamp(min=torch.finfo(logits.dtype).tiny), logits.clamp(max=0.0)))
     return keep
 

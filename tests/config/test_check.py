@@ -42,6 +42,7 @@ REFUSED: dict[str, list[Any]] = {
     "masks.price_power": [-0.5],
     "masks.settle": [-0.1, 1.0],
     "masks.floor": [-0.1, 1.1],
+    "masks.multiple": [0, 1025],
     "masks.bn_images": [-1],
     **{
         f"{stage}.{name}": values

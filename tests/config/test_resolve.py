@@ -77,8 +77,9 @@ def test_a_base_is_used_instead_of_a_preset() -> None:
 
 
 def test_paper_switches_off_what_is_ours() -> None:
-    config = resolve_config("digits", paper=True, changes={"masks.sparsity": 2.0})
-    assert (config.masks.settle, config.masks.target_params, config.masks.floor) == (0.0, None, 0.0)
+    base = replace_keys(Config(), {"masks.multiple": 8, "masks.floor": 0.5})
+    config = resolve_config("digits", paper=True, base=base, changes={"masks.sparsity": 2.0})
+    assert (config.masks.settle, config.masks.target_params, config.masks.floor, config.masks.multiple) == (0.0, None, 0.0, 1)
     assert config.masks.enabled
 
 

@@ -1,0 +1,49 @@
+"""Padding channels with zeros to whole blocks, for runtimes that compute in blocks: what comes out is the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from der_fast.compaction.program import AFFINE, BIAS, CONV, program
+from der_fast.compaction.units import AFFINE as AFFINE_UNIT
+from der_fast.compaction.units import CONSTANT, CONVOLUTION, units
+from der_fast.deployment.network import Network, Part
+from der_fast.model.architecture import Architecture, Groups
+
+_KINDS = {CONV: CONVOLUTION, BIAS: CONSTANT, AFFINE: AFFINE_UNIT}
+
+
+def padded_network(network: Network, multiple: int) -> Network:
+    """Return the network with every group's stored channels padded to a multiple; groups without channels stay empty."""
+    return replace(network, parts=tuple(_padded(part, network.architecture, multiple) for part in network.parts))
+
+
+def _padded(part: Part, architecture: Architecture, multiple: int) -> Part:
+    widths = {name: -(-width // multiple) * multiple for name, width in part.widths.items()}
+    if widths == dict(part.widths):
+        return part
+
+    def places(groups: Groups) -> Tensor:
+        """Positions of the stored channels of a tensor made of `groups` among the padded ones."""
+        found, before = [], 0
+        for name in groups:
+            found.append(torch.arange(part.widths[name]) + before)
+            before += widths[name]
+        return torch.cat(found)
+
+    groups = {(unit.name, unit.kind): (unit.source, unit.target) for unit in units(architecture)}
+    ops, tensors = program(architecture, widths), {}
+    for op in ops:
+        for name, shape in op.tensors().items():
+            source, target = groups[op.target, _KINDS[op.kind]]
+            wide = torch.zeros(shape, dtype=part.tensors[name].dtype)
+            # The image's channels, which belong to no group, are not padded.
+            whole = len(shape) == 1 or not source
+            where = (places(target),) if whole else (places(target)[:, None], places(source))
+            wide[where] = part.tensors[name]
+            tensors[name] = wide
+    index = places(architecture.features) if ops else None
+    return Part(widths, ops, tensors, index if part.feature_index is None or index is None else index[part.feature_index])
