@@ -45,6 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "target, price squared": {"masks.price_power": 2.0},
     "target, floor 0.4": {"masks.floor": 0.4},
     "target 0.1": {"masks.target_params": 0.1},
+    "target, blocks of 8": {"masks.multiple": 8},
+    "target, the draw decides": {"masks.lr": 0.0},
 }
 
 
