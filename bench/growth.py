@@ -155,7 +155,10 @@ def train_ours(world: World, variant: str, steps: int) -> Run:
     model = Model(world.net, FrozenBank(world.compact(steps - 1)), class_sets=names[:-1])
     if steps > 1:
         known = (steps - 1) * CLASSES_PER_STEP
-        model = replace(model, head=new_classifier(model.bank.features, known, torch.Generator().manual_seed(0)))
+        head = new_classifier(model.bank.features, known, torch.Generator().manual_seed(0))
+        # The newest extractor's dense weights stay until the step is finished.
+        dense = Extractor(world.net).initialise(torch.Generator().manual_seed(0)).state_dict()
+        model = replace(model, head=head, dense=dense)
     state = begin_step(context, model, CLASSES_PER_STEP)
     labels = torch.randint(steps * CLASSES_PER_STEP, (batch,))
     source = MemorySource(world.pixels, labels, [name for step in names for name in step])

@@ -9,6 +9,7 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import say_where
+from der_fast.cli.tables import print_texts
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="the folders of saved runs")]
 Compare = Annotated[
@@ -17,11 +18,13 @@ Compare = Annotated[
 
 
 def report(runs: Runs, compare: Compare = None, debug: opt.Debug = False) -> None:
-    """Write report.html and figures/*.png into every RUN; with --compare, one picture of all instead."""
-    from der_fast.report import compare_runs, write_report
+    """Write report.html and figures/*.png into every RUN, and print what its steps add; with --compare, one picture of all instead."""
+    from der_fast.report import compare_runs, growth_table, write_report
 
     if compare is not None:
         say_where("comparison", compare_runs(runs, compare))
         return
     for run in runs:
-        say_where("report", write_report(run))
+        where = write_report(run)
+        print_texts(growth_table(run))
+        say_where("report", where)

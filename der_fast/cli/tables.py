@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rich.table import Table
 
@@ -73,6 +73,28 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
         share = f", {100 * final / unpruned[-1]:.1f} % of the {unpruned[-1]:,.0f} without pruning" if unpruned and unpruned[-1] else ""
         lines.append(f"{final:,.0f} parameters{share}")
     return lines
+
+
+class TableOfTexts(Protocol):
+    """A table whose cells are written already."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Headings."""
+
+    @property
+    def rows(self) -> Sequence[Sequence[str]]:
+        """One text per column."""
+
+
+def print_texts(texts: TableOfTexts) -> None:
+    """Print a table of numbers to standard output."""
+    table = Table(title=None)
+    for heading in texts.columns:
+        table.add_column(heading, justify="right")
+    for row in texts.rows:
+        table.add_row(*row)
+    output().print(table)
 
 
 def print_summary(metrics: Mapping[str, Any]) -> None:

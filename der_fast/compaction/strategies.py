@@ -32,13 +32,11 @@ class Runnable:
     Attributes:
         arena: the weights.
         dtype: what may be computed in.
-        tensors: views of the arena; copies where an entry has another dtype.
     """
 
     def __init__(self, arena: Arena, dtype: torch.dtype | None = None) -> None:
         self.arena = arena
         self.dtype = dtype or arena.dtype
-        self.tensors = {name: tensor.to(self.dtype) for name, tensor in arena.tensors().items()}
         size = max(arena.stored_parameters, 1).bit_length()
         self._name = f"{arena.architecture.name}|{str(self.dtype).removeprefix('torch.')}|{arena.layout}|2^{size}"
 
@@ -46,6 +44,16 @@ class Runnable:
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.arena.storage.device
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Views of the arena; copies where an entry has another dtype, made when a strategy first needs them."""
+        return {name: tensor.to(self.dtype) for name, tensor in self.arena.tensors().items()}
+
+    def forget_copies(self) -> None:
+        """Free what a measurement of strategies that copy has left behind."""
+        if self.dtype != self.arena.dtype:
+            self.__dict__.pop("tensors", None)
 
     @cached_property
     def program(self) -> LanesProgram:
@@ -109,6 +117,7 @@ def run(runnables: Sequence[Runnable], images: Tensor, strategy: str, choices: C
         batch = prepared.setdefault((runnable.dtype, arena.layout), runnable.prepared(images))
         chosen = _chosen(runnable, batch, strategy, choices)
         if chosen == LANES:
+            runnable.forget_copies()
             together.append(index)
         else:
             features[index] = true_features(runnable, runnable.run(chosen, batch))

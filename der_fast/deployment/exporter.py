@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.extractor import CompactExtractor
 from der_fast.data import MemorySource, as_image_batch, load_dataset, transforms_for
 from der_fast.deployment.deployed import DeployedModel, load_run
 from der_fast.deployment.facts import UINT8_INPUT, Facts, facts_of
@@ -23,6 +25,7 @@ from der_fast.deployment.safetensors_file import read_safetensors, write_safeten
 from der_fast.errors import ExportError, StorageError, UserError
 from der_fast.files import write_atomically
 from der_fast.training.learner import Learner
+from der_fast.training.step import Model
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 # Largest difference of a logit, as a share of the learner's largest one on the same images; and largest difference of a probability.
@@ -167,6 +170,11 @@ def _test_images(learner: Learner) -> Tensor:
     return test.images
 
 
+def _float32_bank(model: Model) -> FrozenBank:
+    """The model's extractors, computing in float32; the model's own bank may compute in bfloat16."""
+    return FrozenBank([CompactExtractor(cast(CompactExtractor, member).arena, torch.float32) for member in model.bank.extractors])
+
+
 @torch.no_grad()
 def _expected(learner: Learner, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """What the learner says about images, in float32 whatever precision it was trained in."""
@@ -177,7 +185,7 @@ def _expected(learner: Learner, pixels: Tensor) -> tuple[Tensor, Tensor]:
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if learner.device.type == "cuda" else nullcontext()
     with exact:
         images = transform(pixels, device=learner.device, channels_last=learner.config.runtime.channels_last)
-        logits = model.head(model.bank(images)).float().cpu()
+        logits = model.head(_float32_bank(model)(images)).float().cpu()
     return logits, torch.softmax(logits / model.temperature, 1)
 
 

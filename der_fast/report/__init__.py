@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["compare_runs", "write_report"]
+    from der_fast.report.tables import Table
+
+__all__ = ["compare_runs", "growth_table", "write_report"]
 
 
 def write_report(run: str | Path) -> Path:
@@ -24,3 +26,11 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
     from der_fast.report.compare import compare_runs as compare
 
     return compare(runs, out)
+
+
+def growth_table(run: str | Path) -> Table:
+    """Return what every step of a run adds; see `der_fast.report.tables.growth_table`."""
+    from der_fast.report.record import read_run
+    from der_fast.report.tables import growth_table as table
+
+    return table(read_run(run))

@@ -104,7 +104,7 @@ def growth_table(run: RunRecord) -> Table:
     steps = len(run.top1)
     columns = (
         *("step", "parameters added", "unpruned", "latency added ms", "unpruned"),
-        *("parameters", "unpruned", "latency ms", "unpruned", "weights", "unpruned", "training time saved"),
+        *("parameters", "unpruned", "latency ms", "unpruned", "file size", "unpruned", "training time saved"),
     )
     added = [_added(run.params_unpruned, step) for step in range(steps)]
     latency = [_added(run.latency_unpruned_ms, step) for step in range(steps)]

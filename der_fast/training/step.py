@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from der_fast.compaction import CompactionPlan, compaction_error, pack, plan
+from der_fast.compaction import Arena, CompactionPlan, pack, plan
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config.schema import ScheduleConfig
 from der_fast.data.source import ImageSource
-from der_fast.errors import DerFastError, DivergenceError
+from der_fast.errors import DivergenceError
 from der_fast.model.architecture import Architecture
 from der_fast.model.classifier import grow_classifier, new_classifier, slice_classifier
 from der_fast.model.extractor import Extractor
@@ -25,6 +24,7 @@ from der_fast.model.masks import ChannelMasks
 from der_fast.seeds import generator
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
+from der_fast.training.equality import checked_error
 from der_fast.training.evaluation import features_of
 from der_fast.training.memory import herding, quota, truncate
 from der_fast.training.progress import EpochRecord
@@ -32,8 +32,8 @@ from der_fast.training.pruning import final_keep, reestimate_batch_norm, settle
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
 
-# The compact network computes the same sums in another order; anything beyond rounding is a fault of ours.
-COMPACTION_TOLERANCE = 1e-5
+# Channels that 16-bit tensor cores compute in.
+TENSOR_CORE_BLOCK = 8
 
 
 @dataclass
@@ -145,6 +145,9 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
     context.observer.step_begins(step, step, new, len(source))
     if state.stage == REPRESENTATION:
         RepresentationStage(context, state, frozen, source, len(known), schedule).run()
+        for parameter in state.extractor.parameters():
+            # It is not trained any more, but lives on until the step ends.
+            parameter.grad = None
         _settle(context, state, source)
     pruned = _finish_extractor(context, state, source)
     bank = FrozenBank([*frozen.extractors, pruned.extractor])
@@ -247,40 +250,17 @@ def _finish_extractor(context: Context, state: StepState, source: ImageSource) -
     except DivergenceError as problem:
         lr = schedule_of(context, state.step).lr
         raise DivergenceError(f"step {state.step}: {problem}. Lower the learning rate (now {lr:g}) with --lr.") from problem
-    error = _checked_error(context, state, keep, exact, decision, _some_images(context, source))
-    return Pruned(CompactExtractor(exact.arena, context.dtype), decision, error, state.masks is not None)
+    error = checked_error(context, state, keep, exact, decision, _some_images(context, source))
+    arena = _final_arena(context, state.extractor, decision, exact.arena)
+    return Pruned(CompactExtractor(arena, context.dtype), decision, error, state.masks is not None)
 
 
-def _checked_error(
-    context: Context, state: StepState, keep: Tensor, finished: CompactExtractor, decision: CompactionPlan, images: Tensor
-) -> float:
-    """Return the relative error of the compact extractor on a batch; raises DerFastError where it computes something else.
-
-    Where batch-norm divides by a variance near zero, layer after layer, rounding alone exceeds any bound. Double precision tells
-    that from a fault: there the two networks agree however ill-conditioned they are.
-    """
-    masks = keep.to(context.device)
-    # TensorFloat-32, the default of convolutions on newer GPUs, rounds to 10 bits: its error would hide ours.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        error = compaction_error(state.extractor, masks.float(), finished, decision, images)
-        if error <= COMPACTION_TOLERANCE:
-            return error
-        doubled = copy.deepcopy(state.extractor).double()
-        finest = CompactExtractor(pack(doubled, decision, dtype=torch.float64))
-        exact = compaction_error(doubled, masks.double(), finest, decision, images.double())
-    if not exact <= COMPACTION_TOLERANCE:
-        raise DerFastError(
-            f"step {state.step}: the compact extractor differs from the masked one by {exact:.1e} (allowed {COMPACTION_TOLERANCE:.0e}) "
-            "on a batch of training images. This is a fault of der_fast: please report it with the run's config.json."
-        )
-    note = (
-        f"step {state.step}: the extractor is ill-conditioned: masked and compact network agree to {exact:.0e} in double precision, but "
-        f"only to {error:.0e} in single precision. Some batch-norm variance is close to zero: train longer, or keep more channels."
-    )
-    if note not in state.notes:
-        state.notes.append(note)
-        context.observer.message(note)
-    return error
+def _final_arena(context: Context, extractor: Extractor, decision: CompactionPlan, exact: Arena) -> Arena:
+    """Return the arena that is kept: on a GPU in the run's precision, in the blocks of its tensor cores; on a CPU, whose executor
+    computes in float32, the exact one."""
+    if context.device.type != "cuda" or context.dtype == exact.dtype:
+        return exact
+    return pack(extractor, decision, dtype=context.dtype, align=TENSOR_CORE_BLOCK)
 
 
 def _some_images(context: Context, source: ImageSource) -> Tensor:

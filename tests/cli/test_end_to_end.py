@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner, Result
 
 from der_fast.cli.main import app
+from der_fast.report import style
 
 TINY = ["--train-per-class", "24", "--test-per-class", "8", "--width", "4", "--epochs", "2,1", "--memory", "40"]
 TINY += ["--set", "classifier.epochs=1", "--set", "runtime.threads=1", "--set", "masks.bn_images=32"]
@@ -187,6 +188,12 @@ def test_report_is_written_anew_and_compared(copy: Path, trained: Path, tmp_path
     (copy / "report.html").unlink()
     ended = command("report", copy)
     assert (ended.exit_code, (copy / "report.html").is_file()) == (0, True)
+    metrics = json.loads((copy / "metrics.json").read_text())
+    for heading in ("parameters added", "latency added ms", "file size", "training time saved"):
+        assert set(heading.split()) <= set(ended.stdout.split())
+    rows = [line for line in ended.stdout.splitlines() if line.startswith("│")]
+    assert len(rows) == len(metrics["params"])
+    assert style.count(metrics["params"][-1]) in rows[-1] and style.size(metrics["bytes"][-1]) in rows[-1]
     together = tmp_path / "both.html"
     assert command("report", copy, trained, "--compare", together).exit_code == 0
     assert "<html" in together.read_text()

@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 import der_fast
+from der_fast.compaction import Arena, pack
+from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.extractor import CompactExtractor
 from der_fast.deployment import exporter, optional, pt2_file
 from der_fast.deployment.exporter import export
 from der_fast.deployment.network import Network
 from der_fast.deployment.pt2_file import EXTRA_FILE, open_written
 from der_fast.errors import CheckpointError, DataError, ExportError, StorageError
 from der_fast.model.architecture import Architecture, Block, Conv
+from der_fast.model.extractor import Extractor
 from der_fast.training.learner import Learner
 from der_fast.training.prediction import Prediction
 
@@ -49,7 +53,7 @@ def small_learner(learner: Learner, random_network: Build, monkeypatch: pytest.M
     network, masked = random_network(ONE_BLOCK, [keep, ~keep | (torch.arange(5) < 1)], classes=10)
     monkeypatch.setattr(exporter, "network_of", lambda model: network)
     learner.model.temperature = network.temperature
-    learner.model.bank.forward = network_features(network)  # type: ignore[method-assign]
+    monkeypatch.setattr(exporter, "_float32_bank", lambda model: network_features(network))
     learner.model.head = torch.nn.Linear(network.weight.shape[1], 10)
     learner.model.head.load_state_dict({"weight": network.weight, "bias": network.bias})
     return learner, masked
@@ -295,9 +299,23 @@ def test_images_to_compare_on(run_folder: Path, learner: Learner, digits: Tensor
     assert nothing_in(tmp_path)
 
 
-def test_a_learner_in_low_precision_is_compared_in_float32(learner: Learner, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["plain", "fused", "lanes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_learner_in_low_precision_is_compared_in_float32(strategy: str, dtype: torch.dtype, learner: Learner, tmp_path: Path) -> None:
+    """With the weights as a CPU keeps them (float32, computed with in bfloat16) and as a GPU does."""
     learner.config = replace(learner.config, runtime=replace(learner.config.runtime, precision="bf16"))
+    arenas = [pack_again(member.arena, dtype) for member in learner.model.bank.extractors]
+    bank = FrozenBank([CompactExtractor(arena, torch.bfloat16) for arena in arenas], strategy=strategy)
+    learner.model.bank = bank
     assert export(learner, tmp_path / "model.safetensors").difference < 1e-5
+
+
+def pack_again(arena: Arena, dtype: torch.dtype) -> Arena:
+    """The same extractor with its weights rounded to another dtype."""
+    if arena.dtype == dtype:
+        return arena
+    dense = Extractor(arena.architecture, arena.widths).initialise(torch.Generator().manual_seed(0)).eval()
+    return pack(dense, dtype=dtype, align=8)
 
 
 def test_large_models_do_not_fit_into_onnx(learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,7 @@ import torch
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
-from der_fast.errors import DerFastError
 from der_fast.model.extractor import Extractor
-from der_fast.training import step as step_module
 from der_fast.training.context import Context
 from der_fast.training.learner import Learner
 from der_fast.training.pruning import kept_share
@@ -105,31 +103,6 @@ def kept_channels(learner: Learner) -> Sequence[list[bool]]:
     keep = with_floor(layout, logits, logits > 0, 0.25)
     assert kept_share(layout, keep) == learner.results[-1].kept_share
     return [part.tolist() for part in layout.by_group(keep).values()]
-
-
-@pytest.mark.parametrize("error", [2e-5, float("inf")])
-def test_a_compact_extractor_that_computes_something_else_is_no_result(
-    error: float, tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(step_module, "compaction_error", lambda *parts: error)
-    learner = Learner(tiny())
-    with pytest.raises(DerFastError, match="fault of der_fast"):
-        learner.learn(synthetic("ab"))
-    assert learner.class_names == ()
-
-
-def test_rounding_in_an_ill_conditioned_extractor_is_no_fault(
-    tiny: Tiny, synthetic: Images, watcher: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # In double precision the networks agree, so they are the same function.
-    errors = {torch.float32: 3e-4, torch.float64: 1e-13}
-    monkeypatch.setattr(step_module, "compaction_error", lambda dense, masks, small, plan, images: errors[images.dtype])
-    learner = Learner(tiny(), observer=watcher)
-    learner.learn(synthetic("ab"))
-    assert learner.results[0].compaction_error == 3e-4
-    (note,) = [text for text in learner.notes if "ill-conditioned" in text]
-    assert "1e-13 in double precision" in note
-    assert note in watcher.messages
 
 
 @pytest.mark.parametrize("target", [0.1, 0.5])
