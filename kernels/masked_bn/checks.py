@@ -19,29 +19,39 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"masked_bn: unknown backend {backend!r}: choose 'reference' or 'fused'")
 
 
-def check_activation(name: str, y: Tensor, like: Tensor | None = None) -> None:
-    """Raise ValueError unless y is a non-empty channels-last (N, C, H, W) of a known dtype, and like `like` in shape, dtype and device."""
+def check_shape(name: str, y: Tensor) -> None:
+    """Raise ValueError unless y is (N, C, H, W) of a known dtype with a sensible number of channels."""
     if y.ndim != 4:
         raise ValueError(f"masked_bn: {name} must be (N, C, H, W), not of shape {tuple(y.shape)}")
     if y.dtype not in DTYPES:
         raise ValueError(f"masked_bn: {name} is {y.dtype}; bfloat16, float16 and float32 are supported (float64 for tests)")
-    if y.numel() == 0:
-        raise ValueError(f"masked_bn: {name} of shape {tuple(y.shape)} is empty: there is nothing to normalise")
     if y.shape[1] > MOST_CHANNELS:
         raise ValueError(f"masked_bn: {name} has {y.shape[1]} channels; at most {MOST_CHANNELS} are supported")
+
+
+def check_alike(name: str, y: Tensor, like: Tensor) -> None:
+    """Raise ValueError unless y and like agree in shape, dtype and device."""
+    for what, found, expected in (
+        ("shape", tuple(y.shape), tuple(like.shape)),
+        ("dtype", y.dtype, like.dtype),
+        ("device", y.device, like.device),
+    ):
+        if found != expected:
+            raise ValueError(f"masked_bn: {name} has {what} {found}, the convolution's output has {expected}; they must agree")
+
+
+def check_activation(name: str, y: Tensor, like: Tensor | None = None) -> None:
+    """Raise ValueError unless y is non-empty, channels-last, of a known dtype, and agrees with `like`."""
+    check_shape(name, y)
+    if y.numel() == 0:
+        raise ValueError(f"masked_bn: {name} of shape {tuple(y.shape)} is empty: there is nothing to normalise")
     if not y.is_contiguous(memory_format=torch.channels_last):
         raise ValueError(
             f"masked_bn: {name} of shape {tuple(y.shape)} has strides {y.stride()}, not channels_last: "
             "call .contiguous(memory_format=torch.channels_last) first"
         )
     if like is not None:
-        for what, found, expected in (
-            ("shape", tuple(y.shape), tuple(like.shape)),
-            ("dtype", y.dtype, like.dtype),
-            ("device", y.device, like.device),
-        ):
-            if found != expected:
-                raise ValueError(f"masked_bn: {name} has {what} {found}, the convolution's output has {expected}; they must agree")
+        check_alike(name, y, like)
 
 
 def check_vectors(vectors: Mapping[str, Tensor | None], channels: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -7,9 +7,10 @@ The ReLU passes z unless z ≤ 0, so NaN stays NaN. `launch` overrides how a Tri
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from der_fast.errors import BackendError
+from der_fast.kernels import triton_runtime
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn import reference_passes as reference
 from der_fast.kernels.masked_bn.affine import Affine
@@ -17,10 +18,11 @@ from der_fast.kernels.masked_bn.launch import Launch
 from der_fast.kernels.masked_bn.reference_passes import ReluFrom, accumulator
 
 
-def _require_reference(backend: str) -> None:
+def _fused(backend: str, device: torch.device) -> bool:
     checks.check_backend(backend)
     if backend == "fused":
-        raise BackendError("masked_bn has no fused passes in this version. Use backend 'reference'.")
+        triton_runtime.require(device, "masked_bn")
+    return backend == "fused"
 
 
 def _check_vectors(y: Tensor, **vectors: Tensor | None) -> None:
@@ -37,7 +39,10 @@ def statistics(y: Tensor, *, launch: Launch | None = None, backend: str) -> Tens
     P and which rows a block holds are the implementation's choice, the same at every call with the same shape. Reads y once.
     """
     checks.check_activation("y", y)
-    _require_reference(backend)
+    if _fused(backend, y.device):
+        from der_fast.kernels.masked_bn import triton_forward
+
+        return triton_forward.statistics(y, launch)
     return reference.statistics_reference(y)
 
 
@@ -57,7 +62,10 @@ def finalize(
     checks.check_partials(partials, 3)
     vectors = {"weight": weight, "bias": bias, "mask": mask}
     checks.check_vectors(vectors, partials.shape[2], partials.dtype, partials.device)
-    _require_reference(backend)
+    if _fused(backend, partials.device):
+        from der_fast.kernels.masked_bn import triton_vectors
+
+        return triton_vectors.finalize(partials, weight, bias, mask, eps)
     return reference.finalize_reference(partials, weight, bias, mask, eps)
 
 
@@ -90,7 +98,10 @@ def apply(
         if residual is None:
             raise ValueError("masked_bn: residual_affine was given without a residual to apply it to")
         _check_vectors(y, **{"residual scale": residual_affine[0], "residual shift": residual_affine[1]})
-    _require_reference(backend)
+    if _fused(backend, y.device):
+        from der_fast.kernels.masked_bn import triton_forward
+
+        return triton_forward.apply(y, affine, residual, residual_affine, relu, keep_bits, launch)
     return reference.apply_reference(y, affine, residual, residual_affine, relu, keep_bits)
 
 
@@ -133,7 +144,10 @@ def backward_reduce(
     if shortcut is not None:
         checks.check_activation("the shortcut's y", shortcut[0], y)
         _check_affine("the shortcut's affine", y, shortcut[1])
-    _require_reference(backend)
+    if _fused(backend, y.device):
+        from der_fast.kernels.masked_bn import triton_backward
+
+        return triton_backward.backward_reduce(g, y, affine, relu_from, shortcut, write_gz, launch)
     return reference.backward_reduce_reference(g, y, affine, relu_from, shortcut, write_gz)
 
 
@@ -152,7 +166,10 @@ def backward_coefficients(
     checks.check_vectors({**vectors, "affine.scale": affine.scale}, partials.shape[2], partials.dtype, partials.device)
     if not count > 0:
         raise ValueError(f"masked_bn: count is {count}; it is the number of elements per channel, N·H·W, or math.inf")
-    _require_reference(backend)
+    if _fused(backend, partials.device):
+        from der_fast.kernels.masked_bn import triton_vectors
+
+        return triton_vectors.backward_coefficients(partials, count, affine, weight, bias, mask)
     return reference.backward_coefficients_reference(partials, count, affine, weight, bias, mask)
 
 
@@ -165,5 +182,8 @@ def backward_apply(
     """
     _check_gradient(g, y, affine, relu_from)
     checks.check_coefficients(k, y.shape[1], accumulator(y.dtype), y.device)
-    _require_reference(backend)
+    if _fused(backend, y.device):
+        from der_fast.kernels.masked_bn import triton_backward
+
+        return triton_backward.backward_apply(g, y, k, relu_from, affine, launch)
     return reference.backward_apply_reference(g, y, k, relu_from, affine)

@@ -52,7 +52,7 @@ def unpack_bits(bits: Tensor, channels: int) -> Tensor:
 
 def statistics_reference(y: Tensor) -> Tensor:
     """Return (P, 3, C): count, mean and Σ(y − mean)² of each block of rows."""
-    blocks = rows_of(y).to(accumulator(y.dtype)).split(ROWS)
+    blocks = torch.split(rows_of(y).to(accumulator(y.dtype)), ROWS)
     return torch.stack([torch.stack([torch.full_like(b[0], len(b)), b.mean(0), (b - b.mean(0)).square().sum(0)]) for b in blocks])
 
 
@@ -107,7 +107,7 @@ def backward_reduce_reference(
 
     def sums(values: Tensor, norm: Affine) -> Tensor:
         x_hat = (rows_of(values).to(g_z.dtype) - norm.mean) * norm.rstd
-        blocks = zip(g_z.split(ROWS), (g_z * x_hat).split(ROWS), strict=True)
+        blocks = zip(torch.split(g_z, ROWS), torch.split(g_z * x_hat, ROWS), strict=True)
         return torch.stack([torch.stack([first.sum(0), second.sum(0)]) for first, second in blocks])
 
     return sums(y, affine), None if shortcut is None else sums(*shortcut), image_of(g_z, g) if write_gz else None
