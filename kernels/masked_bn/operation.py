@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn.fused import FusedMaskedBN, affine_only
@@ -73,8 +74,13 @@ def masked_bn(
     learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, mask, residual))
     if not training and not learning:
         return affine_only(x, running_mean, running_var, weight, bias, mask, residual, relu, eps)
-    out: Tensor = _differentiable(x, weight, bias, mask, residual, running_mean, running_var, relu, training, momentum, eps)
-    return out
+    if torch.compiler.is_exporting():
+        raise BackendError(
+            "masked_bn with backend 'fused' is traced in evaluation mode without gradients only; call .eval() under torch.no_grad()"
+        )
+    # Not a decorator: that imports torch's compiler, and Triton with it, for everyone who imports this package.
+    run = torch.compiler.disable(_differentiable) if torch.compiler.is_compiling() else _differentiable  # type: ignore[no-untyped-call]
+    return run(x, weight, bias, mask, residual, running_mean, running_var, relu, training, momentum, eps)
 
 
 def _check(x: Tensor, residual: Tensor | None, vectors: dict[str, Tensor | None], training: bool) -> None:
@@ -89,7 +95,6 @@ def _check(x: Tensor, residual: Tensor | None, vectors: dict[str, Tensor | None]
         )
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _differentiable(
     x: Tensor,
     weight: Tensor,

@@ -47,7 +47,7 @@ def _finalize_kernel(partials, weight, bias, mask, out, parts, channels, eps, BL
         square += tl.where(filled, other_square + away * away * count * share, 0.0)
         mean += away * share
         count = total
-    elements = tl.where(inside, tl.sum(count, 0), 1.0)
+    elements = tl.where(inside, tl.sum(count, 0), 2.0)
     merged = tl.sum(count * mean, 0) / elements
     spread = mean - merged[None, :]
     squares = tl.sum(square + count * spread * spread, 0)
