@@ -39,7 +39,7 @@ _SIZES = (
 
 @triton.jit
 def _row_of(table, tiles):
-    """Row of this program's extractor, and its tile: all tiles of one extractor follow one another, those of the same pixels side by side."""
+    """Row of this program's extractor, and its tile of pixels and of channels; tiles of the same pixels run side by side."""
     program = tl.program_id(0)
     row = table + (program // tiles) * _ROW
     count = tl.load(row + 1)
