@@ -90,7 +90,7 @@ class GroupedProgram:
 
     Args:
         arenas: their weights, on one device; one with nothing left contributes no feature. `reason_against` says '' to them.
-        dtype: what is computed in, and what the features are returned in; sums are kept in float32.
+        dtype: of weights and activations; sums are float32.
         backend: 'fused', or 'reference' (which has float64, too).
 
     Attributes:
@@ -109,9 +109,12 @@ class GroupedProgram:
         self.nbytes = sum(layer.weights.nbytes + layer.bias.nbytes for layer in layers)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the features (N, Σ F_i) of images (N, 3, H, W) of any dtype and strides, extractor after extractor."""
+        """Return the features (N, Σ F_i) of images (N, 3, H, W) of any dtype and strides, extractor after extractor.
+
+        They are float32, which the means were summed in (float64 with float64).
+        """
         # cuDNN rounds float32 to TF32 unless it is told not to; the same switch holds here.
-        tf32 = self.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+        tf32 = self.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
         values = {IMAGE: images.detach().to(self.dtype).contiguous(memory_format=torch.channels_last)}
         for step in self.steps:
             x = values[step.source]
@@ -130,7 +133,7 @@ class GroupedProgram:
             for name in step.done:
                 del values[name]
         features = values[self.steps[-1].target]
-        return (features if self._index is None else features.index_select(1, self._index)).to(self.dtype)
+        return features if self._index is None else features.index_select(1, self._index)
 
 
 class _Builder:
