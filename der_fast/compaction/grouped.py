@@ -114,7 +114,7 @@ class GroupedProgram:
         They are float32, which the means were summed in (float64 with float64).
         """
         # cuDNN rounds float32 to TF32 unless it is told not to; the same switch holds here.
-        tf32 = self.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+        tf32 = self.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
         values = {IMAGE: images.detach().to(self.dtype).contiguous(memory_format=torch.channels_last)}
         for step in self.steps:
             x = values[step.source]

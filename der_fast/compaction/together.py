@@ -6,8 +6,9 @@ remembered where the other strategies are (`choices`).
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,11 +70,12 @@ class Together:
         return self._measured(key, images)
 
     def _measured(self, key: str, images: Tensor) -> str:
-        def timed(way: Callable[[Tensor], Tensor]) -> Callable[[], object]:
-            return lambda: (way(images), torch.cuda.synchronize(images.device))
+        def run(way: Branch) -> None:
+            way(images)
+            torch.cuda.synchronize(images.device)
 
         try:
-            chosen = self.choices.fastest(key, {name: timed(way) for name, way in self._ways.items()})
+            chosen = self.choices.fastest(key, {name: functools.partial(run, way) for name, way in self._ways.items()})
         except Exception as error:  # a kernel that does not compile or fit here must not end a run that can go on without it
             self._ways.pop(GROUPED)
             self.reason = f"{type(error).__name__}: {error}"

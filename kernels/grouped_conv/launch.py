@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from der_fast.kernels.grouped_conv.layer import GroupedLayer
+from der_fast.kernels.grouped_conv.layer import ALIGN, GroupedLayer
 
 # Multiprocessors where the device was not asked: those of an H100.
 PROCESSORS = 132
@@ -44,7 +44,8 @@ def tile_channels(layer: GroupedLayer) -> int:
     def cost(block_n: int) -> int:
         return sum(-(-entry.outputs // block_n) * max(entry.inputs, 1) for entry in layer.entries) * (block_n + 32)
 
-    return min((128, 64, 32, 16), key=cost)
+    # Without tensor cores the operands of a float32 tile are registers, of which a wider one takes more than there are.
+    return min((128, 64, 32, 16) if layer.weights.dtype.itemsize == 2 else (64, 32, 16), key=cost)
 
 
 def default_config(layer: GroupedLayer, pixels: int, processors: int = PROCESSORS) -> Config:
@@ -59,6 +60,7 @@ def default_config(layer: GroupedLayer, pixels: int, processors: int = PROCESSOR
     columns = sum(-(-entry.outputs // block_n) for entry in layer.entries)
     # With less than two tiles for every multiprocessor, half as large ones leave fewer of them idle.
     block_m = 128 if columns * -(-pixels // 128) >= 2 * processors else 64
-    longest = max(entry.inputs for entry in layer.entries) * layer.kernel**2
-    block_k = 64 if layer.weights.dtype.itemsize == 2 and longest > 32 else 32
-    return Config(block_m, block_n, block_k, num_warps=8 if block_m * block_n >= 128 * 128 else 4)
+    # An image's channels are loaded one by one, each with an address of its own: that takes registers, as float32 does.
+    light = layer.weights.dtype.itemsize == 2 and layer.align == ALIGN
+    num_warps = 8 if block_m * block_n >= 128 * (64 if light else 32) else 4
+    return Config(block_m, block_n, 64 if light else 32, num_warps)

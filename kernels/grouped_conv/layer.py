@@ -123,8 +123,9 @@ class GroupedLayer:
         """Return an extractor's weight (outputs, inputs, kernel, kernel) with its padding, a view of the flat weights."""
         length = entry.inputs * self.kernel**2
         flat = self.weights[entry.weight : entry.weight + entry.outputs * padded(length)]
-        rows = flat.view(entry.outputs, padded(length))[:, :length]
-        return rows.unflatten(1, (self.kernel, self.kernel, entry.inputs)).permute(0, 3, 1, 2)
+        pitch, inputs, side = padded(length), entry.inputs, self.kernel
+        strides = (pitch, 1, side * inputs, inputs)
+        return flat.as_strided((entry.outputs, inputs, side, side), strides, flat.storage_offset())
 
 
 def pack_layer(

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-incomplete-defs
 """The fused kernel: one program computes one tile of output pixels × output channels of one extractor.
 
 The convolution is a matrix product over k = (row of the kernel, column, input channel), flat: a block of k may begin in one tap and end in
@@ -182,6 +182,8 @@ def grouped_conv_fused(
         shape = (images, layer.outputs, out_height, out_width)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     table = layer.table(config.block_n)
+    if len(table) * tiles >= 2**31:
+        raise ValueError(f"{len(table) * tiles} tiles are more than the fused kernel counts, 2³¹: use a smaller batch or larger tiles")
     there = x if residual is None else residual
     grouped_conv_kernel[(len(table) * tiles,)](
         x,
@@ -241,12 +243,12 @@ def _case(name: str, dtype: str, config: Config, **constants: object) -> Compile
 
 def compile_cases() -> list[CompileCase]:
     """Return the launches that a bank of residual networks consists of."""
-    wide, usual, narrow = Config(128, 128, 64, num_warps=8), Config(128, 64, 64), Config(64, 32, 64)
+    wide, usual, narrow = Config(128, 128, 64, num_warps=8), Config(128, 64, 64, num_warps=8), Config(64, 32, 64)
     return [
         _case("stem.bf16", "*bf16", Config(128, 128, 32, num_warps=8), UNIT=1),
         _case("3x3.bf16.wide", "*bf16", wide),
         _case("3x3.bf16.residual", "*bf16", usual, RESIDUAL_STRIDE=1),
         _case("1x1.fp16.stride2", "*fp16", narrow, KERNEL=1, STRIDE=2, RELU=False),
         _case("3x3.bf16.pool", "*bf16", usual, RESIDUAL_STRIDE=1, POOL=16),
-        _case("3x3.fp32.widen", "*fp32", Config(128, 64, 32), RESIDUAL_STRIDE=2, PRECISION="tf32"),
+        _case("3x3.fp32.widen", "*fp32", Config(128, 64, 32, num_warps=8), RESIDUAL_STRIDE=2, PRECISION="tf32"),
     ]

@@ -51,8 +51,9 @@ def test_real_widths(dtype, kernel, stride, pool):
     expected = grouped_conv(x.double(), exact, residual=added.double(), pool=pool)
     for config in (None, Config(64, 32, 32), Config(128, 128, 64, num_warps=8)):
         found = grouped_conv(x, layer, residual=added, pool=pool, backend="fused", config=config).double()
-        # One rounding of the result, beside float32 sums of at most 2304 products; the features are not rounded.
-        bound = 2.0**-20 if pool or dtype == torch.float32 else torch.finfo(dtype).eps
+        # One rounding of the result; the features are not rounded. Sums of 2304 products: tensor cores cut off, rather than round, the
+        # end of each of the 144 sums of 16 products, and all in one direction.
+        bound = 144 * 2.0**-23 if pool or dtype == torch.float32 else torch.finfo(dtype).eps
         assert float((found - expected).abs().max()) <= bound * float(expected.abs().max())
 
 
@@ -74,7 +75,8 @@ def test_tf32_is_asked_for():
     expected = grouped_conv(x.double(), exact)
     errors = [float((grouped_conv(x, layer, tf32=tf32, backend="fused") - expected).abs().max()) for tf32 in (False, True)]
     largest = float(expected.abs().max())
-    assert errors[0] <= 2.0**-20 * largest and 2.0**-18 * largest <= errors[1] <= 2.0**-9 * largest
+    # 11 bits of each factor are left, of which a sum of 576 products loses a little less; float32 has 24.
+    assert errors[0] <= 2.0**-18 * largest and 2.0**-15 * largest <= errors[1] <= 2.0**-8 * largest
 
 
 def test_more_than_two_to_the_31_elements():
@@ -86,7 +88,7 @@ def test_more_than_two_to_the_31_elements():
     x[-2:] = last
     assert layer.outputs == 1032
     added = torch.zeros(images, 1032, 64, 64, device=CUDA, dtype=torch.bfloat16, memory_format=torch.channels_last)
-    added[-2:, :1032] = activation([1032], torch.bfloat16, images=2, size=64, seed=2)
+    added[-2:] = activation([16, 500, 508], torch.bfloat16, images=2, size=64, seed=2)
     expected = grouped_conv(last, layer, residual=channels_last(added[-2:]), backend="fused")
     assert torch.equal(grouped_conv(x, layer, residual=added, backend="fused")[-2:], expected)
 
