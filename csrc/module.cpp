@@ -122,7 +122,9 @@ py::dict plan_binding(const py::dict& description, const py::tuple& keep, std::i
   out["widths"] = plan.widths;
   out["stored"] = plan.stored;
   py::list pieces;
-  for (const Piece& piece : plan.pieces) pieces.append(py::make_tuple(piece.unit, piece.part, py::tuple(py::cast(piece.shape)), piece.offset));
+  for (const Piece& piece : plan.pieces) {
+    pieces.append(py::make_tuple(piece.unit, piece.part, py::tuple(py::cast(piece.shape)), piece.offset));
+  }
   out["pieces"] = pieces;
   py::list rows;
   py::list columns;
@@ -184,7 +186,9 @@ Job job_of(const py::handle& value, const std::string& name, Layout layout, doub
   if (job.kind == Kind::weight || job.kind == Kind::copy) {
     const Tensor weight = tensor_of(parts[5], name + ".weight");
     const std::size_t rank = job.kind == Kind::weight ? 4 : 1;
-    if (weight.shape.size() != rank) refuse(name + ".weight", "must have " + std::to_string(rank) + " dimensions, not " + text_of(weight.shape));
+    if (weight.shape.size() != rank) {
+      refuse(name + ".weight", "must have " + std::to_string(rank) + " dimensions, not " + text_of(weight.shape));
+    }
     job.source = source_dtype(weight, name + ".weight");
     job.weight = weight.data;
     std::copy(weight.strides.begin(), weight.strides.end(), job.strides);
@@ -216,7 +220,9 @@ Job job_of(const py::handle& value, const std::string& name, Layout layout, doub
 }
 
 std::vector<Job> jobs_of(const py::list& values, const Tensor& storage, int layout, double epsilon) {
-  if (storage.dtype != Dtype::byte || storage.shape.size() != 1 || !storage.contiguous()) refuse("storage", "must be a contiguous uint8 vector");
+  if (storage.dtype != Dtype::byte || storage.shape.size() != 1 || !storage.contiguous()) {
+    refuse("storage", "must be a contiguous uint8 vector");
+  }
   if (reinterpret_cast<std::uintptr_t>(storage.data) % kAlignment) refuse("storage", "must begin at a multiple of 64 bytes");
   if (layout != 0 && layout != 1) refuse("layout", "must be 0 (KCRS) or 1 (KRSC), not " + std::to_string(layout));
   if (!(epsilon >= 0)) refuse("epsilon", "must not be negative");
@@ -226,7 +232,9 @@ std::vector<Job> jobs_of(const py::list& values, const Tensor& storage, int layo
     const std::string name = "jobs[" + std::to_string(jobs.size()) + "]";
     jobs.push_back(job_of(value, name, static_cast<Layout>(layout), epsilon));
     const Job& job = jobs.back();
-    if (job.offset < end) refuse(name + ".offset", "is " + std::to_string(job.offset) + ", but what lies before ends at " + std::to_string(end));
+    if (job.offset < end) {
+      refuse(name + ".offset", "is " + std::to_string(job.offset) + ", but what lies before ends at " + std::to_string(end));
+    }
     if (job.offset % kAlignment) refuse(name + ".offset", "must be a multiple of 64, not " + std::to_string(job.offset));
     end = job.offset + job.bytes();
     if (end > storage.elements()) {

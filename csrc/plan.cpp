@@ -159,7 +159,9 @@ void check(const Network& network) {
   std::int64_t channels = network.image_channels;
   if (network.image_channels < 1 || network.image_channels > kMostChannels) throw std::invalid_argument("image_channels is out of range");
   for (const std::int64_t size : network.groups) {
-    if (size < 0 || size > kMostChannels) throw std::invalid_argument("groups has the width " + std::to_string(size) + ", which is out of range");
+    if (size < 0 || size > kMostChannels) {
+      throw std::invalid_argument("groups has the width " + std::to_string(size) + ", which is out of range");
+    }
     channels += size;
   }
   if (channels > kMostChannels) throw std::invalid_argument("groups has more than " + std::to_string(kMostChannels) + " channels");

@@ -47,7 +47,9 @@ std::string text_of(const std::vector<std::int64_t>& shape) {
 std::int64_t Tensor::elements() const {
   std::int64_t count = 1;
   for (const std::int64_t size : shape) {
-    if (size && count > (std::int64_t{1} << 48) / size) throw std::invalid_argument("a tensor of shape " + text_of(shape) + " is too large");
+    if (size && count > (std::int64_t{1} << 48) / size) {
+      throw std::invalid_argument("a tensor of shape " + text_of(shape) + " is too large");
+    }
     count *= size;
   }
   return count;

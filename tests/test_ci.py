@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e"
 DEMO = f"{INSTALL} . && .venv/bin/der-fast demo"
+NATIVE_SUFFIXES = {".cpp", ".hpp", ".inl", ".cu", ".cuh"}
 TEST = f"{INSTALL} '.[test]' && .venv/bin/python -m pytest"
 
 
@@ -81,6 +82,13 @@ def test_every_pin_is_exact() -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_ci_script_is_valid_bash() -> None:
     subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
+
+
+def test_lines_of_native_code_are_as_short_as_those_of_python() -> None:
+    paths = [path for folder in ("csrc", "kernels") for path in (ROOT / folder).rglob("*") if path.suffix in NATIVE_SUFFIXES]
+    assert len(paths) > 20
+    lines = [(path, number, line) for path in paths for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)]
+    assert [f"{path.relative_to(ROOT)}:{number}" for path, number, line in lines if len(line) > 140] == []
 
 
 def test_the_wheel_check_finds_what_is_missing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@
 namespace der_fast::lanes {
 
 const Kernels* avx512() {
-  static constexpr Kernels kernels{"avx512", LANES, conv, affine, pool, widen, add, mean};
+  static constexpr Kernels kernels{"avx512", LANES, conv, affine, pool, widen, mean};
   return &kernels;
 }
 

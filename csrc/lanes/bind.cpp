@@ -26,8 +26,10 @@ struct Handle {
 Op op_of(const Row& row, std::size_t index) {
   const std::string name = "ops[" + std::to_string(index) + "]";
   if (row.size() != 10) refuse(name, "must be (kind, source, residual, inputs, outputs, kernel, stride, relu, weight, bias)");
-  for (std::size_t i = 0; i < 8; ++i)
-    if (row[i] < -1 || row[i] > std::numeric_limits<int>::max()) refuse(name, "has the entry " + std::to_string(row[i]) + ", which is out of range");
+  for (std::size_t i = 0; i < 8; ++i) {
+    if (row[i] >= -1 && row[i] <= std::numeric_limits<int>::max()) continue;
+    refuse(name, "has the entry " + std::to_string(row[i]) + ", which is out of range");
+  }
   Op op;
   op.kind = static_cast<Kind>(row[0]);
   op.source = static_cast<int>(row[1]);
@@ -57,8 +59,10 @@ void run_lanes(const std::vector<const Handle*>& programs, const std::vector<py:
   if (images.dtype != Dtype::float32 || output.dtype != Dtype::float32) refuse("images", "and output must be float32");
   if (images.shape.size() != 4) refuse("images", "must have the shape (N, C, H, W), not " + text_of(images.shape));
   constexpr std::int64_t kLargestSide = 1 << 15;
-  for (const std::size_t side : {2, 3})
-    if (images.shape[side] < 1 || images.shape[side] > kLargestSide) refuse("images", "must be between 1 and 32768 pixels high and wide, not " + text_of(images.shape));
+  for (const std::size_t side : {2, 3}) {
+    if (images.shape[side] >= 1 && images.shape[side] <= kLargestSide) continue;
+    refuse("images", "must be between 1 and 32768 pixels high and wide, not " + text_of(images.shape));
+  }
   std::vector<Network> networks;
   long columns = 0;
   for (std::size_t i = 0; i < programs.size(); ++i) {
@@ -69,7 +73,9 @@ void run_lanes(const std::vector<const Handle*>& programs, const std::vector<py:
     if (arena.dtype != Dtype::byte || !arena.contiguous()) refuse(name, "must be contiguous uint8");
     expect_shape(arena, {programs[i]->bytes}, name);
     if (reinterpret_cast<std::uintptr_t>(arena.data) % alignof(float)) refuse(name, "must begin at a multiple of 4 bytes");
-    if (program.image_channels() != images.shape[1]) refuse("images", "must have " + std::to_string(program.image_channels()) + " channels");
+    if (program.image_channels() != images.shape[1]) {
+      refuse("images", "must have " + std::to_string(program.image_channels()) + " channels");
+    }
     if (!program.ops().empty()) networks.push_back({&program, static_cast<const std::byte*>(arena.data), columns});
     columns += program.features();
   }

@@ -13,6 +13,8 @@ namespace der_fast::lanes {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
+// Of channels, and of what an image may be shrunk by.
+constexpr long kLargest = 1L << 20;
 
 struct Freed {
   void operator()(float* p) const { ::operator delete[](p, std::align_val_t{kAlignment}); }
@@ -96,8 +98,10 @@ Schedule schedule_of(const Program& program, long height, long width) {
     const int same = op.kind == Kind::conv ? op.residual : op.kind == Kind::affine || op.kind == Kind::bias ? op.source : -1;
     const bool in_place = same >= 0 && last[static_cast<std::size_t>(same)] == i && (op.kind != Kind::conv || same != op.source);
     schedule.slots.push_back(in_place ? schedule.slots[static_cast<std::size_t>(same)] : slots.take(size_of(schedule.shapes.back())));
-    for (const int value : {op.source, op.residual == op.source ? -1 : op.residual})
-      if (value >= 0 && last[static_cast<std::size_t>(value)] == i && !(in_place && value == same)) slots.give(schedule.slots[static_cast<std::size_t>(value)]);
+    for (const int value : {op.source, op.residual == op.source ? -1 : op.residual}) {
+      if (value < 0 || last[static_cast<std::size_t>(value)] != i || (in_place && value == same)) continue;
+      slots.give(schedule.slots[static_cast<std::size_t>(value)]);
+    }
   }
   return schedule;
 }
@@ -129,7 +133,10 @@ class Worker {
   }
 
  private:
-  float* value(const Schedule& schedule, int index) const { return slots_[static_cast<std::size_t>(schedule.slots[static_cast<std::size_t>(index)])].get(); }
+  float* value(const Schedule& schedule, int index) const {
+    const int slot = schedule.slots[static_cast<std::size_t>(index)];
+    return slots_[static_cast<std::size_t>(slot)].get();
+  }
 
   void apply(const Network& network, const Schedule& schedule, std::size_t index) const {
     const Op& op = network.program->ops()[index];
@@ -157,34 +164,53 @@ class Worker {
 }  // namespace
 
 Program::Program(long image_channels, std::vector<Op> ops, std::int64_t bytes) : image_channels_(image_channels), ops_(std::move(ops)) {
-  constexpr long kLargest = 1L << 20;
   if (image_channels < 1 || image_channels > kLargest) throw std::invalid_argument("image_channels must be at least 1");
+  // By how much each value is smaller than the image. Two values with the same number are equally large whatever the image.
+  std::vector<long> shrunk{1};
   for (std::size_t i = 0; i < ops_.size(); ++i) {
+    check(i, bytes);
     const Op& op = ops_[i];
-    const auto channels = [&](int value) { return value == 0 ? image_channels_ : ops_[static_cast<std::size_t>(value) - 1].outputs; };
-    if (op.kind < Kind::conv || op.kind > Kind::mean) refuse(i, "unknown kind " + std::to_string(static_cast<int>(op.kind)));
-    if (op.source < 0 || op.source > static_cast<int>(i)) refuse(i, "reads a value that is not there yet");
-    if (op.residual > static_cast<int>(i) || op.residual < -1) refuse(i, "adds a value that is not there yet");
-    if (op.residual >= 0 && op.kind != Kind::conv) refuse(i, "only a convolution adds a residual");
-    if (op.outputs < 1 || op.outputs > kLargest) refuse(i, "needs between 1 and 2^20 output channels");
-    if (op.kernel < 1 || op.kernel > 31 || op.kernel % 2 == 0 || op.stride < 1 || op.stride > 31) refuse(i, "kernel and stride must be small and the kernel odd");
-    if (channels(op.source) != op.inputs) refuse(i, "expects " + std::to_string(op.inputs) + " input channels, its source has " + std::to_string(channels(op.source)));
-    if (op.residual >= 0 && channels(op.residual) != op.outputs) refuse(i, "its residual has another number of channels");
-    if ((op.kind == Kind::mean) != (i + 1 == ops_.size())) refuse(i, "the mean comes last, and only there");
-    if (op.kind == Kind::widen ? op.outputs < op.inputs : op.kind != Kind::conv && op.outputs != op.inputs) refuse(i, "cannot change the number of channels");
-    if (op.kind != Kind::conv && op.kind != Kind::widen && op.stride != 1) refuse(i, "has no stride");
-    if (op.kind == Kind::conv) expect_tensor(i, "weight", op.weight, op.outputs * op.inputs * op.kernel * op.kernel, bytes);
-    if (op.kind == Kind::affine) expect_tensor(i, "scale", op.weight, op.outputs, bytes);
-    if (op.kind == Kind::affine || op.kind == Kind::bias || (op.kind == Kind::conv && op.bias >= 0)) expect_tensor(i, "bias", op.bias, op.outputs, bytes);
-    if (op.kind == Kind::bias && op.weight >= 0) refuse(i, "a bias has no scale");
+    const long factor = op.kind == Kind::pool ? 2 : op.stride;
+    // Sides end at 2^15, so that what is shrunk this much is a single pixel.
+    shrunk.push_back(std::min(shrunk[static_cast<std::size_t>(op.source)] * factor, kLargest));
+    if (op.residual >= 0 && shrunk[static_cast<std::size_t>(op.residual)] != shrunk.back()) {
+      refuse(i, "its residual has another height and width");
+    }
   }
+}
+
+void Program::check(std::size_t i, std::int64_t bytes) const {
+  const Op& op = ops_[i];
+  const bool conv = op.kind == Kind::conv;
+  const auto channels = [&](int value) { return value == 0 ? image_channels_ : ops_[static_cast<std::size_t>(value) - 1].outputs; };
+  if (op.kind < Kind::conv || op.kind > Kind::mean) refuse(i, "unknown kind " + std::to_string(static_cast<int>(op.kind)));
+  if (op.source < 0 || op.source > static_cast<int>(i)) refuse(i, "reads a value that is not there yet");
+  if (op.residual > static_cast<int>(i) || op.residual < -1) refuse(i, "adds a value that is not there yet");
+  if (op.residual >= 0 && !conv) refuse(i, "only a convolution adds a residual");
+  if (op.outputs < 1 || op.outputs > kLargest) refuse(i, "needs between 1 and 2^20 output channels");
+  if (op.kernel < 1 || op.kernel > 31 || op.kernel % 2 == 0 || op.stride < 1 || op.stride > 31) {
+    refuse(i, "kernel and stride must be small and the kernel odd");
+  }
+  if (channels(op.source) != op.inputs) {
+    refuse(i, "expects " + std::to_string(op.inputs) + " input channels, its source has " + std::to_string(channels(op.source)));
+  }
+  if (op.residual >= 0 && channels(op.residual) != op.outputs) refuse(i, "its residual has another number of channels");
+  if ((op.kind == Kind::mean) != (i + 1 == ops_.size())) refuse(i, "the mean comes last, and only there");
+  if (op.kind == Kind::widen ? op.outputs < op.inputs : !conv && op.outputs != op.inputs) refuse(i, "cannot change the number of channels");
+  if (!conv && op.kind != Kind::widen && op.stride != 1) refuse(i, "has no stride");
+  if (conv) expect_tensor(i, "weight", op.weight, op.outputs * op.inputs * op.kernel * op.kernel, bytes);
+  if (op.kind == Kind::affine) expect_tensor(i, "scale", op.weight, op.outputs, bytes);
+  if (op.kind == Kind::affine || op.kind == Kind::bias || (conv && op.bias >= 0)) expect_tensor(i, "bias", op.bias, op.outputs, bytes);
+  if (op.kind == Kind::bias && op.weight >= 0) refuse(i, "a bias has no scale");
 }
 
 const Kernels* kernels() {
 #if defined(DER_FAST_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw")) {
     return avx512();
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2();
 #endif
   return nullptr;

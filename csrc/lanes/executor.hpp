@@ -37,6 +37,9 @@ class Program {
   [[nodiscard]] const std::vector<Op>& ops() const { return ops_; }
 
  private:
+  // Throws where operation `i` does not fit.
+  void check(std::size_t i, std::int64_t bytes) const;
+
   long image_channels_;
   std::vector<Op> ops_;
 };

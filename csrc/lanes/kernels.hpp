@@ -36,8 +36,6 @@ struct Kernels {
   void (*pool)(const float* input, const Shape& in, float* output, const Shape& out);
   // Every stride-th row and column; channels that the input lacks are zero.
   void (*widen)(const float* input, const Shape& in, float* output, const Shape& out, long stride);
-  // y += x, then ReLU.
-  void (*add)(const float* input, float* output, const Shape& shape, bool relu);
   // Sum over pixels / pixels into (C, lanes).
   void (*mean)(const float* input, const Shape& shape, float* output);
 };

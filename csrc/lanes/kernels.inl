@@ -18,7 +18,8 @@ ALWAYS_INLINE Vector rectified(Vector v) { return Vector{} > v ? Vector{} : v; }
 
 // acc[o][j] += Σ_c weight[o][c] · input[j][c] for the pixels FIRST ≤ j < LAST.
 template <int OUT, int PIXELS, int FIRST, int LAST>
-ALWAYS_INLINE void accumulate(Vector (&acc)[OUT][PIXELS], const float* input, long pixel_step, const float* weight, long row, long channels) {
+ALWAYS_INLINE void accumulate(Vector (&acc)[OUT][PIXELS], const float* input, long pixel_step, const float* weight, long row,
+                              long channels) {
   for (long c = 0; c < channels; ++c) {
     Vector x[PIXELS];
     for (int j = FIRST; j < LAST; ++j) x[j] = load(input + j * pixel_step + c * LANES);
@@ -131,13 +132,6 @@ void widen(const float* input, const Shape& in, float* output, const Shape& out,
       float* to = output + (y * out.width + x) * out.channels * LANES;
       for (long c = 0; c < out.channels; ++c) store(to + c * LANES, c < in.channels ? load(from + c * LANES) : Vector{});
     }
-}
-
-void add(const float* input, float* output, const Shape& shape, bool relu) {
-  for (long at = 0; at < shape.height * shape.width * shape.channels * LANES; at += LANES) {
-    const Vector v = load(input + at) + load(output + at);
-    store(output + at, relu ? rectified(v) : v);
-  }
 }
 
 void mean(const float* input, const Shape& shape, float* output) {

@@ -1,15 +1,12 @@
 // Planner and packer without Python, so that they can run under sanitizers: every buffer is exactly as long as it must be.
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <random>
-#include <stdexcept>
-#include <string>
 
+#include "check.hpp"
 #include "pack.hpp"
 #include "plan.hpp"
 
@@ -18,29 +15,9 @@ using compact::Dtype;
 using compact::Job;
 using compact::Kind;
 using compact::Layout;
+using tests::refused;
 
 namespace {
-
-int checks = 0;
-
-#define CHECK(condition)                                                              \
-  do {                                                                                \
-    ++checks;                                                                         \
-    if (!(condition)) {                                                               \
-      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                   \
-    }                                                                                 \
-  } while (false)
-
-void refused(const std::function<void()>& call, const std::string& words) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    CHECK(std::string(error.what()).find(words) != std::string::npos);
-    return;
-  }
-  CHECK(false && "refused");
-}
 
 // Stem, then bottleneck blocks on one stream with two inner groups each; the first block has a projection from the stem.
 Network bottlenecks(std::int64_t width, int blocks) {
@@ -191,7 +168,8 @@ double expected(const Owned<Source>& own, std::int64_t k, std::int64_t c, std::i
   if (job.kind == Kind::copy) return static_cast<double>(own.weight[static_cast<std::size_t>(i * job.strides[0])]);
   const std::int64_t j = own.columns[static_cast<std::size_t>(c)];
   if (j < 0) return 0;
-  return scale * static_cast<double>(own.weight[static_cast<std::size_t>(i * job.strides[0] + j * job.strides[1] + r * job.strides[2] + s * job.strides[3])]);
+  const std::int64_t where = i * job.strides[0] + j * job.strides[1] + r * job.strides[2] + s * job.strides[3];
+  return scale * static_cast<double>(own.weight[static_cast<std::size_t>(where)]);
 }
 
 template <class Source, class Target>
@@ -222,7 +200,8 @@ void test_pack(Dtype target, int threads) {
         for (std::int64_t c = 0; c < job.columns; ++c)
           for (std::int64_t r = 0; r < job.height; ++r)
             for (std::int64_t s = 0; s < job.width; ++s) {
-              const std::int64_t inside = layout == Layout::krsc ? (r * job.width + s) * job.columns + c : (c * job.height + r) * job.width + s;
+              const std::int64_t inside =
+                  layout == Layout::krsc ? (r * job.width + s) * job.columns + c : (c * job.height + r) * job.width + s;
               const Target found = out[k * job.line() + inside];
               const Target wanted = compact::rounded<Target>(expected(own, k, c, r, s));
               CHECK(std::memcmp(&found, &wanted, sizeof found) == 0);
@@ -301,6 +280,6 @@ int main() {
   }
   test_threads_and_faults();
   test_nothing();
-  std::printf("%d checks\n", checks);
+  std::printf("%d checks\n", tests::checks);
   return 0;
 }

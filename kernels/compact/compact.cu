@@ -63,7 +63,8 @@ __device__ bool write_from(const Job& job, std::int64_t block, std::byte* arena)
 }
 
 // `first` holds the first block of every job, and behind them the number of blocks.
-__global__ void __launch_bounds__(kThreads) compact_kernel(const Job* jobs, const std::int64_t* first, int count, std::byte* arena, int* bad) {
+__global__ void __launch_bounds__(kThreads)
+    compact_kernel(const Job* jobs, const std::int64_t* first, int count, std::byte* arena, int* bad) {
   const std::int64_t block = blockIdx.x;
   int low = 0;
   int high = count;
@@ -158,8 +159,8 @@ std::int64_t pack_cuda(const std::vector<Job>& jobs, std::byte* arena, std::int6
   if (table.blocks() > std::numeric_limits<int>::max()) throw std::runtime_error("pack_cuda: the arena has too many rows");
   int bad = std::numeric_limits<int>::max();
   if (table.blocks() > 0) {
-    compact_kernel<<<static_cast<unsigned>(table.blocks()), kThreads, 0, stream>>>(table.jobs(), table.first(), static_cast<int>(jobs.size()),
-                                                                                  arena, table.bad());
+    const auto blocks = static_cast<unsigned>(table.blocks());
+    compact_kernel<<<blocks, kThreads, 0, stream>>>(table.jobs(), table.first(), static_cast<int>(jobs.size()), arena, table.bad());
     checked(cudaGetLastError(), "launching");
   }
   checked(cudaMemcpyAsync(&bad, table.bad(), sizeof bad, cudaMemcpyDeviceToHost, stream), "reading the result");
