@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.conv import check
-from der_fast.kernels.conv.config import Config
+from der_fast.kernels.conv.config import Config, candidates, default_config, default_split, multiprocessors
 from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
 from der_fast.kernels.conv.shape import Affine, ConvShape
 
-__all__ = ["Affine", "Config", "ConvShape", "conv_dgrad", "conv_forward", "conv_wgrad"]
+__all__ = [
+    "Affine",
+    "Config",
+    "ConvShape",
+    "candidates",
+    "conv_dgrad",
+    "conv_forward",
+    "conv_wgrad",
+    "default_config",
+    "default_split",
+]
 
 
 def conv_forward(
@@ -63,7 +72,11 @@ def conv_forward(
             x, weight, stride=stride, prologue=prologue, statistics=statistics, bias=bias, residual=residual, relu=relu
         )
     triton_runtime.require(x.device, "conv_forward")
-    raise BackendError("the fused convolution is not there yet: use backend 'reference'")
+    from der_fast.kernels.conv.triton_forward import forward
+
+    transformed, count = prologue is not None, multiprocessors(x.device)
+    chosen = config or default_config("forward", shape, x.dtype, transformed=transformed, processors=count)
+    return forward(x, weight, shape, chosen, prologue=prologue, statistics=statistics, bias=bias, residual=residual, relu=relu)
 
 
 def conv_dgrad(
@@ -107,7 +120,11 @@ def conv_dgrad(
     if backend == "reference":
         return conv_dgrad_reference(g, weight, input_hw, stride=stride, g_affine=g_affine, epilogue=epilogue)
     triton_runtime.require(g.device, "conv_dgrad")
-    raise BackendError("the fused convolution is not there yet: use backend 'reference'")
+    from der_fast.kernels.conv.triton_dgrad import dgrad
+
+    transformed, count = g_affine is not None, multiprocessors(g.device)
+    chosen = config or default_config("dgrad", shape, g.dtype, transformed=transformed, processors=count)
+    return dgrad(g, weight, shape, chosen, g_affine=g_affine, epilogue=epilogue)
 
 
 def conv_wgrad(
@@ -154,4 +171,9 @@ def conv_wgrad(
     if backend == "reference":
         return conv_wgrad_reference(x, g, kernel, stride=stride, prologue=prologue, g_affine=g_affine)
     triton_runtime.require(x.device, "conv_wgrad")
-    raise BackendError("the fused convolution is not there yet: use backend 'reference'")
+    from der_fast.kernels.conv.triton_wgrad import wgrad
+
+    transformed, count = prologue is not None or g_affine is not None, multiprocessors(x.device)
+    chosen = config or default_config("wgrad", shape, x.dtype, transformed=transformed, processors=count)
+    parts = split or default_split(shape, chosen, count)
+    return wgrad(x, g, shape, chosen, parts, prologue=prologue, g_affine=g_affine)

@@ -9,8 +9,8 @@ from der_fast.kernels.conv.shape import KERNELS, STRIDES, Affine, ConvShape
 
 BACKENDS = ("reference", "fused")
 FUSED = (torch.bfloat16, torch.float16, torch.float32)
-# Offsets into a weight and counts of rows are 32-bit numbers in the kernels; offsets into activations are not.
-LARGEST = 2**31 - 1
+# Offsets into a weight and counts of rows, rounded up to tiles, are 32-bit numbers in the kernels; offsets into activations are not.
+LARGEST = 2**30
 
 
 def check_backend(backend: str, dtype: torch.dtype, op: str) -> None:

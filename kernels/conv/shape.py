@@ -74,3 +74,12 @@ class ConvShape:
     def taps(self) -> int:
         """Positions of the kernel."""
         return self.kernel * self.kernel
+
+
+def unit_of(channels: int) -> int:
+    """Return the largest of 1, 2, 4, 8, 16 that divides `channels`.
+
+    Triton only sees whether an argument is divisible by 16. Kernels take channels // unit and the unit as a constant, so that rows of 8
+    or 24 channels are still read 16 bytes at a time.
+    """
+    return min(channels & -channels, 16)
