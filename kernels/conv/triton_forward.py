@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Forward convolution as an implicit GEMM: rows (n, h, w) of the output × filters, reduced over (r, s, c); float32 accumulators.
 
 The im2col matrix is never stored: each step loads a (rows × channels) tile of the input at one tap and a tile of the weight. Nothing is
@@ -155,7 +155,8 @@ def compile_cases() -> list[CompileCase]:
     stem, compacted = ConvShape(512, 3, 32, 32, 64, 3, 1), ConvShape(512, 24, 32, 32, 40, 3, 1)
     kernel = _conv_forward_kernel
     return [
-        case(kernel, "conv.forward.bf16.64x64.prologue.statistics", "forward", wide, chain, RELU=False),
+        # For 10.0 the compiler stops at 80 registers and puts one value aside in the epilogue, once per tile and outside the loop.
+        case(kernel, "conv.forward.bf16.64x64.prologue.statistics", "forward", wide, chain, stack_budget=8, RELU=False),
         case(kernel, "conv.forward.bf16.256x256.statistics", "forward", deep, sums, RELU=False),
         case(kernel, "conv.forward.bf16.3x64.statistics", "forward", stem, sums, RELU=False),
         case(kernel, "conv.forward.bf16.24x40.inference", "forward", compacted, inference, RELU=True),

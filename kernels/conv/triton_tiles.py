@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """What the three convolution kernels share: the order of tiles, and one step of the matrix product."""
 
 from __future__ import annotations
@@ -102,7 +102,14 @@ SIZES = ("rows", "rows_per_part", "batch", "height", "width", "out_height", "out
 
 
 def case(
-    kernel: Any, name: str, direction: str, shape: ConvShape, pointers: dict[str, str], dtype: str = "bf16", **more: Any
+    kernel: Any,
+    name: str,
+    direction: str,
+    shape: ConvShape,
+    pointers: dict[str, str],
+    dtype: str = "bf16",
+    stack_budget: int = 0,
+    **more: Any,
 ) -> CompileCase:
     """Return the launch of `kernel` for a shape with its default tiles.
 
@@ -113,6 +120,7 @@ def case(
         shape: of the convolution.
         pointers: name → 'act' or 'fp32' of every tensor that is there; the others are None.
         dtype: of activations and weights.
+        stack_budget: bytes per thread that may spill.
         more: further compile-time arguments.
     """
     transformed = "coefficients" in pointers or (direction != "dgrad" and "scale" in pointers)
@@ -130,6 +138,7 @@ def case(
         aligned=tuple(pointers),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        stack_budget=stack_budget,
     )
 
 

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Gradient of a convolution's weight as an implicit GEMM: filters × (r, s, c), reduced over the rows (n, h, w) of the output.
 
 The reduction is long and the result small, so it is cut into `split` parts. Each part writes its own float32 copy of the weight's
