@@ -6,7 +6,7 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.conv import check
-from der_fast.kernels.conv.config import Config, candidates, default_config, default_split, multiprocessors
+from der_fast.kernels.conv.config import MOST_PARTS, Config, candidates, default_config, default_split, multiprocessors
 from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
 from der_fast.kernels.conv.shape import Affine, ConvShape
 
@@ -166,8 +166,8 @@ def conv_wgrad(
     check.check_output("g", (g.shape[2], g.shape[3]), shape)
     check.check_affine("prologue", prologue, channels, x)
     check.check_g_affine(g_affine, g)
-    if split is not None and split < 1:
-        raise ValueError(f"split must be at least 1, not {split}")
+    if split is not None and not 1 <= split <= MOST_PARTS:
+        raise ValueError(f"split must be from 1 to {MOST_PARTS}, not {split}")
     if backend == "reference":
         return conv_wgrad_reference(x, g, kernel, stride=stride, prologue=prologue, g_affine=g_affine)
     triton_runtime.require(x.device, "conv_wgrad")

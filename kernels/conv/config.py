@@ -16,6 +16,8 @@ PROCESSORS = 132
 SHARED = 98304
 # Steps of the reduction that each part of a wgrad should at least have, so that filling the pipeline does not dominate.
 STEPS_PER_PART = 4
+# What CUDA allows on the second axis of a launch.
+MOST_PARTS = 65535
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ def test_dgrad_refuses(changes, message):
         ({"g": lambda g: g.half()}, "g must be torch.float32 like the other tensors"),
         ({"kernel": 5}, "kernel must be 1 or 3, not 5"),
         ({"stride": 1}, "g has height and width"),
-        ({"split": 0}, "split must be at least 1, not 0"),
+        ({"split": 0}, "split must be from 1 to 65535, not 0"),
+        ({"split": 65536}, "split must be from 1 to 65535, not 65536"),
     ],
 )
 def test_wgrad_refuses(changes, message):
