@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from der_fast.errors import BackendError
@@ -85,7 +85,7 @@ def facts_of(tensor: TensorLike) -> TensorFacts:
     return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), dtype_code(tensor.dtype)
 
 
-def plan(network: Mapping[str, Any], keep: TensorFacts, *, align: int, weight_dtype: int, vector_dtype: int) -> dict[str, Any]:
+def plan(network: dict[str, Any], keep: TensorFacts, *, align: int, weight_dtype: int, vector_dtype: int) -> dict[str, Any]:
     """Decide which channels stay and where every folded tensor lies; a pure function.
 
     Args:
@@ -104,11 +104,11 @@ def plan(network: Mapping[str, Any], keep: TensorFacts, *, align: int, weight_dt
         ValueError: the description contradicts itself, or `keep` has another length or dtype.
         BackendError: the native module is not built.
     """
-    found: dict[str, Any] = _module().plan(dict(network), keep, align, weight_dtype, vector_dtype)
+    found: dict[str, Any] = _module().plan(network, keep, align, weight_dtype, vector_dtype)
     return found
 
 
-def pack(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, threads: int) -> int:
+def pack(jobs: list[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, threads: int) -> int:
     """Fill an arena on the CPU; every byte of it is written.
 
     Args:
@@ -125,10 +125,10 @@ def pack(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, 
         ValueError: an argument that does not fit.
         BackendError: the native module is not built.
     """
-    return int(_module().pack(list(jobs), storage, layout, epsilon, threads))
+    return int(_module().pack(jobs, storage, layout, epsilon, threads))
 
 
-def pack_cuda(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, device: int, stream: int) -> int:
+def pack_cuda(jobs: list[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, device: int, stream: int) -> int:
     """Fill an arena on a CUDA device: as `pack`, with weights and storage on the device and index vectors on the host.
 
     Raises:
@@ -136,7 +136,7 @@ def pack_cuda(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: 
         RuntimeError: CUDA reports an error.
         BackendError: the native module is not built, or built without CUDA.
     """
-    return int(_with_cuda(device).pack_cuda(list(jobs), storage, layout, epsilon, device, stream))
+    return int(_with_cuda(device).pack_cuda(jobs, storage, layout, epsilon, device, stream))
 
 
 def channel_masks_forward(
@@ -200,7 +200,7 @@ def lanes_isa() -> str | None:
     return found
 
 
-def lanes_program(image_channels: int, ops: Sequence[tuple[int, ...]], bytes: int) -> Any:
+def lanes_program(image_channels: int, ops: list[tuple[int, ...]], bytes: int) -> Any:
     """Check the operations of a compact extractor and return them as a program for `run_lanes`; its `features` are counted.
 
     Args:
@@ -212,10 +212,10 @@ def lanes_program(image_channels: int, ops: Sequence[tuple[int, ...]], bytes: in
         ValueError: an operation does not fit what it reads, or its weights do not lie in the arena.
         BackendError: the native module is not built.
     """
-    return _module().LanesProgram(image_channels, [list(op) for op in ops], bytes)
+    return _module().LanesProgram(image_channels, ops, bytes)
 
 
-def run_lanes(programs: Sequence[Any], arenas: Sequence[TensorFacts], images: TensorFacts, output: TensorFacts, threads: int) -> None:
+def run_lanes(programs: list[Any], arenas: list[TensorFacts], images: TensorFacts, output: TensorFacts, threads: int) -> None:
     """Write the features of several extractors side by side into `output`, with at most `threads` threads.
 
     Args:
@@ -230,4 +230,4 @@ def run_lanes(programs: Sequence[Any], arenas: Sequence[TensorFacts], images: Te
         RuntimeError: no instruction set of this processor will do.
         BackendError: the native module is not built.
     """
-    _module().run_lanes(list(programs), list(arenas), images, output, threads)
+    _module().run_lanes(programs, arenas, images, output, threads)

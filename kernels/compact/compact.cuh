@@ -50,6 +50,7 @@ struct Job {
 
   // Elements per row.
   DER_FAST_HD std::int64_t line() const { return columns * height * width; }
+  // For jobs that `check` of csrc/pack.hpp has seen: sizes from outside can overflow.
   DER_FAST_HD std::int64_t bytes() const { return rows * line() * size_of(target); }
 };
 
@@ -143,7 +144,7 @@ struct Row {
 
   DER_FAST_HD Row(const Job& job, std::int64_t k) {
     const std::int64_t index = job.row[k];
-    if (index < 0) return;
+    if (index < 0 || job.weight == nullptr) return;  // no address is calculated from null
     data = static_cast<const Source*>(job.weight) + index * job.strides[0];
     if (job.gamma.data != nullptr) scale = scale_of<Source>(job, index);
   }

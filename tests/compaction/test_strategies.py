@@ -178,7 +178,7 @@ def test_the_native_executor_refuses_what_does_not_fit(arena_of):
     program = lanes.LanesProgram(weights)
     with pytest.raises(ValueError, match="images must have 3 channels"):
         lanes.run([program], torch.zeros(2, 4, 8, 8), 1)
-    with pytest.raises(ValueError, match="float32"):
+    with pytest.raises(ValueError, match="images must be float32, not float64"):
         lanes.run([program], torch.zeros(2, 3, 8, 8, dtype=torch.float64), 1)
     with pytest.raises(ValueError, match="pixels"):
         lanes.run([program], torch.zeros(2, 3, 0, 8), 1)
