@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 
+#include "channel_masks_bind.hpp"
 #include "compact.cuh"
 #include "lanes/bind.hpp"
 #include "pack.hpp"
@@ -273,6 +274,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("plan", &plan_binding, py::arg("network"), py::arg("keep"), py::arg("align"), py::arg("weight_dtype"), py::arg("vector_dtype"));
   m.def("pack", &pack_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("threads"));
+  channel_masks::bind(m);
   lanes::bind(m);
 #if defined(DER_FAST_WITH_CUDA)
   m.def("pack_cuda", &pack_cuda_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("device"),

@@ -9,16 +9,9 @@
 // both processors, and kernels/compact/reference.py, give the same bits.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
 #include <type_traits>
 
-#if defined(__CUDACC__)
-#define DER_FAST_HD __host__ __device__ __forceinline__
-#else
-#include <cmath>
-#define DER_FAST_HD inline
-#endif
+#include "host_device.cuh"
 
 namespace der_fast::compact {
 
@@ -66,14 +59,6 @@ struct Bfloat16 {
 struct Float16 {
   std::uint16_t bits;
 };
-
-template <class To, class From>
-DER_FAST_HD To bits_of(const From& value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To out;
-  memcpy(&out, &value, sizeof(To));
-  return out;
-}
 
 // double → float with round to odd: truncated, last bit set where anything was lost. A second rounding to fewer bits is then exact
 // (Boldo and Melquiond 2008). Without branches, since whether the nearest float lies above or below is as good as random.
