@@ -14,6 +14,7 @@
 #include "threads.hpp"
 #if defined(DER_FAST_WITH_CUDA)
 #include "compact_cuda.hpp"
+#include "job_table.hpp"
 #endif
 
 namespace py = pybind11;
@@ -241,13 +242,21 @@ std::int64_t pack_binding(const py::object& values, const py::object& storage, c
 }
 
 #if defined(DER_FAST_WITH_CUDA)
-std::int64_t pack_cuda_binding(const py::object& values, const py::object& storage, const py::object& layout, const py::object& epsilon,
-                               const py::object& device_value, const py::object& stream_value) {
+std::int64_t pack_cuda_binding(const py::object& values, const py::object& storage, const py::object& workspace_value,
+                               const py::object& layout, const py::object& epsilon, const py::object& device_value,
+                               const py::object& stream_value) {
   const Arguments given(values, storage, layout, epsilon);
   const int device = static_cast<int>(whole(device_value, "device", 0, std::numeric_limits<int>::max()));
   auto* stream = reinterpret_cast<void*>(field<std::uintptr_t>(stream_value, "stream", "the handle of a CUDA stream"));
+  const Tensor workspace = tensor_of(workspace_value, "workspace");
+  const compact::TableLayout wanted(given.jobs);
+  if (workspace.dtype != Dtype::byte || !workspace.contiguous() || workspace.elements() < static_cast<std::int64_t>(wanted.bytes)) {
+    refuse("workspace", "must be contiguous uint8 of at least " + std::to_string(wanted.bytes) + " bytes");
+  }
+  if (reinterpret_cast<std::uintptr_t>(workspace.data) % alignof(Job)) refuse("workspace", "must begin at a multiple of 8 bytes");
   const py::gil_scoped_release release;
-  return pack_cuda(given.jobs, static_cast<std::byte*>(given.storage.data), given.storage.elements(), device, stream);
+  return pack_cuda(given.jobs, static_cast<std::byte*>(given.storage.data), given.storage.elements(),
+                   static_cast<std::byte*>(workspace.data), device, stream);
 }
 #endif
 
@@ -264,7 +273,8 @@ PYBIND11_MODULE(_C, m) {
   channel_masks::bind(m);
   lanes::bind(m);
 #if defined(DER_FAST_WITH_CUDA)
-  m.def("pack_cuda", &pack_cuda_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("device"),
-        py::arg("stream"));
+  m.def("pack_cuda_workspace", &pack_cuda_workspace, py::arg("jobs"), py::arg("indices"));
+  m.def("pack_cuda", &pack_cuda_binding, py::arg("jobs"), py::arg("storage"), py::arg("workspace"), py::arg("layout"), py::arg("epsilon"),
+        py::arg("device"), py::arg("stream"));
 #endif
 }

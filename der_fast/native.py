@@ -128,15 +128,39 @@ def pack(jobs: list[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsi
     return int(_module().pack(jobs, storage, layout, epsilon, threads))
 
 
-def pack_cuda(jobs: list[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, device: int, stream: int) -> int:
+def pack_cuda_workspace(jobs: int, indices: int) -> int:
+    """Return the bytes of device memory that `pack_cuda` needs for so many jobs with so many rows and columns in all.
+
+    Raises:
+        BackendError: the native module is not built, or built without CUDA.
+    """
+    return int(_with_cuda(0).pack_cuda_workspace(jobs, indices))
+
+
+def pack_cuda(
+    jobs: Sequence[tuple[Any, ...]],
+    storage: TensorFacts,
+    workspace: TensorFacts,
+    *,
+    layout: int,
+    epsilon: float,
+    device: int,
+    stream: int,
+) -> int:
     """Fill an arena on a CUDA device: as `pack`, with weights and storage on the device and index vectors on the host.
+
+    Args:
+        jobs, storage, layout, epsilon: as for `pack`.
+        workspace: uint8, `pack_cuda_workspace` bytes on the device, for the table of jobs.
+        device: its number.
+        stream: handle of the CUDA stream on which it works; it is waited for.
 
     Raises:
         ValueError: an argument that does not fit.
         RuntimeError: CUDA reports an error.
         BackendError: the native module is not built, or built without CUDA.
     """
-    return int(_with_cuda(device).pack_cuda(jobs, storage, layout, epsilon, device, stream))
+    return int(_with_cuda(device).pack_cuda(jobs, storage, workspace, layout, epsilon, device, stream))
 
 
 def channel_masks_forward(

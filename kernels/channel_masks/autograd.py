@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from der_fast import native
-from der_fast.kernels.channel_masks.structure import MaskStructure
+from der_fast.kernels.channel_masks.structure import TABLES, MaskStructure
 
 
 def masks_and_sparsity_on(logits: Tensor, scale: Tensor, structure: MaskStructure, backend: str) -> tuple[Tensor, Tensor]:
@@ -30,14 +30,16 @@ class _MasksAndSparsity(torch.autograd.Function):
 
             forward(logits, scale, structure, masks, loss, work)
         else:
-            native.channel_masks_forward(*_native(structure, logits, scale), *_facts(masks, loss, work), **_where(logits))
+            device, stream = _where(logits)
+            facts = [native.facts_of(tensor) for tensor in (logits, scale, masks, loss, work)]
+            native.channel_masks_forward(_tables(structure), *facts, device=device, stream=stream)
         ctx.save_for_backward(logits, work[inner:])
         ctx.structure, ctx.backend = structure, backend
         ctx.set_materialize_grads(False)
         return masks, loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_masks: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if grad_masks is None and grad_loss is None:
             return None, None, None, None
@@ -51,21 +53,26 @@ class _MasksAndSparsity(torch.autograd.Function):
 
             backward(logits, grad_masks, grad_loss, sides, structure, gradient)
         else:
-            arriving = (None if grad is None else native.facts_of(grad) for grad in (grad_masks, grad_loss))
-            native.channel_masks_backward(*_native(structure, logits, sides), *arriving, native.facts_of(gradient), **_where(logits))
+            device, stream = _where(logits)
+            native.channel_masks_backward(
+                _tables(structure),
+                native.facts_of(logits),
+                native.facts_of(sides),
+                None if grad_masks is None else native.facts_of(grad_masks),
+                None if grad_loss is None else native.facts_of(grad_loss),
+                native.facts_of(gradient),
+                device=device,
+                stream=stream,
+            )
         return gradient, None, None, None
 
 
-def _facts(*tensors: Tensor) -> list[native.TensorFacts]:
-    return [native.facts_of(tensor) for tensor in tensors]
+def _tables(structure: MaskStructure) -> tuple[Any, ...]:
+    return (*(native.facts_of(getattr(structure, name)) for name in TABLES), structure.full)
 
 
-def _native(structure: MaskStructure, logits: Tensor, other: Tensor) -> list[Any]:
-    tables = (structure.rows, structure.row_offsets, structure.convs, structure.user_offsets, structure.users)
-    return [(*_facts(*tables), structure.full), *_facts(logits, other)]
-
-
-def _where(logits: Tensor) -> dict[str, int | None]:
+def _where(logits: Tensor) -> tuple[int | None, int]:
+    """The device's number and the handle of its current stream; none on the CPU."""
     if logits.device.type == "cpu":
-        return {"device": None, "stream": 0}
-    return {"device": logits.get_device(), "stream": torch.cuda.current_stream(logits.device).cuda_stream}
+        return None, 0
+    return logits.get_device(), torch.cuda.current_stream(logits.device).cuda_stream

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Channel masks in Triton: one launch forward, one backward; see reference.py for the equations and structure.py for the tables.
 
 Forward: a single program, because L_S depends on every mask. Its stages hand over through `work` in global memory (row sums, group sums,
