@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -84,16 +84,24 @@ class Choices:
             key: what the time depends on, beside the machine.
             runs: what each strategy does, by name; a remembered name that is not among them does not count.
         """
+        known = self.known(key, runs)
+        if known is None:
+            milliseconds = measure(runs)
+            known = min(milliseconds, key=milliseconds.__getitem__)
+            key = f"{machine()}|{key}"
+            self._chosen[key] = known
+            self._write(key, milliseconds)
+        return known
+
+    def known(self, key: str, names: Collection[str]) -> str | None:
+        """Return what is remembered for `key`, where it is one of `names`; else None. Nothing is measured."""
         key = f"{machine()}|{key}"
-        if self._chosen.get(key) not in runs:
+        if self._chosen.get(key) not in names:
             if self._filed is None:
                 self._filed = _read(self.path)
-            if self._filed.get(key) in runs:
-                self._chosen[key] = self._filed[key]
-            else:
-                milliseconds = measure(runs)
-                self._chosen[key] = min(milliseconds, key=milliseconds.__getitem__)
-                self._write(key, milliseconds)
+            if self._filed.get(key) not in names:
+                return None
+            self._chosen[key] = self._filed[key]
         return self._chosen[key]
 
     def _write(self, key: str, milliseconds: Mapping[str, float]) -> None:

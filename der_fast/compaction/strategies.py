@@ -18,6 +18,9 @@ from der_fast.compaction.program import CONV
 
 PLAIN, FUSED, LANES = "plain", "fused", "lanes"
 STRATEGIES = ("auto", PLAIN, FUSED, LANES)
+# Ways in which a GPU runs a whole bank: extractors on parallel streams, or all of them in one launch per layer.
+STREAMS, GROUPED = "streams", "grouped"
+BANK_STRATEGIES = (*STRATEGIES, STREAMS, GROUPED)
 # Images per thread that a measurement runs, and the multiplications per thread above which it makes do with one vector of images.
 _IMAGES, _FEW_IMAGES, _MANY = 32, 16, 4e9
 

@@ -113,3 +113,13 @@ def test_the_file_lies_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_file() == tmp_path / ".cache" / "der_fast" / "strategies.json"
+
+
+def test_what_is_known_is_told_without_measuring(tmp_path, monkeypatch):
+    table(monkeypatch, slow=3.0, fast=1.0)
+    path, names = tmp_path / "choices.json", ("slow", "fast")
+    first = Choices(path)
+    assert first.known("key", names) is None and first.record() == {}
+    first.fastest("key", runs([], slow=0, fast=0))
+    assert first.known("key", names) == Choices(path).known("key", names) == "fast"
+    assert first.known("key", ("slow",)) is None
