@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 
+#include "channel_masks_bind.hpp"
 #include "compact.cuh"
 #include "lanes/bind.hpp"
 #include "pack.hpp"
@@ -14,6 +15,7 @@
 #include "tensor.hpp"
 #if defined(DER_FAST_WITH_CUDA)
 #include "compact_cuda.hpp"
+#include "job_table.hpp"
 #endif
 
 namespace py = pybind11;
@@ -253,13 +255,20 @@ std::int64_t pack_binding(const py::list& values, const py::tuple& storage, int 
 }
 
 #if defined(DER_FAST_WITH_CUDA)
-std::int64_t pack_cuda_binding(const py::list& values, const py::tuple& storage, int layout, double epsilon, int device,
-                               std::uintptr_t stream) {
+std::int64_t pack_cuda_binding(const py::list& values, const py::tuple& storage, const py::tuple& workspace_value, int layout,
+                               double epsilon, int device, std::uintptr_t stream) {
   const Tensor arena = tensor_of(storage, "storage");
   const std::vector<Job> jobs = jobs_of(values, arena, layout, epsilon);
   if (device < 0) refuse("device", "must not be negative");
+  const Tensor workspace = tensor_of(workspace_value, "workspace");
+  const compact::TableLayout wanted(jobs);
+  if (workspace.dtype != Dtype::byte || !workspace.contiguous() || workspace.elements() < static_cast<std::int64_t>(wanted.bytes)) {
+    refuse("workspace", "must be contiguous uint8 of at least " + std::to_string(wanted.bytes) + " bytes");
+  }
+  if (reinterpret_cast<std::uintptr_t>(workspace.data) % alignof(Job)) refuse("workspace", "must begin at a multiple of 8 bytes");
   const py::gil_scoped_release release;
-  return pack_cuda(jobs, static_cast<std::byte*>(arena.data), arena.elements(), device, reinterpret_cast<void*>(stream));
+  return pack_cuda(jobs, static_cast<std::byte*>(arena.data), arena.elements(), static_cast<std::byte*>(workspace.data), device,
+                   reinterpret_cast<void*>(stream));
 }
 #endif
 
@@ -273,9 +282,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("plan", &plan_binding, py::arg("network"), py::arg("keep"), py::arg("align"), py::arg("weight_dtype"), py::arg("vector_dtype"));
   m.def("pack", &pack_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("threads"));
+  channel_masks::bind(m);
   lanes::bind(m);
 #if defined(DER_FAST_WITH_CUDA)
-  m.def("pack_cuda", &pack_cuda_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("device"),
-        py::arg("stream"));
+  m.def("pack_cuda_workspace", &pack_cuda_workspace, py::arg("jobs"), py::arg("indices"));
+  m.def("pack_cuda", &pack_cuda_binding, py::arg("jobs"), py::arg("storage"), py::arg("workspace"), py::arg("layout"), py::arg("epsilon"),
+        py::arg("device"), py::arg("stream"));
 #endif
 }

@@ -128,18 +128,90 @@ def pack(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, 
     return int(_module().pack(list(jobs), storage, layout, epsilon, threads))
 
 
-def pack_cuda(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, device: int, stream: int) -> int:
+def pack_cuda_workspace(jobs: int, indices: int) -> int:
+    """Return the bytes of device memory that `pack_cuda` needs for so many jobs with so many rows and columns in all.
+
+    Raises:
+        BackendError: the native module is not built, or built without CUDA.
+    """
+    return int(_with_cuda(0).pack_cuda_workspace(jobs, indices))
+
+
+def pack_cuda(
+    jobs: Sequence[tuple[Any, ...]],
+    storage: TensorFacts,
+    workspace: TensorFacts,
+    *,
+    layout: int,
+    epsilon: float,
+    device: int,
+    stream: int,
+) -> int:
     """Fill an arena on a CUDA device: as `pack`, with weights and storage on the device and index vectors on the host.
+
+    Args:
+        jobs, storage, layout, epsilon: as for `pack`.
+        workspace: uint8, `pack_cuda_workspace` bytes on the device, for the table of jobs.
+        device: its number.
+        stream: handle of the CUDA stream on which it works; it is waited for.
 
     Raises:
         ValueError: an argument that does not fit.
         RuntimeError: CUDA reports an error.
         BackendError: the native module is not built, or built without CUDA.
     """
+    return int(_with_cuda(device).pack_cuda(list(jobs), storage, workspace, layout, epsilon, device, stream))
+
+
+def channel_masks_forward(
+    structure: tuple[Any, ...],
+    logits: TensorFacts,
+    scale: TensorFacts,
+    masks: TensorFacts,
+    loss: TensorFacts,
+    work: TensorFacts,
+    *,
+    device: int | None,
+    stream: int,
+) -> None:
+    """Fill masks, loss and work; see kernels/channel_masks/channel_masks.cuh.
+
+    Args:
+        structure: (rows, row_offsets, convs, user_offsets, users, full), see kernels/channel_masks/structure.py.
+        logits: float32 or float64 (C,), contiguous; scale, masks (C,) and loss are of its dtype, scale and loss one number each.
+        scale, masks, loss: as said.
+        work: float64 (R + G + 2L,); its last 2L entries are the sides that `channel_masks_backward` needs.
+        device: a CUDA device on which everything lies, or None for the CPU, where the tables' entries are checked too.
+        stream: handle of the CUDA stream on which to launch; nothing is waited for.
+
+    Raises:
+        ValueError: an argument that does not fit.
+        RuntimeError: CUDA reports an error.
+        BackendError: the native module is not built, or built without CUDA.
+    """
+    _with_cuda(device).channel_masks_forward(structure, logits, scale, masks, loss, work, device, stream)
+
+
+def channel_masks_backward(
+    structure: tuple[Any, ...],
+    logits: TensorFacts,
+    sides: TensorFacts,
+    grad_masks: TensorFacts | None,
+    grad_loss: TensorFacts | None,
+    gradient: TensorFacts,
+    *,
+    device: int | None,
+    stream: int,
+) -> None:
+    """Fill the gradient of the logits from those of masks and loss; arguments and errors as in `channel_masks_forward`."""
+    _with_cuda(device).channel_masks_backward(structure, logits, sides, grad_masks, grad_loss, gradient, device, stream)
+
+
+def _with_cuda(device: int | None) -> Any:
     module = _module()
-    if not hasattr(module, "pack_cuda"):
+    if device is not None and not module.build_info()["cuda"]:
         raise BackendError("der_fast._C was built without CUDA: install with DER_FAST_CUDA=ON in the environment, with nvcc on PATH")
-    return int(module.pack_cuda(list(jobs), storage, layout, epsilon, device, stream))
+    return module
 
 
 def lanes_isa() -> str | None:

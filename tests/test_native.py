@@ -44,7 +44,7 @@ def test_build_info():
         lambda: native.build_info(),
         lambda: native.plan({}, (0, (0,), (1,), 5), align=1, weight_dtype=1, vector_dtype=1),
         lambda: native.pack([], (0, (0,), (1,), 6), layout=0, epsilon=0.0, threads=1),
-        lambda: native.pack_cuda([], (0, (0,), (1,), 6), layout=0, epsilon=0.0, device=0, stream=0),
+        lambda: native.pack_cuda([], (0, (0,), (1,), 6), (0, (0,), (1,), 6), layout=0, epsilon=0.0, device=0, stream=0),
     ],
 )
 def test_without_the_module_every_call_says_how_to_build_it(missing, call):
@@ -68,7 +68,9 @@ def test_cuda_calls_without_cuda_say_how_to_get_it():
     if native.build_info()["cuda"]:
         pytest.skip("this build has CUDA: there is nothing to refuse")
     with pytest.raises(BackendError, match="built without CUDA: install with DER_FAST_CUDA=ON"):
-        native.pack_cuda([], (0, (0,), (1,), 6), layout=0, epsilon=0.0, device=0, stream=0)
+        native.pack_cuda([], (0, (0,), (1,), 6), (0, (0,), (1,), 6), layout=0, epsilon=0.0, device=0, stream=0)
+    with pytest.raises(BackendError, match="built without CUDA"):
+        native.pack_cuda_workspace(1, 1)
 
 
 def test_facts_of_a_tensor():

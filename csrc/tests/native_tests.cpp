@@ -7,6 +7,7 @@
 #include <random>
 
 #include "check.hpp"
+#include "job_table.hpp"
 #include "pack.hpp"
 #include "plan.hpp"
 
@@ -172,6 +173,25 @@ double expected(const Owned<Source>& own, std::int64_t k, std::int64_t c, std::i
   return scale * static_cast<double>(own.weight[static_cast<std::size_t>(where)]);
 }
 
+// Every block and thread of the CUDA launch, one after the other, with the job table laid out in this memory.
+int pack_as_the_device(const std::vector<Job>& jobs, std::byte* arena, std::int64_t bytes) {
+  const compact::TableLayout layout(jobs);
+  const auto table = std::make_unique<std::byte[]>(layout.bytes);
+  const std::int64_t blocks = compact::write_table(jobs, layout, table.get(), table.get());
+  const auto* first = reinterpret_cast<const std::int64_t*>(table.get() + layout.first);
+  const auto* own = reinterpret_cast<const Job*>(table.get());
+  auto* bad = reinterpret_cast<int*>(table.get() + layout.bad);
+  std::memset(arena, 0, static_cast<std::size_t>(bytes));
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const int job = compact::job_of_block(first, static_cast<int>(jobs.size()), block);
+    CHECK(first[job] <= block && block < first[job + 1]);
+    for (int thread = 0; thread < compact::kBlockThreads; ++thread) {
+      if (!compact::write_thread_of(own[job], block - first[job], thread, arena)) *bad = std::min(*bad, job);
+    }
+  }
+  return *bad;
+}
+
 template <class Source, class Target>
 void test_pack(Dtype target, int threads) {
   std::mt19937 random(7);
@@ -209,6 +229,12 @@ void test_pack(Dtype target, int threads) {
       before = job.offset + job.bytes();
     }
     for (; before < bytes; ++before) CHECK(arena.get()[before] == std::byte{0});
+    // The device's loop gives the same bytes, the gaps included.
+    const auto again = std::unique_ptr<std::byte, decltype(&std::free)>(
+        static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>((bytes + 63) / 64 * 64))), &std::free);
+    std::memset(again.get(), 0xFF, static_cast<std::size_t>(bytes));
+    CHECK(pack_as_the_device(jobs, again.get(), bytes) == compact::kNoBadJob);
+    CHECK(std::memcmp(again.get(), arena.get(), static_cast<std::size_t>(bytes)) == 0);
   }
 }
 
@@ -257,6 +283,7 @@ void test_threads_and_faults() {
   for (const int threads : {0, 1, 2, 8}) {
     CHECK(pack(jobs, reinterpret_cast<std::byte*>(arena.data()), static_cast<std::int64_t>(arena.size() * 4), threads) == 1);
   }
+  CHECK(pack_as_the_device(jobs, reinterpret_cast<std::byte*>(arena.data()), static_cast<std::int64_t>(arena.size() * 4)) == 1);
   for (std::int64_t i = 0; i < rows * columns; ++i) CHECK(arena[static_cast<std::size_t>(i)] == 1.0F);
 }
 

@@ -337,6 +337,25 @@ class TestOnCuda:
         ]
         assert compact(jobs, poisoned(192, "cuda")) == 1
 
+    def test_on_a_stream_behind_work_that_is_still_running(self):
+        jobs, storage = draw_jobs(1, torch.bfloat16, torch.float32, (64, 64, 3, 3, 50, 40))
+        moved = [self.moved(job) for job in jobs]
+        expected, on_device = reference_of(jobs, len(storage), "KRSC"), storage.cuda()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        for _ in range(5):
+            with torch.cuda.stream(side):
+                torch.cuda._sleep(1_000_000)
+                on_device.fill_(0xFF)
+                assert compact(moved, on_device, layout="KRSC") == -1
+            # compact() has waited for its stream: another one may read at once.
+            assert torch.equal(on_device.cpu(), expected)
+
+    def test_the_table_of_jobs_needs_room(self):
+        facts = native.facts_of(poisoned(64, "cuda"))
+        with pytest.raises(ValueError, match="workspace must be contiguous uint8 of at least 16 bytes"):
+            native.pack_cuda([], facts, native.facts_of(poisoned(8, "cuda")), layout=0, epsilon=0.0, device=0, stream=0)
+
     def test_weights_elsewhere_are_refused(self):
         with pytest.raises(ValueError, match=r"jobs\[0\].weight must lie on cuda"):
             compact([one_job()], poisoned(1024, "cuda"))
