@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from der_fast.compaction import choices
+from der_fast.kernels import choices
 
 # Triton reads this when it is first imported.
 if not torch.cuda.is_available():

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from der_fast.compaction import fused, lanes
 from der_fast.compaction.arena import Arena
-from der_fast.compaction.choices import Choices
 from der_fast.compaction.execute import execute
 from der_fast.compaction.lanes import LanesProgram
 from der_fast.compaction.program import CONV
+from der_fast.kernels.choices import Choices
 
 PLAIN, FUSED, LANES = "plain", "fused", "lanes"
 STRATEGIES = ("auto", PLAIN, FUSED, LANES)
@@ -140,7 +140,7 @@ def _chosen(runnable: Runnable, images: Tensor, strategy: str, choices: Choices)
         return PLAIN
     sample = runnable.sample(images)
     runs: dict[str, Callable[[], object]] = {name: lambda name=name: runnable.run(name, sample) for name in possible}  # type: ignore[misc]
-    return choices.fastest(runnable.key(images), runs)
+    return choices.fastest(runnable.key(images), runs, what="frozen extractors run")
 
 
 def macs(arena: Arena, height: int, width: int) -> int:

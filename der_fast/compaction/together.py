@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from der_fast.compaction.choices import Choices
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.compaction.graphs import Branch, GraphedBranches
 from der_fast.compaction.grouped import GroupedProgram, reason_against
 from der_fast.compaction.strategies import GROUPED, STREAMS
+from der_fast.kernels.choices import Choices
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Together:
         if self.strategy in self._ways or GROUPED not in self._ways:
             return self.strategy if self.strategy in self._ways else STREAMS
         key = self._key(images)
-        known = self.choices.known(key, self._ways)
+        known = self.choices.known(key, self._ways, images.device)
         if known is not None:
             return known
         if torch.cuda.is_current_stream_capturing():
@@ -70,12 +70,9 @@ class Together:
         return self._measured(key, images)
 
     def _measured(self, key: str, images: Tensor) -> str:
-        def run(way: Branch) -> None:
-            way(images)
-            torch.cuda.synchronize(images.device)
-
+        runs = {name: functools.partial(way, images) for name, way in self._ways.items()}
         try:
-            chosen = self.choices.fastest(key, {name: functools.partial(run, way) for name, way in self._ways.items()})
+            chosen = self.choices.fastest(key, runs, device=images.device, what="frozen extractors run together")
         except Exception as error:  # a kernel that does not compile or fit here must not end a run that can go on without it
             self._ways.pop(GROUPED)
             self.reason = f"{type(error).__name__}: {error}"

@@ -7,15 +7,15 @@ import logging
 import pytest
 import torch
 
-from der_fast.compaction import choices, together
+from der_fast.compaction import together
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.choices import Choices
 from der_fast.compaction.execute import execute
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.compaction.grouped import GroupedProgram, reason_against
 from der_fast.compaction.strategies import GROUPED, STREAMS
 from der_fast.compaction.together import Together
-from der_fast.kernels import triton_runtime
+from der_fast.kernels import choices, triton_runtime
+from der_fast.kernels.choices import Choices
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PATTERNS = ("most", "lost", "nothing", "one", "few")
@@ -178,7 +178,7 @@ def faked(monkeypatch, bank_of):
 
 
 def times(monkeypatch, **milliseconds):
-    def measure(runs):
+    def measure(runs, device):
         for run in runs.values():
             run()
         return milliseconds
@@ -230,7 +230,7 @@ def test_nothing_is_measured_inside_somebody_elses_graph(faked, monkeypatch):
 
 
 def test_a_kernel_that_fails_here_is_said_once_and_left_out(faked, monkeypatch, caplog):
-    def measure(runs):
+    def measure(runs, device):
         raise RuntimeError("out of shared memory")
 
     monkeypatch.setattr(choices, "measure", measure)

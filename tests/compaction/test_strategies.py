@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from der_fast.compaction import lanes
-from der_fast.compaction.choices import Choices
 from der_fast.compaction.execute import execute
 from der_fast.compaction.strategies import FUSED, LANES, PLAIN, Runnable, macs, run
+from der_fast.kernels.choices import Choices
 
 FLOOR = 1e-6  # relative to the largest feature: a few float32 roundings per layer, in networks of up to 54 layers
 BACKBONES = ("resnet18", "resnet20", "resnet34", "resnet50", "preact_resnet18")

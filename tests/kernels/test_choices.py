@@ -1,18 +1,21 @@
-"""The fastest strategy is measured once, remembered, and pinned; a bad file is as good as none."""
+"""The fastest way is measured once, remembered, and pinned; a bad file is as good as none, and the log says so."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 
 import pytest
+import torch
 
-from der_fast.compaction import choices
-from der_fast.compaction.choices import Choices, cache_file, machine, measure
+from der_fast.kernels import choices, timing
+from der_fast.kernels.choices import HYSTERESIS, Choice, Choices, cache_file, machine
+from der_fast.kernels.timing import measure
 
 
 def runs(calls, **seconds):
-    """Strategies that note their name and sleep."""
+    """Ways that note their name and sleep."""
 
     def run(name, duration):
         calls.append(name)
@@ -23,17 +26,17 @@ def runs(calls, **seconds):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(choices, "BUDGET", 0.002)
+    monkeypatch.setattr(timing, "BUDGET", 0.002)
 
 
 def table(monkeypatch, **milliseconds):
     """Let measurements have this result, whatever the machine does."""
-    monkeypatch.setattr(choices, "measure", lambda runs: {name: milliseconds[name] for name in runs})
+    monkeypatch.setattr(choices, "measure", lambda runs, device: {name: milliseconds[name] for name in runs})
 
 
-def test_every_strategy_is_run_and_timed():
+def test_every_way_is_run_and_timed():
     calls = []
-    found = measure(runs(calls, slow=0.03, fast=0.001))
+    found = measure(runs(calls, slow=0.03, fast=0.001), torch.device("cpu"))
     assert set(calls) == set(found) == {"slow", "fast"}
     # A sleep never ends early: these bounds hold however busy the machine is.
     assert found["slow"] >= 30 and found["fast"] >= 1
@@ -48,7 +51,11 @@ def test_measured_once_then_remembered_in_the_file(tmp_path, monkeypatch):
     assert first.fastest("key", offers) == Choices(path).fastest("key", offers) == "fast"
     assert Choices(path).fastest("other key", offers) == "slow"
     assert Choices(path).fastest("key", offers) == "fast"
-    assert json.loads(path.read_text())["choices"] == {f"{machine()}|key": "fast", f"{machine()}|other key": "slow"}
+    assert json.loads(path.read_text())["choices"] == {
+        f"{machine()}|key": {"chosen": "fast", "milliseconds": {"slow": 3.0, "fast": 1.0}},
+        f"{machine()}|other key": {"chosen": "slow", "milliseconds": {"slow": 1.0, "fast": 3.0}},
+    }
+    assert Choices(path).filed()[f"{machine()}|key"] == Choice("fast", {"slow": 3.0, "fast": 1.0})
     assert first.record() == {f"{machine()}|key": "fast"}
 
 
@@ -69,7 +76,7 @@ def test_a_choice_made_is_kept_when_a_record_is_pinned_later(monkeypatch):
     assert remembered.fastest("key", offers) == "slow"
 
 
-def test_a_remembered_strategy_that_is_gone_is_measured_anew(tmp_path, monkeypatch):
+def test_a_remembered_way_that_is_gone_is_measured_anew(tmp_path, monkeypatch):
     path = tmp_path / "choices.json"
     table(monkeypatch, slow=3.0, gone=1.0)
     assert Choices(path).fastest("key", runs([], slow=0, gone=0)) == "gone"
@@ -85,16 +92,55 @@ def test_a_remembered_strategy_that_is_gone_is_measured_anew(tmp_path, monkeypat
         b"\xff\xfe\x00",
         b"[]",
         b'{"version": 99, "choices": {}}',
-        b'{"version": 1, "choices": 3}',
-        b'{"version": 1, "choices": {"k": 7}}',
+        b'{"version": 2, "choices": 3}',
     ],
 )
-def test_a_bad_file_is_as_good_as_none(tmp_path, monkeypatch, content):
+def test_a_bad_file_is_as_good_as_none_and_the_log_says_so_once(tmp_path, monkeypatch, caplog, content):
     table(monkeypatch, fast=1.0)
     path = tmp_path / "choices.json"
     path.write_bytes(content)
-    assert Choices(path).fastest("key", runs([], fast=0)) == "fast"
-    assert json.loads(path.read_text()) == {"version": 1, "choices": {f"{machine()}|key": "fast"}}
+    with caplog.at_level(logging.WARNING):
+        remembered = Choices(path)
+        assert remembered.fastest("key", runs([], fast=0)) == remembered.fastest("other", runs([], fast=0)) == "fast"
+    assert [record.getMessage().startswith(f"{path} is ignored") for record in caplog.records] == [True]
+    assert set(json.loads(path.read_text())["choices"]) == {f"{machine()}|key", f"{machine()}|other"}
+
+
+@pytest.mark.parametrize(
+    "entry", [7, "fast", {}, {"chosen": 3, "milliseconds": {}}, {"chosen": "fast", "milliseconds": 1}, {"chosen": "fast"}]
+)
+def test_a_bad_entry_does_not_count(tmp_path, monkeypatch, entry):
+    table(monkeypatch, fast=1.0, slow=3.0)
+    path = tmp_path / "choices.json"
+    path.write_text(json.dumps({"version": 2, "choices": {f"{machine()}|key": entry, "good": {"chosen": "x", "milliseconds": {}}}}))
+    remembered = Choices(path)
+    assert remembered.filed() == {"good": Choice("x", {})}
+    assert remembered.fastest("key", runs([], fast=0, slow=0)) == "fast"
+    assert Choices(path).filed() == {"good": Choice("x", {}), f"{machine()}|key": Choice("fast", {"fast": 1.0, "slow": 3.0})}
+
+
+def test_no_file_is_nothing_to_speak_of(tmp_path, monkeypatch, caplog):
+    table(monkeypatch, fast=1.0)
+    with caplog.at_level(logging.WARNING):
+        assert Choices(tmp_path / "none" / "choices.json").fastest("key", runs([], fast=0)) == "fast"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("other", "winner"), [(1.0, "usual"), (1 - HYSTERESIS, "usual"), (1 - 1.01 * HYSTERESIS, "other"), (2.0, "usual")])
+def test_the_usual_way_wins_unless_another_is_clearly_faster(monkeypatch, other, winner):
+    table(monkeypatch, usual=1.0, other=other)
+    assert Choices().fastest("key", runs([], usual=0, other=0), usual="usual") == winner
+
+
+def test_a_gpu_is_known_by_its_name_its_capability_and_the_versions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Some GPU {index}")
+    choices._gpu.cache_clear()
+    found = machine(torch.device("cuda", 3))
+    choices._gpu.cache_clear()
+    assert found.startswith("Some GPU 3|sm_90|")
+    for words in (f"torch {torch.__version__}", "triton ", f"cuda {torch.version.cuda}", "cudnn "):
+        assert words in found
 
 
 def test_a_file_that_cannot_be_written_does_no_harm(tmp_path, monkeypatch):
@@ -109,10 +155,10 @@ def test_a_file_that_cannot_be_written_does_no_harm(tmp_path, monkeypatch):
 def test_the_file_lies_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(choices.sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_file() == tmp_path / "der_fast" / "strategies.json"
+    assert cache_file() == tmp_path / "der_fast" / "choices.json"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_file() == tmp_path / ".cache" / "der_fast" / "strategies.json"
+    assert cache_file() == tmp_path / ".cache" / "der_fast" / "choices.json"
 
 
 def test_what_is_known_is_told_without_measuring(tmp_path, monkeypatch):
