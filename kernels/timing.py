@@ -69,11 +69,11 @@ def _replay(run: Run, device: torch.device) -> Run:
 
 
 def _gpu_milliseconds(replay: Run) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     replay()
     begin.record()
     for _ in range(_REPLAYS):
         replay()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / _REPLAYS
+    return float(begin.elapsed_time(end)) / _REPLAYS
