@@ -15,13 +15,15 @@ from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import ScheduleConfig
 from der_fast.data.source import ImageSource
 from der_fast.model.classifier import auxiliary_targets, initialise_classifier
+from der_fast.model.layout import MaskLayout
 from der_fast.seeds import generator
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, count_batches
 from der_fast.training.mask_log import is_noted
 from der_fast.training.optimizer import NamedSGD
-from der_fast.training.pruning import SparsityController, final_keep, kept_share, settle
+from der_fast.training.pruning import final_keep, kept_share, settle
 from der_fast.training.schedule import learning_rate, mask_scale, settled_from
+from der_fast.training.sparsity import SparsityController
 from der_fast.training.state import StepState
 
 
@@ -53,7 +55,8 @@ class RepresentationStage:
         self.batches = count_batches(len(source), schedule.batch_size)
         masks = context.config.masks
         self.settle_at = settled_from(schedule.epochs, masks.settle) if state.masks is not None else schedule.epochs
-        self.controller = SparsityController(masks, self.settle_at * self.batches)
+        layout = MaskLayout(state.extractor.architecture)
+        self.controller = SparsityController(masks, self.settle_at * self.batches, layout, context.device)
         if state.sparsity_weight is not None:
             self.controller.weight = state.sparsity_weight
         self.optimizer = self._new_optimizer()
@@ -128,7 +131,8 @@ class RepresentationStage:
     def _soft_masks(self, number: int) -> Tensor | None:
         if self.state.masks is None:
             return None
-        self.controller.update(self.state.masks, self.state.epoch * self.batches + number - 1)
+        self.controller.set_batch(self.state.epoch * self.batches + number - 1)
+        self.controller.adapt(self.state.masks.logits.detach())
         masks: Tensor = self.state.masks(mask_scale(number, self.batches, self.context.config.masks.s_max))
         return masks
 
@@ -141,7 +145,7 @@ class RepresentationStage:
             auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))
             loss = loss + self.context.config.method.aux_weight * auxiliary
         if state.masks is not None and masks is not None and learned:
-            loss = loss + self.controller.weight * state.masks.sparsity(masks)
+            loss = loss + self.controller.value.to(loss.dtype) * state.masks.sparsity(masks)
         return loss, logits
 
     def _reinitialise_classifiers(self) -> None:
