@@ -89,19 +89,19 @@ class BatchStep:
         tally(self.totals, loss, logits, labels)
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        state, masks = self.state, self._binary
-        learned = None if self.settled else state.masks
-        if learned is not None:
-            self.controller.adapt(learned.logits.detach())
-            masks = learned(self._scale)
+        state, masks, sparsity = self.state, self._binary, None
+        if state.masks is not None and not self.settled:
+            self.controller.adapt(state.masks.logits.detach())
+            kernels = "reference" if self._fused is None else self._fused.backend
+            masks, sparsity = state.masks.with_sparsity(self._scale, backend=kernels)
         new = self._features(images, masks)
         logits = state.head(torch.cat([self.context.features(self.bank, images), new], 1))
         loss = F.cross_entropy(logits, labels)
         if state.auxiliary is not None:
             auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))
             loss = loss + self.context.config.method.aux_weight * auxiliary
-        if learned is not None and masks is not None:
-            loss = loss + self.controller.value.to(loss.dtype) * learned.sparsity(masks)
+        if sparsity is not None:
+            loss = loss + self.controller.value.to(loss.dtype) * sparsity
         return loss, logits
 
     def _features(self, images: Tensor, masks: Tensor | None) -> Tensor:
