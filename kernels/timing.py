@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -16,20 +18,42 @@ _REPLAYS, _SAMPLES = 10, 9
 
 Run = Callable[[], object]
 
+_log = logging.getLogger(__name__)
+
 
 def measure(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
-    """Return the milliseconds of every run: on a CPU its best of several, for noise only ever adds time; on a GPU the median."""
-    if device.type == "cuda":
-        return _measure_on_gpu(runs, device)
+    """Return the milliseconds of every run: on a CPU its best of several, for noise only ever adds time; on a GPU the median.
+
+    A run that fails is left out with a warning: a kernel that does not fit this device must not end what can go on without it.
+
+    Raises:
+        Exception: the first run's, where all of them fail.
+    """
+    times = _measure_on_gpu(runs, device) if device.type == "cuda" else _measure_on_cpu(runs)
+    if not times:
+        next(iter(runs.values()))()
+    return times
+
+
+def _measure_on_cpu(runs: Mapping[str, Run]) -> dict[str, float]:
     best: dict[str, float] = {}
     for name, run in runs.items():
-        # The first run also builds what the way keeps.
-        times = [_milliseconds(run), _milliseconds(run)]
-        until = time.perf_counter() + BUDGET
-        while min(times) < _FAR_BEHIND * min(best.values(), default=min(times)) and time.perf_counter() < until:
-            times.append(_milliseconds(run))
-        best[name] = min(times)
+        with _left_out_if_it_fails(name):
+            # The first run also builds what the way keeps.
+            times = [_milliseconds(run), _milliseconds(run)]
+            until = time.perf_counter() + BUDGET
+            while min(times) < _FAR_BEHIND * min(best.values(), default=min(times)) and time.perf_counter() < until:
+                times.append(_milliseconds(run))
+            best[name] = min(times)
     return best
+
+
+@contextlib.contextmanager
+def _left_out_if_it_fails(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        _log.warning("%s is left out of a measurement, because it failed: %s: %s", name, type(error).__name__, error)
 
 
 def _milliseconds(run: Run) -> float:
@@ -41,8 +65,11 @@ def _milliseconds(run: Run) -> float:
 def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
     """Time the runs in turns, so that a clock that changes meanwhile changes for all of them."""
     with torch.cuda.device(device):
-        replays = {name: _replay(run, device) for name, run in runs.items()}
-        samples: dict[str, list[float]] = {name: [] for name in runs}
+        replays: dict[str, Run] = {}
+        for name, run in runs.items():
+            with _left_out_if_it_fails(name):
+                replays[name] = _replay(run, device)
+        samples: dict[str, list[float]] = {name: [] for name in replays}
         for _ in range(_SAMPLES):
             for name, replay in replays.items():
                 samples[name].append(_gpu_milliseconds(replay))

@@ -42,6 +42,32 @@ def test_every_way_is_run_and_timed():
     assert found["slow"] >= 30 and found["fast"] >= 1
 
 
+def test_a_way_that_fails_is_left_out_and_named(caplog):
+    def fail():
+        raise RuntimeError("out of shared memory")
+
+    with caplog.at_level(logging.WARNING):
+        assert Choices().fastest("key", {"bad": fail, **runs([], good=0.0)}, usual="bad") == "good"
+    assert [record.getMessage() for record in caplog.records] == [
+        "bad is left out of a measurement, because it failed: RuntimeError: out of shared memory"
+    ]
+    with pytest.raises(RuntimeError, match="out of shared memory"):
+        Choices().fastest("key", {"bad": fail})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_what_cannot_be_captured_is_timed_as_it_is():
+    device = torch.device("cuda")
+    small, large = (torch.ones(size, device=device) for size in (2**10, 2**28))
+
+    def asking():
+        float((small + 1)[0])
+
+    found = measure({"small": lambda: small + 1, "large": lambda: large + 1, "asking": asking}, device)
+    assert set(found) == {"small", "large", "asking"} and 0 < found["small"] < found["large"]
+
+
 def test_measured_once_then_remembered_in_the_file(tmp_path, monkeypatch):
     table(monkeypatch, slow=3.0, fast=1.0)
     path, offers = tmp_path / "deep" / "choices.json", runs([], slow=0, fast=0)

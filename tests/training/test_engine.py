@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config
+from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource
-from der_fast.errors import DivergenceError
+from der_fast.errors import BackendError, DivergenceError
+from der_fast.kernels import triton_runtime
 from der_fast.kernels.backend import Backend
 from der_fast.model.architecture import build_architecture
 from der_fast.model.extractor import Extractor
@@ -24,8 +27,10 @@ from der_fast.training import batch_step
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
 from der_fast.training.graphed import WARM_UP, GraphedStep
+from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
 from der_fast.training.representation import RepresentationStage
+from der_fast.training.run import run_protocol
 from der_fast.training.state import StepState
 from der_fast.training.step import Model, begin_step, schedule_of
 
@@ -293,3 +298,30 @@ def test_the_backend_decides_about_the_path(tiny: Tiny, synthetic: Images, conte
         stage = stage_of(context, source, state, model)
         BatchStep(context, state, model.bank, 2, stage.optimizer, stage.controller, settled=False)
     assert made == [(torch.float32, "auto"), (torch.bfloat16, "chain")]
+
+
+def test_a_run_says_once_which_backend_it_takes_and_why(
+    tiny: Tiny, synthetic: Images, reference_kernels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tiny({"protocol.name": "B0-2", "runtime.backend": "fused", "later.epochs": 1, "first.epochs": 1, "classifier.epochs": 1})
+    monkeypatch.setattr(triton_runtime, "usable", lambda device: (True, "Triton for a test"))
+    for run, reason in (
+        (config, "asked for; Triton for a test"),
+        (replace_keys(config, {"runtime.backend": "auto"}), "auto: no CUDA device"),
+    ):
+        said: list[str] = []
+        observer = Observer()
+        monkeypatch.setattr(observer, "message", said.append)
+        learner = run_protocol(run, synthetic("abcd"), synthetic("abcd", 2, seed=1), tmp_path / run.runtime.backend, observer=observer)
+        assert [text for text in said if text.startswith("backend ")] == [
+            f"backend {learner.backend.name} ({learner.backend.reason}), device cpu"
+        ]
+        assert learner.backend.reason.startswith(reason)
+        assert learner.metrics()["backend"] == f"{learner.backend.name} ({learner.backend.reason})"
+
+
+def test_fused_refuses_to_run_where_it_cannot(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_runtime, "usable", lambda device: (False, "Triton is not installed"))
+    with pytest.raises(BackendError, match="'fused' does not work here: Triton is not installed"):
+        Learner(tiny({"runtime.backend": "fused"}))
+    assert Learner(tiny({"runtime.backend": "auto"})).backend.name == "reference"
