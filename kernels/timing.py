@@ -29,16 +29,17 @@ def measure(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
     Raises:
         Exception: the first run's, where all of them fail.
     """
-    times = _measure_on_gpu(runs, device) if device.type == "cuda" else _measure_on_cpu(runs)
+    problems: list[Exception] = []
+    times = _measure_on_gpu(runs, device, problems) if device.type == "cuda" else _measure_on_cpu(runs, problems)
     if not times:
-        next(iter(runs.values()))()
+        raise problems[0]
     return times
 
 
-def _measure_on_cpu(runs: Mapping[str, Run]) -> dict[str, float]:
+def _measure_on_cpu(runs: Mapping[str, Run], problems: list[Exception]) -> dict[str, float]:
     best: dict[str, float] = {}
     for name, run in runs.items():
-        with _left_out_if_it_fails(name):
+        with _left_out_if_it_fails(name, problems):
             # The first run also builds what the way keeps.
             times = [_milliseconds(run), _milliseconds(run)]
             until = time.perf_counter() + BUDGET
@@ -49,10 +50,11 @@ def _measure_on_cpu(runs: Mapping[str, Run]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _left_out_if_it_fails(name: str) -> Iterator[None]:
+def _left_out_if_it_fails(name: str, problems: list[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        problems.append(error)
         _log.warning("%s is left out of a measurement, because it failed: %s: %s", name, type(error).__name__, error)
 
 
@@ -62,12 +64,12 @@ def _milliseconds(run: Run) -> float:
     return 1e3 * (time.perf_counter() - started)
 
 
-def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
+def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device, problems: list[Exception]) -> dict[str, float]:
     """Time the runs in turns, so that a clock that changes meanwhile changes for all of them."""
     with torch.cuda.device(device):
         replays: dict[str, Run] = {}
         for name, run in runs.items():
-            with _left_out_if_it_fails(name):
+            with _left_out_if_it_fails(name, problems):
                 replays[name] = _replay(run, device)
         samples: dict[str, list[float]] = {name: [] for name in replays}
         for _ in range(_SAMPLES):

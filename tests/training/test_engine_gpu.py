@@ -153,7 +153,8 @@ def test_one_step_is_a_handful_of_launches_from_the_host(tiny: Tiny, synthetic: 
     assert watching.stage is not None and watching.stage._step is not None
     step = watching.stage._step
     batch = next(iter(source.batches(None, 16, transform=context.test_transform, device="cuda")))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
         step(batch.images, batch.labels, 1.0, 1)
     names = [event.key for event in profile.key_averages() if event.key.startswith("cuda")]
     assert "cudaGraphLaunch" in names
