@@ -23,6 +23,21 @@ from der_fast.kernels.conv.triton_tiles import case, constants, cut, formed_grad
 
 
 @triton.jit
+def _through_relu(gradient, before, kept, mean, rstd, scale, shift, line, column, channels):
+    """Return the gradient where the ReLU was open, and store its sums S1 and S2."""
+    there = column < channels
+    by = tl.load(scale + column, mask=there, other=0.0)[None, :]
+    plus = tl.load(shift + column, mask=there, other=0.0)[None, :]
+    gradient = tl.where(kept & (before * by + plus > 0), gradient, 0.0)
+    value = gradient.to(tl.float32)
+    centre = tl.load(mean + column, mask=there, other=0.0)[None, :]
+    normalised = (before - centre) * tl.load(rstd + column, mask=there, other=0.0)[None, :]
+    tl.store(line + column, tl.sum(value, 0), mask=there)
+    tl.store(line + channels + column, tl.sum(value * normalised, 0), mask=there)
+    return gradient
+
+
+@triton.jit
 def _conv_dgrad_kernel(
     g,
     y,
@@ -114,17 +129,9 @@ def _conv_dgrad_kernel(
     place = pixel[:, None] * channels + column[None, :]
     stored = total.to(out.dtype.element_ty)
     if partials is not None:
-        on = column < channels
         before = tl.load(y_in + place, mask=kept, other=0.0).to(tl.float32)
-        by = tl.load(scale + column, mask=on, other=0.0)[None, :]
-        plus = tl.load(shift + column, mask=on, other=0.0)[None, :]
-        stored = tl.where(kept & (before * by + plus > 0), stored, 0.0)
-        value = stored.to(tl.float32)
-        centre = tl.load(mean + column, mask=on, other=0.0)[None, :]
-        normalised = (before - centre) * tl.load(rstd + column, mask=on, other=0.0)[None, :]
-        line = partials + (parity * tiles + tile_m).to(tl.int64) * 2 * channels + column
-        tl.store(line, tl.sum(value, 0), mask=on)
-        tl.store(line + channels, tl.sum(value * normalised, 0), mask=on)
+        line = partials + (parity * tiles + tile_m).to(tl.int64) * 2 * channels
+        stored = _through_relu(stored, before, kept, mean, rstd, scale, shift, line, column, channels)
     tl.store(out + place, stored, mask=kept)
 
 

@@ -21,6 +21,17 @@ from der_fast.kernels.conv.triton_tiles import affine_relu, case, constants, cut
 
 
 @triton.jit
+def _store_moments(line, stored, live, count, column, filters):
+    """Store count, mean and squared deviations from that mean of the live rows of a tile."""
+    value = stored.to(tl.float32)
+    mean = tl.sum(tl.where(live, value, 0.0), 0) / count
+    deviation = tl.where(live, value - mean[None, :], 0.0)
+    tl.store(line + column, tl.zeros_like(mean) + count, mask=column < filters)
+    tl.store(line + filters + column, mean, mask=column < filters)
+    tl.store(line + 2 * filters + column, tl.sum(deviation * deviation, 0), mask=column < filters)
+
+
+@triton.jit
 def _conv_forward_kernel(
     x,
     weight,
@@ -93,14 +104,8 @@ def _conv_forward_kernel(
     stored = total.to(out.dtype.element_ty)
     tl.store(out + place, stored, mask=kept)
     if partials is not None:
-        value = stored.to(tl.float32)
-        count = tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M).to(tl.float32)
-        mean = tl.sum(tl.where(live[:, None], value, 0.0), 0) / count
-        deviation = tl.where(live[:, None], value - mean[None, :], 0.0)
-        line = partials + tile_m.to(tl.int64) * 3 * filters + column
-        tl.store(line, tl.zeros_like(mean) + count, mask=column < filters)
-        tl.store(line + filters, mean, mask=column < filters)
-        tl.store(line + 2 * filters, tl.sum(deviation * deviation, 0), mask=column < filters)
+        count = tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M)
+        _store_moments(partials + tile_m.to(tl.int64) * 3 * filters, stored, live[:, None], count, column, filters)
 
 
 def forward(

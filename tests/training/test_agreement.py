@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
+from der_fast.kernels import triton_runtime
 from der_fast.kernels.backend import Backend
 from der_fast.model.architecture import Architecture, Block, Conv, build_architecture
 from der_fast.model.extractor import Extractor
@@ -75,7 +78,17 @@ def bounded(found: list[float], usual: list[float], exact: list[float], floor: f
         assert abs(one - truth) <= FACTOR * worst
 
 
-def test_a_tiny_network(tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter checks every sum and product of integers for overflow: a third of its time. The kernels' own tests keep that."""
+    if triton_runtime.interpreting():
+        builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+        monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+
+
+def test_a_tiny_network(
+    tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch, quick_interpreter: None
+) -> None:
     source = synthetic("abcd", per_class=5, side=4)
     changes: dict[str, Any] = {
         "later.epochs": 10,
