@@ -50,8 +50,10 @@ const std::int32_t* table(const py::handle& value, const char* name, std::size_t
 }
 
 // (rows, row_offsets, convs, user_offsets, users, full)
-Tables tables_of(const py::tuple& parts) {
-  if (parts.size() != 6) refuse("structure", "must be (rows, row_offsets, convs, user_offsets, users, full)");
+Tables tables_of(const py::object& value) {
+  constexpr const char* what = "(rows, row_offsets, convs, user_offsets, users, full)";
+  const auto parts = field<py::tuple>(value, "structure", what);
+  if (parts.size() != 6) refuse("structure", std::string("must be ") + what);
   Tables tables;
   Structure& s = tables.structure;
   std::int32_t length = 0;
@@ -68,9 +70,7 @@ Tables tables_of(const py::tuple& parts) {
   if (length != s.groups + 1) refuse("user_offsets", "must be as long as row_offsets");
   s.user = table(parts[4], "users", 1, length, columns);
   tables.users = length;
-  if (!py::isinstance<py::int_>(parts[5])) refuse("full", "must be a whole number");
-  s.full = static_cast<double>(py::cast<std::int64_t>(parts[5]));
-  if (!(s.full > 0)) refuse("full", "must be positive");
+  s.full = static_cast<double>(whole(parts[5], "full", 1, std::int64_t{1} << 62));
   return tables;
 }
 
@@ -80,10 +80,20 @@ Dtype real(const Tensor& logits) {
   return logits.dtype;
 }
 
+// Where to run: a CUDA device's number, or the CPU; and the stream's handle.
+struct Place {
+  std::optional<int> device;
+  std::uintptr_t stream;
+
+  Place(const py::object& device_value, const py::object& stream_value)
+      : stream(field<std::uintptr_t>(stream_value, "stream", "the handle of a CUDA stream")) {
+    if (!device_value.is_none()) device = static_cast<int>(whole(device_value, "device", 0, std::numeric_limits<int>::max()));
+  }
+};
+
 // Tables on the CPU are checked entry by entry; those on a device cannot be read here.
 void check_entries(const Tables& tables, const Tensor& logits, std::optional<int> device) {
   if (!device) check(tables.structure, logits.elements(), tables.users);
-  if (device && *device < 0) refuse("device", "must not be negative");
 #if !defined(DER_FAST_WITH_CUDA)
   if (device) throw std::runtime_error("der_fast._C was built without CUDA");
 #endif
@@ -119,8 +129,9 @@ void run_backward(const Structure& s, const Tensor& logits, const Tensor& sides,
   call(backward<T>);
 }
 
-void forward_binding(const py::tuple& structure, const py::tuple& logits_value, const py::tuple& scale_value, const py::tuple& masks_value,
-                     const py::tuple& loss_value, const py::tuple& work_value, std::optional<int> device, std::uintptr_t stream) {
+void forward_binding(const py::object& structure, const py::object& logits_value, const py::object& scale_value,
+                     const py::object& masks_value, const py::object& loss_value, const py::object& work_value,
+                     const py::object& device_value, const py::object& stream_value) {
   const Tables tables = tables_of(structure);
   const Structure& s = tables.structure;
   const Tensor logits = tensor_of(logits_value, "logits");
@@ -130,13 +141,15 @@ void forward_binding(const py::tuple& structure, const py::tuple& logits_value, 
   void* loss = number(loss_value, "loss", dtype);
   const std::int64_t length = std::int64_t{s.rows} + s.groups + 2 * std::int64_t{s.convs};
   const Tensor work = dense(work_value, "work", Dtype::float64, {length});
-  check_entries(tables, logits, device);
+  const Place place(device_value, stream_value);
+  check_entries(tables, logits, place.device);
   const auto run = dtype == Dtype::float64 ? run_forward<double> : run_forward<float>;
-  run(s, logits, scale, masks, loss, work, device, stream);
+  run(s, logits, scale, masks, loss, work, place.device, place.stream);
 }
 
-void backward_binding(const py::tuple& structure, const py::tuple& logits_value, const py::tuple& sides_value, const py::object& grad_masks,
-                      const py::object& grad_loss, const py::tuple& gradient_value, std::optional<int> device, std::uintptr_t stream) {
+void backward_binding(const py::object& structure, const py::object& logits_value, const py::object& sides_value,
+                      const py::object& grad_masks, const py::object& grad_loss, const py::object& gradient_value,
+                      const py::object& device_value, const py::object& stream_value) {
   const Tables tables = tables_of(structure);
   const Tensor logits = tensor_of(logits_value, "logits");
   const Dtype dtype = real(logits);
@@ -144,9 +157,10 @@ void backward_binding(const py::tuple& structure, const py::tuple& logits_value,
   const void* masks = grad_masks.is_none() ? nullptr : dense(grad_masks, "grad_masks", dtype, logits.shape).data;
   const void* loss = grad_loss.is_none() ? nullptr : number(grad_loss, "grad_loss", dtype);
   const Tensor gradient = dense(gradient_value, "gradient", dtype, logits.shape);
-  check_entries(tables, logits, device);
+  const Place place(device_value, stream_value);
+  check_entries(tables, logits, place.device);
   const auto run = dtype == Dtype::float64 ? run_backward<double> : run_backward<float>;
-  run(tables.structure, logits, sides, masks, loss, gradient, device, stream);
+  run(tables.structure, logits, sides, masks, loss, gradient, place.device, place.stream);
 }
 
 }  // namespace

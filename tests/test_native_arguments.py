@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from der_fast import native
+from der_fast.kernels.channel_masks.structure import TABLES, Convolution, MaskStructure
 
-FUNCTIONS = ["plan", "pack", "pack_cuda", "lanes_program", "run_lanes"]
+MASKS = ["channel_masks_forward", "channel_masks_backward"]
+FUNCTIONS = ["plan", "pack", "pack_cuda", "lanes_program", "run_lanes", *MASKS]
+# None stands for the CPU, or for a gradient that nothing asked for.
+OPTIONAL = ("device", "grad_masks", "grad_loss")
 ARGUMENTS = [(function, argument) for function in FUNCTIONS for argument in inspect.signature(getattr(native, function)).parameters]
 ENTRIES = {
     "jobs[0]": ("pack", ["kind", "offset", "dtype", "rows", "columns", "weight", "norm"]),
@@ -44,7 +48,8 @@ class Good:
         self.calls = {
             "plan": {"network": network, "keep": native.facts_of(self.keep), "align": 8, "weight_dtype": 1, "vector_dtype": 1},
             "pack": {**packing, "threads": 1},
-            "pack_cuda": {**packing, "device": 0, "stream": 0},
+            "pack_cuda": {**packing, "workspace": native.facts_of(self.storage), "device": 0, "stream": 0},
+            **self.masks_calls(),
             "lanes_program": {"image_channels": 3, "ops": operations, "bytes": 36},
             "run_lanes": {
                 "programs": [native.lanes_program(3, operations, 36)],
@@ -55,6 +60,18 @@ class Good:
             },
         }
 
+    def masks_calls(self):
+        """One group of two channels, which a convolution of the image writes."""
+        self.structure = MaskStructure.of([2], [Convolution((), (0,), 3, 9)])
+        tables = (*(native.facts_of(getattr(self.structure, name)) for name in TABLES), self.structure.full)
+        self.numbers = [torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(()), torch.ones(())]
+        self.work = torch.zeros(4, dtype=torch.float64)
+        logits, masks, gradient, scale, loss = map(native.facts_of, self.numbers)
+        forward = {"structure": tables, "logits": logits, "scale": scale, "masks": masks, "loss": loss, "work": native.facts_of(self.work)}
+        backward = {"structure": tables, "logits": logits, "sides": native.facts_of(self.work[2:]), "grad_masks": masks, "grad_loss": loss}
+        place = {"device": None, "stream": 0}
+        return dict(zip(MASKS, ({**forward, **place}, {**backward, "gradient": gradient, **place}), strict=True))
+
 
 @pytest.fixture
 def good():
@@ -62,7 +79,8 @@ def good():
 
 
 def called(function, arguments):
-    if function == "pack_cuda" and not native.build_info()["cuda"]:
+    needs_cuda = function == "pack_cuda" or (function in MASKS and arguments["device"] is not None)
+    if needs_cuda and not native.build_info()["cuda"]:
         pytest.skip("der_fast._C was built without CUDA")
     return getattr(native, function)(**arguments)
 
@@ -81,7 +99,7 @@ def wrong_for(name):
     return [value for value in WRONG if not (name in ("network", "norm") and value in ({}, True))]
 
 
-@pytest.mark.parametrize("function", ["plan", "pack", "lanes_program", "run_lanes"])
+@pytest.mark.parametrize("function", ["plan", "pack", "lanes_program", "run_lanes", *MASKS])
 def test_the_good_call_is_accepted(good, function):
     if function == "run_lanes" and native.lanes_isa() is None:
         pytest.skip("this processor has neither AVX-512 nor AVX2")
@@ -91,7 +109,9 @@ def test_the_good_call_is_accepted(good, function):
 @pytest.mark.parametrize(("function", "argument"), ARGUMENTS)
 def test_every_argument_is_refused_by_name(good, function, argument):
     arguments = good.calls[function]
-    for value in [None, *wrong_for(argument)]:
+    # pack_cuda has no CPU to fall back to.
+    nothing = [] if argument in OPTIONAL and function in MASKS else [None]
+    for value in [*nothing, *wrong_for(argument)]:
         refused(argument, value, function, {**arguments, argument: value})
 
 
