@@ -9,6 +9,10 @@ import torch
 
 from der_fast.kernels import choices
 
+# Processes that share the cores: one thread each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
 # Triton reads this when it is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

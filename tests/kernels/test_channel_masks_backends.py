@@ -318,7 +318,7 @@ def native_arguments(**change):
         ({"convs": torch.full((6, 6), 4, dtype=torch.int32)}, "convs is wrong at entry 0"),
         ({"user_offsets": torch.zeros(3, dtype=torch.int32)}, "user_offsets must be as long as row_offsets"),
         ({"users": torch.full((15,), 12, dtype=torch.int32)}, "users is wrong at entry 0|user_offsets is wrong"),
-        ({"full": 0}, "full must be positive"),
+        ({"full": 0}, "full must be a whole number from 1 to"),
         ({"full": 1.5}, "full must be a whole number"),
         ({"logits": torch.zeros(23).half()}, "logits must be float32 or float64"),
         ({"logits": torch.zeros(24)}, "masks must have the shape"),
