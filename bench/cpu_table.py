@@ -54,7 +54,7 @@ def _demo(found: Mapping[str, Any]) -> list[str]:
     )
     accuracy = f"{found['average_top1']:.1f} % average, {found['last_top1']:.1f} % after the last step"
     cores = "one CPU core" if found["threads"] == 1 else f"{found['threads']} CPU cores"
-    how = f"`der-fast demo`, {seconds // 60:.0f} min {seconds % 60:.0f} s on {cores}"
+    how = f"`der-fast demo`, {seconds:.0f} s on {cores}"
     return [row("demo: digits, 5 steps of 2 classes, pruned", accuracy, f"{parameters}{found['final_params_unpruned'] / 1e6:.2f} M", how)]
 
 
