@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
 
 BACKENDS = ("auto", "reference", "fused")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,15 @@ def available(device: torch.device | None = None) -> dict[str, tuple[bool, str]]
 def resolve(backend: str, device: torch.device) -> Backend:
     """Choose the implementation for `device`.
 
+    'fused' where it does not work (no Triton, no GPU, or one that is too old) is the reference, and a warning says why: a run that was
+    made on a GPU must go on where there is none.
+
     Args:
         backend: 'auto', 'reference' or 'fused'.
         device: where the network runs.
 
     Raises:
-        BackendError: an unknown name, or a backend that was asked for by name and does not work here.
+        BackendError: an unknown name.
     """
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
@@ -58,7 +64,8 @@ def resolve(backend: str, device: torch.device) -> Backend:
         return Backend("reference", "auto: no CUDA device in use")
     works, reason = available(device)["fused"]
     if backend == "fused" and not works:
-        raise BackendError(f"backend 'fused' does not work here: {reason}. Use --backend reference or auto.")
+        _log.warning("backend 'fused' does not work here, the reference is used instead: %s", reason)
+        return Backend("reference", f"fused was asked for, but {reason}")
     if backend == "fused":
         return Backend("fused", f"asked for; {reason}")
     if works:

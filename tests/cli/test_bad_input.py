@@ -285,9 +285,10 @@ def test_a_backend_that_cannot_run_here(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     draw(Path("images"), FOUR)
     monkeypatch.setattr(triton_runtime, "usable", lambda device: (False, "Triton is not installed (no module of that name)"))
-    refused = train("images", "--backend", "fused", "--device", "cpu")
-    assert refused.exit_code == 2
-    assert "backend 'fused' does not work here: Triton is not installed" in " ".join(refused.output.split())
-    assert not Path("run").exists()
-    assert train("images", "--backend", "auto", "--device", "cpu").exit_code == 0
-    assert json.loads(Path("run/metrics.json").read_text())["backend"] == "reference (auto: no CUDA device in use)"
+    ended = train("images", "--backend", "fused", "--device", "cpu")
+    assert ended.exit_code == 0, ended.output
+    said = "fused was asked for, but Triton is not installed (no module of that name)"
+    assert said in " ".join(ended.output.split())
+    assert json.loads(Path("run/metrics.json").read_text())["backend"] == f"reference ({said})"
+    assert train("images", "--backend", "auto", "--device", "cpu", "--out", "auto").exit_code == 0
+    assert json.loads(Path("auto/metrics.json").read_text())["backend"] == "reference (auto: no CUDA device in use)"

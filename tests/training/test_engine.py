@@ -17,7 +17,7 @@ from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource
-from der_fast.errors import BackendError, DivergenceError
+from der_fast.errors import DivergenceError
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.backend import Backend
 from der_fast.model.architecture import build_architecture
@@ -320,8 +320,7 @@ def test_a_run_says_once_which_backend_it_takes_and_why(
         assert learner.metrics()["backend"] == f"{learner.backend.name} ({learner.backend.reason})"
 
 
-def test_fused_refuses_to_run_where_it_cannot(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_falls_back_where_it_cannot_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(triton_runtime, "usable", lambda device: (False, "Triton is not installed"))
-    with pytest.raises(BackendError, match="'fused' does not work here: Triton is not installed"):
-        Learner(tiny({"runtime.backend": "fused"}))
-    assert Learner(tiny({"runtime.backend": "auto"})).backend.name == "reference"
+    assert Learner(tiny({"runtime.backend": "fused"})).backend == Backend("reference", "fused was asked for, but Triton is not installed")
+    assert "the reference is used instead: Triton is not installed" in caplog.text
