@@ -12,6 +12,7 @@
 #   sanitize        compute-sanitizer: memcheck and racecheck over every kernel and one fused training step
 #   bench-kernels   masked_bn, channel_masks, augment, compact
 #   bench-conv      convolutions alone
+#   tiles           the convolutions' default tiles against every candidate (OUT/tiles.jsonl)
 #   bench-chain     a residual block as a chain
 #   bench-bank      the frozen bank
 #   bench-inference latency and throughput
@@ -57,7 +58,7 @@ while (($#)); do
     shift
 done
 ((${#sections[@]})) || sections=(facts build test agree bench-kernels bench-bank bench-step)
-known=' facts build test test-kernels agree sanitize bench-kernels bench-conv bench-chain bench-bank bench-inference bench-step bench-step-512 bench-epoch schedule schedule-full cifar10 '
+known=' facts build test test-kernels agree sanitize bench-kernels bench-conv tiles bench-chain bench-bank bench-inference bench-step bench-step-512 bench-epoch schedule schedule-full cifar10 '
 for name in "${sections[@]}"; do
     [[ $known == *" $name "* ]] || { echo "unknown section $name; --help lists them" >&2; exit 2; }
 done
@@ -160,6 +161,7 @@ for name in "${sections[@]}"; do
         sanitize) section sanitize bash -c sanitize ;;
         bench-kernels) run_bench bench-kernels '' masked_bn channel_masks augment compact ;;
         bench-conv) run_bench bench-conv '' conv ;;
+        tiles) section tiles "$python" -m bench.tiles --device cuda --json "$out/tiles.jsonl" $quick "${naming[@]}" ;;
         bench-chain) run_bench bench-chain '' conv_chain ;;
         bench-bank) run_bench bench-bank '' bank ;;
         bench-inference) run_bench bench-inference '' inference ;;
