@@ -20,6 +20,7 @@ import torch
 
 from der_fast.errors import StorageError
 from der_fast.files import write_json
+from der_fast.kernels.agreement import Run, Tensors, agreeing
 from der_fast.kernels.timing import measure
 from der_fast.kernels.triton_runtime import version as triton_version
 
@@ -110,7 +111,15 @@ class Choices:
         return dict(self._filed)
 
     def fastest(
-        self, key: str, runs: Mapping[str, Callable[[], object]], *, device: torch.device = CPU, usual: str | None = None, what: str = ""
+        self,
+        key: str,
+        runs: Mapping[str, Run],
+        *,
+        device: torch.device = CPU,
+        usual: str | None = None,
+        what: str = "",
+        trusted: str | None = None,
+        tensors: Tensors | None = None,
     ) -> str:
         """Return the name of the fastest run: a remembered one, or else measured now.
 
@@ -120,10 +129,14 @@ class Choices:
             device: where they run.
             usual: the name that wins unless another is faster by more than `HYSTERESIS`; None for no favourite.
             what: what is computed, for the log.
+            trusted: the name of the run that the others must agree with before they are measured, see `agreeing`; None: no such check.
+            tensors: what of their results must agree.
         """
         known = self.known(key, runs, device)
         if known is not None:
             return known
+        if trusted is not None and tensors is not None:
+            runs = agreeing(runs, trusted, tensors, what)
         milliseconds = measure(runs, device)
         choice = Choice(_winner(milliseconds, usual), milliseconds)
         key = f"{machine(device)}|{key}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -72,7 +73,9 @@ class Together:
     def _measured(self, key: str, images: Tensor) -> str:
         runs = {name: functools.partial(way, images) for name, way in self._ways.items()}
         try:
-            chosen = self.choices.fastest(key, runs, device=images.device, what="frozen extractors run together")
+            chosen = self.choices.fastest(
+                key, runs, device=images.device, what="frozen extractors run together as", trusted=STREAMS, tensors=_features
+            )
         except Exception as error:  # a kernel that does not compile or fit here must not end a run that can go on without it
             self._ways.pop(GROUPED)
             self.reason = f"{type(error).__name__}: {error}"
@@ -87,3 +90,7 @@ class Together:
         gpu = torch.cuda.get_device_name(images.device)
         count = 1 << (len(images) - 1).bit_length()
         return f"{self._name}|{gpu}|{count}x{images.shape[2]}x{images.shape[3]}"
+
+
+def _features(result: object) -> list[Tensor | None]:
+    return [cast(Tensor, result)]

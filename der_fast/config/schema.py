@@ -131,7 +131,8 @@ class RuntimeConfig:
     backend: str = key(
         "auto",
         "'reference': eager PyTorch; 'fused': our kernels wherever they can run, on a GPU of compute capability 8.0 or newer with Triton, "
-        "else reference with a warning; 'auto': on such a GPU the fastest of cuDNN and our kernels, measured once (`der-fast doctor` shows it), else reference",
+        "else reference with a warning; 'auto': on such a GPU the fastest of cuDNN and our kernels, measured once (`der-fast doctor` "
+        "shows it), else reference",
     )
     precision: str = key("fp32", "'fp32', or 'bf16': extractors run in bfloat16 autocast; weights and classifiers stay fp32")
     threads: int | None = key(None, "CPU threads; default: what PyTorch chooses")

@@ -1,16 +1,24 @@
-"""Choosing the way of a residual block by timing all of it, forward and backward, on the batch at hand."""
+"""Choosing the way of a residual block by timing all of it, forward and backward, on the batch at hand.
+
+Before anything is timed, every way must agree with cuDNN's on that batch: the fastest wrong answer is of no use.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from der_fast.kernels.agreement import Run, Tensors
 from der_fast.kernels.choices import Choices
 from der_fast.model import chain, paths
-from der_fast.model.chain import Block, Weights
+from der_fast.model.chain import Block, Gradients, Kept, Weights
+
+# Values per channel from which on ways are compared: with few of them batch-norm magnifies rounding without bound.
+ENOUGH = 512
 
 
 @torch.no_grad()
@@ -28,8 +36,8 @@ def fastest_block(block: Block, x: Tensor, weights: Sequence[Weights], choices: 
     key = _key(block, x, weights)
     layers = {name: paths.forward_layers(block.layers, name) for name in paths.distinct(block.layers, paths.FORWARD)}
     forwards = {name: replace(block, layers=ways) for name, ways in layers.items()}
-    runs: dict[str, Callable[[], object]] = {name: lambda one=one: chain.forward(one, x, weights) for name, one in forwards.items()}  # type: ignore[misc]
-    forward = _fastest(choices, f"{key}|forward", runs, x, "residual blocks run forward as")
+    runs: dict[str, Run] = {name: lambda one=one: chain.forward(one, x, weights) for name, one in forwards.items()}  # type: ignore[misc]
+    forward = _fastest(choices, f"{key}|forward", runs, x, "residual blocks run forward as", _output)
     chosen = forwards[forward]
 
     out, bits, kept = chain.forward(chosen, x, weights)
@@ -40,13 +48,25 @@ def fastest_block(block: Block, x: Tensor, weights: Sequence[Weights], choices: 
         name: lambda one=one: chain.backward(one, x, weights, kept, bits, out, wants_x)  # type: ignore[misc]
         for name, one in backwards.items()
     }
-    return backwards[_fastest(choices, f"{key}|backward after {forward}", runs, x, "residual blocks run backward as")]
+    return backwards[_fastest(choices, f"{key}|backward after {forward}", runs, x, "residual blocks run backward as", _gradients)]
 
 
-def _fastest(choices: Choices, key: str, runs: Mapping[str, Callable[[], object]], x: Tensor, what: str) -> str:
+def _fastest(choices: Choices, key: str, runs: Mapping[str, Run], x: Tensor, what: str, tensors: Tensors) -> str:
     if len(runs) == 1:
         return next(iter(runs))
-    return choices.fastest(key, runs, device=x.device, usual=paths.CUDNN, what=what)
+    trusted = paths.CUDNN if x.numel() // x.shape[1] >= ENOUGH else None
+    return choices.fastest(key, runs, device=x.device, usual=paths.CUDNN, what=what, trusted=trusted, tensors=tensors)
+
+
+def _output(result: object) -> list[Tensor | None]:
+    """What a block's forward pass must agree on; what it keeps depends on the way."""
+    out, _, kept = cast(tuple[Tensor, object, list[Kept]], result)
+    return [out, *(value for one in kept for value in (one.mean, one.variance))]
+
+
+def _gradients(result: object) -> list[Tensor | None]:
+    dx, layers = cast(tuple[Tensor | None, list[Gradients]], result)
+    return [dx, *(value for one in layers for value in (one.conv, one.gamma, one.beta, one.mask))]
 
 
 def _key(block: Block, x: Tensor, weights: Sequence[Weights]) -> str:

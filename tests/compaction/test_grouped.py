@@ -193,7 +193,8 @@ def test_the_faster_way_is_taken_and_remembered(faked, monkeypatch, faster):
     remembered, images = Choices(), torch.zeros(5, 3, 8, 9)
     bank, log = faked(remembered=remembered)
     bank(images)
-    assert log == [STREAMS, GROUPED, f"forget {slower}", faster]
+    # Once to see that they agree, once to be timed.
+    assert log == [STREAMS, GROUPED, STREAMS, GROUPED, f"forget {slower}", faster]
     bank(images[:4])
     bank(images[:1])
     (first, *others) = remembered.record()
@@ -202,6 +203,17 @@ def test_the_faster_way_is_taken_and_remembered(faked, monkeypatch, faster):
     log.clear()
     again(images)
     assert log == [faster]
+
+
+def test_grouped_is_not_taken_where_it_computes_something_else(faked, monkeypatch, caplog):
+    monkeypatch.setattr(choices, "measure", lambda runs, device: {name: {STREAMS: 2.0, GROUPED: 1.0}[name] for name in runs})
+    right = FakeGraph.__call__
+    monkeypatch.setattr(FakeGraph, "__call__", lambda self, images: right(self, images) + (self.name == GROUPED))
+    bank, log = faked()
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(bank(torch.ones(5, 3, 8, 9)), torch.ones(5, 3, 8, 9))
+    assert log[-1] == STREAMS
+    assert "frozen extractors run together as 'grouped' is not used, because it computes something else" in caplog.text
 
 
 def test_what_is_asked_for_is_run(faked, monkeypatch):
@@ -238,7 +250,7 @@ def test_a_kernel_that_fails_here_is_said_once_and_left_out(faked, monkeypatch, 
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             bank(torch.zeros(2, 3, 8, 8))
-    assert log == [STREAMS, STREAMS] and bank.reason == "RuntimeError: out of shared memory"
+    assert log == [STREAMS, GROUPED, STREAMS, STREAMS] and bank.reason == "RuntimeError: out of shared memory"
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1 and "parallel streams" in caplog.text
 
 

@@ -306,6 +306,35 @@ def test_a_measured_step_computes_the_same(monkeypatch):
     compare(network("resnet18"), draw(3, 3, 9, 9), masks, choices=choices.Choices())
 
 
+@pytest.mark.parametrize("operation", ["conv_forward", "conv_dgrad", "conv_wgrad"])
+@pytest.mark.parametrize("faulty", [True, False])
+def test_a_way_that_computes_something_else_is_not_taken_however_fast(monkeypatch, caplog, operation, faulty):
+    order = [CHAIN, paths.DGRAD, EPILOGUE, paths.UNSTRIDED, CUDNN]
+    monkeypatch.setattr(choices, "measure", lambda runs, device: {name: float(order.index(name) + 1) for name in runs})
+    right = getattr(chain, operation)
+
+    def wrong(*args, **kwargs):
+        result = right(*args, **kwargs)
+        spoilt = (result[0] if isinstance(result, tuple) else result).clone()
+        spoilt[: len(spoilt) // 8 or 1] *= 1.25
+        return (spoilt, *result[1:]) if isinstance(result, tuple) else spoilt
+
+    if faulty:
+        monkeypatch.setattr(chain, operation, wrong)
+    store = choices.Choices()
+    with torch.no_grad():
+        FusedTraining(network("resnet18"), torch.float64, backend="reference", choices=store)(draw(8, 3, 16, 16))
+    taken = {"forward": set(), "backward": set()}
+    for key, name in store.record().items():
+        # Blocks with fewer values per channel are not compared, and the stem has no dgrad.
+        if ("|8x16x16x" in key or "|8x8x8x" in key) and "|nothing|" not in key:
+            taken[key.rpartition("|")[2].split()[0]].add(name)
+    assert taken["forward"] == ({CUDNN} if faulty and operation == "conv_forward" else {CHAIN})
+    spared = {"conv_forward": {CHAIN}, "conv_dgrad": {CUDNN}, "conv_wgrad": {paths.DGRAD}}
+    assert taken["backward"] == (spared[operation] if faulty else {CHAIN})
+    assert ("computes something else" in caplog.text) == faulty
+
+
 def test_blocks_are_described_by_what_their_time_depends_on(monkeypatch):
     monkeypatch.setattr(choices, "measure", lambda runs, device: dict.fromkeys(runs, 1.0))
     keys = []
