@@ -74,10 +74,6 @@ def masked_bn(
     learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, mask, residual))
     if not training and not learning:
         return affine_only(x, running_mean, running_var, weight, bias, mask, residual, relu, eps)
-    if torch.compiler.is_exporting():
-        raise BackendError(
-            "masked_bn with backend 'fused' is traced in evaluation mode without gradients only; call .eval() under torch.no_grad()"
-        )
     # Not a decorator: that imports torch's compiler, and Triton with it, for everyone who imports this package.
     run = torch.compiler.disable(_differentiable) if torch.compiler.is_compiling() else _differentiable  # type: ignore[no-untyped-call]
     return run(x, weight, bias, mask, residual, running_mean, running_var, relu, training, momentum, eps)
@@ -108,6 +104,11 @@ def _differentiable(
     momentum: float,
     eps: float,
 ) -> Tensor:
+    # Here, where torch.compile does not look: to that of PyTorch 2.11 this is always true.
+    if torch.compiler.is_exporting():
+        raise BackendError(
+            "masked_bn with backend 'fused' is traced in evaluation mode without gradients only; call .eval() under torch.no_grad()"
+        )
     statistics = None if training else (running_mean, running_var)
     out: Tensor
     out, mean, var = FusedMaskedBN.apply(x, weight, bias, mask, residual, statistics, relu, eps)  # type: ignore[no-untyped-call]
