@@ -76,7 +76,7 @@ def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
         Variant("branches", HALF, graphed, graphed=False, needs_cuda=True, note="parallel cuDNN branches in one CUDA graph"),
         Variant("ours", HALF, own, graphed=False, note="frozen bank"),
     ]
-    if setting.scale == "full" or (t == 1 and not setting.smoke):
+    if setting.scale != "quick":
         variants.insert(3, Variant("compile", HALF, lambda i: full(i, HALF, True), graphed=False, note="max-autotune with CUDA graphs"))
     params = {"t": t, "batch": batch}
     expected: Callable[[Tensors], Tensors] = lambda tensors: full(tensors, torch.float64)()  # noqa: E731

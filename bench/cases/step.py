@@ -5,7 +5,8 @@ short epoch; times are per step. What is trained after it is compared with the s
 
   eager_fp32, eager_bf16, eager_fp16   public style; DER: unpruned frozen networks one after another
   eager_compact                        DER only: the compact frozen networks one after another
-  compile                              t = 1 only: torch.compile(mode='max-autotune'), which makes CUDA graphs, and fused SGD
+  compile                              torch.compile(mode='max-autotune'), which makes CUDA graphs, and fused SGD; DER: of the new network and
+                                       the loss, with the compact frozen networks one after another before it
   ours                                 the package's stage, backend auto: the fastest of cuDNN and our kernels as measured
   ours_fused                           our kernels wherever they can run
   ours_fp32                            the same in float32, for the comparison's sake
@@ -57,9 +58,9 @@ def _variants(task: Task, backend: str) -> tuple[Variant, ...]:
         found.append(other("eager_fp16", torch.float16, True, note="autocast, gradient scaler, channels-last"))
     if task.t > 1:
         found.append(other("eager_compact", half, frozen="compact", note="compact frozen networks in turn"))
-    if not task.setting.smoke and task.t == 1:
-        # With frozen networks inlined it would compile for longer than everything else takes.
-        found.append(other("compile", half, note="max-autotune with CUDA graphs, fused SGD", compile=True))
+    # With frozen networks inlined, each of whose convolutions has a shape of its own, it would compile for longer than all else takes.
+    beside = ", compact frozen networks in turn" if task.t > 1 else ""
+    found.append(other("compile", half, frozen="compact", note=f"max-autotune with CUDA graphs, fused SGD{beside}", compile=True))
     if backend == "reference":
         return (*found, own("ours", "reference", "reference backend"), own("ours_fp32", "reference", "reference backend", "fp32"))
     fastest = own("ours", "auto", "fastest as measured, one CUDA graph") if task.setting.cuda else own("ours", "fused", "interpreted")

@@ -42,6 +42,19 @@ def test_every_variant_of_every_case_is_right(group, setting):
     assert {record["reason"] for record in records if record["status"] == "unavailable"} <= {"needs a GPU"}
 
 
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+def test_nothing_is_measured_that_the_smoke_run_leaves_out(backend):
+    def variants(scale):
+        found: dict[str, set[str]] = {}
+        for case in cases_of(Setting(CPU, scale, backend)):
+            found.setdefault(case.name, set()).update(variant.name for variant in case.variants)
+        return found
+
+    tiny = variants("smoke")
+    assert variants("full") == tiny
+    assert all(names <= tiny[name] for name, names in variants("quick").items())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, kernels are compiled for it and do not run on the CPU")
 @pytest.mark.parametrize("pattern", ["masked_bn.forward[stage=1,batch=3,residual=yes]", "channel_masks.both[how=launch]"])
 def test_the_kernels_pass_the_gate_in_the_interpreter(pattern):
