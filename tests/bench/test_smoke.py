@@ -16,6 +16,20 @@ from bench.facts import ROOT
 from bench.registry import GROUPS, OURS, SCALES, Setting, cases_of, chosen
 
 CPU = torch.device("cpu")
+# One case of every kernel. Whole banks, chains backwards and steps are the same kernels many times over, and take the interpreter minutes.
+INTERPRETED = (
+    "masked_bn.forward[stage=1,batch=3,residual=yes]",
+    "masked_bn.backward[stage=1,batch=3,residual=yes]",
+    "masked_bn.eval[stage=1,batch=3,residual=yes]",
+    "channel_masks.both[how=launch]",
+    "conv.forward[layer=down2,batch=3]",
+    "conv.dgrad[layer=short2,batch=3]",
+    "conv.wgrad[layer=down2,batch=3]",
+    "conv_chain.forward",
+    "bank.layer",
+    "augment.batch",
+    "compact.pack[dtype=float32,align=1]",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +70,7 @@ def test_nothing_is_measured_that_the_smoke_run_leaves_out(backend):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, kernels are compiled for it and do not run on the CPU")
-@pytest.mark.parametrize("pattern", ["masked_bn.forward[stage=1,batch=3,residual=yes]", "channel_masks.both[how=launch]"])
+@pytest.mark.parametrize("pattern", INTERPRETED)
 def test_the_kernels_pass_the_gate_in_the_interpreter(pattern):
     setting = Setting(CPU, "smoke", "fused", interpreted=True)
     records = run_all(setting, chosen(cases_of(setting, [pattern.split(".")[0]]), [pattern]))
