@@ -23,7 +23,7 @@ def setting_of(args: argparse.Namespace) -> registry.Setting:
         BackendError: the device is not there, or backend 'fused' was asked for and does not run on it.
     """
     device = resolve_device(args.device)
-    if device.type == "cuda" and device.index is None:
+    if device == torch.device("cuda"):
         device = torch.device("cuda", torch.cuda.current_device())
     scale = "smoke" if args.smoke else "quick" if args.quick else "full"
     backend = args.backend

@@ -203,7 +203,7 @@ class Rival:
         self.net.train()
         self.frozen = self._frozen(frozen, channels_last)
         self.weights = [parameter for part in (self.net, self.head, self.auxiliary) if part is not None for parameter in part.parameters()]
-        groups = [{"params": self.weights}, {"params": list(self.masks.values()), "lr": MASK_LR, "momentum": 0.0, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": self.weights}, {"params": list(self.masks.values()), "lr": MASK_LR, "momentum": 0.0, "weight_decay": 0.0}]
         fused = compile and task.setting.cuda
         self.sgd = torch.optim.SGD(groups, LR, momentum=0.9, weight_decay=5e-4, fused=fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and task.setting.cuda)
@@ -229,7 +229,7 @@ class Rival:
         nets = [world.full(number) for number in range(count)]
         format = torch.channels_last if channels_last else torch.contiguous_format
         # In the compute dtype: under autocast their weights would be cast anew in every step.
-        return [net.to(self.device, self.dtype).to(memory_format=format) for net in nets]
+        return [net.to(self.device, self.dtype).to(memory_format=format) for net in nets]  # type: ignore[call-overload]
 
     @torch.no_grad()
     def _old_features(self, images: Tensor) -> list[Tensor]:

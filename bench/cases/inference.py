@@ -49,7 +49,7 @@ def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
         return run
 
     def full(tensors: Tensors, dtype: torch.dtype, graphs: bool = False) -> Run:
-        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(t)]
+        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(t)]  # type: ignore[call-overload]
         kept, width = world.kept_features(t), world.net.width(world.net.features)
         # Columns of pruned features are zero, so that nothing has to be picked out of the features.
         weight = torch.zeros(t * CLASSES, t * width, device=setting.device).index_copy_(1, kept, tensors["weight"])

@@ -5,8 +5,8 @@ short epoch; times are per step. What is trained after it is compared with the s
 
   eager_fp32, eager_bf16, eager_fp16   public style; DER: unpruned frozen networks one after another
   eager_compact                        DER only: the compact frozen networks one after another
-  compile                              torch.compile(mode='max-autotune'), which makes CUDA graphs, and fused SGD; DER: of the new network and
-                                       the loss, with the compact frozen networks one after another before it
+  compile                              torch.compile(mode='max-autotune'), which makes CUDA graphs, and fused SGD; DER: of the new network
+                                       and the loss, with the compact frozen networks one after another before it
   ours                                 the package's stage, backend auto: the fastest of cuDNN and our kernels as measured
   ours_fused                           our kernels wherever they can run
   ours_fp32                            the same in float32, for the comparison's sake
@@ -27,7 +27,7 @@ from der_fast.model.architecture import Architecture
 
 def training_flops(net: Architecture, batch: int, size: int) -> float:
     """Return the multiplications and additions of the convolutions, forward and both gradients; the image needs none."""
-    sides = {(): size}
+    sides: dict[tuple[str, ...], int] = {(): size}
     total = 0.0
     for conv in net.convs():
         side = (sides[conv.source] - 1) // conv.stride + 1
