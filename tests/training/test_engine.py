@@ -162,6 +162,13 @@ class NoQuestions(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.seen.add(name)
         assert name not in self.REFUSED, f"{name} asks the device for a number"
+        # A choice by a mask counts what it chose, below where this looks.
+        indices = (
+            (args[1] or ()) if name.startswith(("index", "_index_put")) and len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+        )
+        assert all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in indices), (
+            f"{name} asks the device for a number"
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -181,6 +188,8 @@ def test_a_batch_asks_the_device_for_nothing(
     assert "_fused_sgd_" in mode.seen and "convolution" in mode.seen
     with pytest.raises(AssertionError, match="asks the device"), NoQuestions():
         float(step.totals[0])
+    with pytest.raises(AssertionError, match="asks the device"), NoQuestions():
+        batch.images[batch.labels > 0]
     assert step.totals.tolist()[0] > 0
 
 
