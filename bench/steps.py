@@ -203,7 +203,10 @@ class Rival:
         self.net.train()
         self.frozen = self._frozen(frozen, channels_last)
         self.weights = [parameter for part in (self.net, self.head, self.auxiliary) if part is not None for parameter in part.parameters()]
-        groups: list[dict[str, Any]] = [{"params": self.weights}, {"params": list(self.masks.values()), "lr": MASK_LR, "momentum": 0.0, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": self.weights},
+            {"params": list(self.masks.values()), "lr": MASK_LR, "momentum": 0.0, "weight_decay": 0.0},
+        ]
         fused = compile and task.setting.cuda
         self.sgd = torch.optim.SGD(groups, LR, momentum=0.9, weight_decay=5e-4, fused=fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and task.setting.cuda)

@@ -130,10 +130,25 @@ def test_the_command_writes_records_that_compare_reads(tmp_path, capsys):
 def test_list_and_mistakes(capsys):
     assert command.main(["list", "masked_bn.*", "--device", "cpu", "--smoke"]) == 0
     assert "masked_bn.forward[stage=1,batch=3,residual=no]: eager_fp32, eager_bf16" in capsys.readouterr().out
-    assert command.main(["run", "no_such_case", "--device", "cpu", "--smoke"]) == 2
+    for verb in ("list", "run"):
+        assert command.main([verb, "no_such_case", "--device", "cpu", "--smoke"]) == 2
+        assert "no case fits; `python -m bench list` shows them" in capsys.readouterr().err
     assert command.main(["run", "--device", "cuda:99"]) == 2
     assert command.main(["compare", "no_such_file", "no_such_file"]) == 2
     assert "error: cannot read no_such_file" in capsys.readouterr().err
+
+
+def test_what_would_be_lost_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ceilings, "measured", lambda setting: pytest.fail("measured"))
+    options = ["run", "masked_bn.eval", "--groups", "masked_bn", "--device", "cpu", "--smoke"]
+    assert command.main([*options, "--variants", "ours", "mine"]) == 2
+    assert "no case here has a variant 'mine': choose from compile, eager_bf16" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert command.main([*options, "--json", str(tmp_path / "file" / "r.jsonl")]) == 2
+    assert "error: cannot write" in capsys.readouterr().err
+    (tmp_path / "empty.jsonl").write_text("")
+    assert command.main(["plot", str(tmp_path / "empty.jsonl"), "--out", str(tmp_path)]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
 
 
 def test_the_micro_cases_run_under_pytest_benchmark(tmp_path):
