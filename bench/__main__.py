@@ -23,7 +23,7 @@ def setting_of(args: argparse.Namespace) -> registry.Setting:
         BackendError: the device is not there, or backend 'fused' was asked for and does not run on it.
     """
     device = resolve_device(args.device)
-    if device.type == "cuda" and device.index is None:
+    if device == torch.device("cuda"):
         device = torch.device("cuda", torch.cuda.current_device())
     scale = "smoke" if args.smoke else "quick" if args.quick else "full"
     backend = args.backend
@@ -36,10 +36,43 @@ def setting_of(args: argparse.Namespace) -> registry.Setting:
     return registry.Setting(device, scale, backend, backend == "fused" and triton_runtime.interpreting())
 
 
+class Mistake(ValueError):
+    """What was asked for cannot be done; the message says why and what can."""
+
+
+def chosen_cases(args: argparse.Namespace, setting: registry.Setting) -> list[registry.Case]:
+    """Return the cases that were asked for.
+
+    Raises:
+        Mistake: none fits.
+    """
+    cases = registry.chosen(registry.cases_of(setting, args.groups or registry.GROUPS), args.cases)
+    if not cases:
+        raise Mistake("no case fits; `python -m bench list` shows them")
+    return cases
+
+
+def check_variants(wanted: Sequence[str], cases: Sequence[registry.Case]) -> None:
+    """Raise Mistake where none of the cases has a variant of such a name."""
+    known = sorted({variant.name for case in cases for variant in case.variants})
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise Mistake(f"no case here has a variant {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
+
+
+def check_writable(path: Path) -> None:
+    """Raise Mistake where no line can be added to the file, before an hour of measuring is lost on it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise Mistake(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def list_cases(args: argparse.Namespace) -> int:
     """Print every case with its variants."""
     setting = setting_of(args)
-    cases = registry.chosen(registry.cases_of(setting, args.groups or registry.GROUPS), args.cases)
+    cases = chosen_cases(args, setting)
     for case in cases:
         print(f"{case.id}: {', '.join(variant.name for variant in case.variants)}")
     print(f"{len(cases)} cases, {sum(len(case.variants) for case in cases)} variants")
@@ -49,14 +82,14 @@ def list_cases(args: argparse.Namespace) -> int:
 def run_cases(args: argparse.Namespace) -> int:
     """Run cases and write their records; returns 1 where one failed."""
     setting = setting_of(args)
+    cases = chosen_cases(args, setting)
+    check_variants(args.variants or (), cases)
+    if args.json:
+        check_writable(args.json)
     if setting.cuda:
         torch.cuda.set_device(setting.device)
         # cuDNN tries its algorithms out, as a careful user of eager PyTorch lets it.
         torch.backends.cudnn.benchmark = True
-    cases = registry.chosen(registry.cases_of(setting, args.groups or registry.GROUPS), args.cases)
-    if not cases:
-        print("no case fits; `python -m bench list` shows them", file=sys.stderr)
-        return 2
     if setting.cuda:
         with torch.cuda.stream(torch.cuda.Stream(setting.device)):
             limits = ceilings.measured(setting)
@@ -110,8 +143,11 @@ def write_readme(args: argparse.Namespace) -> int:
 
 def draw(args: argparse.Namespace) -> int:
     """Draw pictures of results files."""
-    for path in plots.plot([record for file in args.files for record in records.read(file)], args.out):
+    paths = plots.plot([record for file in args.files for record in records.read(file)], args.out)
+    for path in paths:
         print(path)
+    if not paths:
+        raise Mistake("there is nothing to draw: no case in these files has a measured eager baseline")
     return 0
 
 
@@ -158,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         return int(args.function(args))
-    except (BackendError, records.ResultsError, readme.MarkerError) as error:
+    except (BackendError, Mistake, records.ResultsError, readme.MarkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

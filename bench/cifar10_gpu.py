@@ -36,7 +36,8 @@ def config_of(data: str, args: argparse.Namespace, backend: str, seed: int, vari
     """Return the paper's recipe on CIFAR-10, shortened to `args.epochs`."""
 
     def scaled(number: int) -> int:
-        return round(number * args.epochs / PAPER["epochs"])  # type: ignore[operator]
+        share: float = args.epochs / PAPER["epochs"]
+        return round(number * share)
 
     keys: dict[str, Any] = {**VARIANTS[variant], "runtime.seed": seed, "runtime.backend": backend, "runtime.device": args.device}
     keys |= {"runtime.precision": args.precision, "data.train_per_class": args.per_class, "data.test_per_class": None}

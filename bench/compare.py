@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.records import Record, latest, params_text, runs
+from bench.records import Key, Record, latest, params_text, runs
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,11 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
         apart = a["ms_p80"] < b["ms_p20"] or b["ms_p80"] < a["ms_p20"]
         changes.append(Change(a["case"], params_text(a), a["variant"], a["ms"], b["ms"], a["ms"] / b["ms"], apart))
     changes.sort(key=lambda change: (change.case, change.params, change.variant))
-    return Comparison(
-        changes, *(sorted(_name(source[key]) for key in keys) for source, keys in _rest(one, other)), _warnings(before, after)
-    )
+    return Comparison(changes, _only_in(one, other), _only_in(other, one), _warnings(before, after))
 
 
-def _rest(one: dict, other: dict) -> list[tuple[dict, set]]:  # type: ignore[type-arg]
-    return [(one, one.keys() - other.keys()), (other, other.keys() - one.keys())]
+def _only_in(one: Mapping[Key, Record], other: Mapping[Key, Record]) -> list[str]:
+    return sorted(_name(record) for key, record in one.items() if key not in other)
 
 
 def _name(record: Record) -> str:

@@ -32,7 +32,8 @@ def table(results: Path) -> str:
         path = results / name
         if path.exists():
             content = path.read_text(encoding="utf-8")
-            rows += make([json.loads(line) for line in content.splitlines()] if path.suffix == ".jsonl" else json.loads(content))
+            parsed: Any = [json.loads(line) for line in content.splitlines()] if path.suffix == ".jsonl" else json.loads(content)
+            rows += make(parsed)
     return "\n".join([HEAD, *rows])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,14 +83,16 @@ def check_repeats(case: Case, variant: Variant, run: Run, first: Tensors) -> Non
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Fill what `torch.empty` and its like return with NaN (integers: their largest value)."""
-    before, mode = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    # A property of the module, which type checkers do not see.
+    memory: Any = torch.utils.deterministic
+    before, mode = memory.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    memory.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = before
+        memory.fill_uninitialized_memory = before
         torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 

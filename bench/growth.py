@@ -111,7 +111,8 @@ def infer(world: World, variant: str, steps: int) -> Run:
     if variant in ONNX:
         masks = variant.removeprefix("onnx_")
         arenas = world.whole(steps) if masks == "unpruned" else [member.arena for member in world.compact(steps, masks)]
-        return growth_onnx.onnx_run(arenas, steps * CLASSES_PER_STEP, world.images, world.args.threads)
+        onnx: Run = growth_onnx.onnx_run(arenas, steps * CLASSES_PER_STEP, world.images, world.args.threads)
+        return onnx
     if variant == "ours":
         bank = FrozenBank(world.compact(steps))
         head = nn.Linear(bank.features, steps * CLASSES_PER_STEP)
@@ -147,8 +148,8 @@ def train_ours(world: World, variant: str, steps: int) -> Run:
     """Return a function that trains one batch of the representation stage."""
     batch = len(world.pixels)
     keys: dict[str, Any] = {"model.backbone": world.args.backbone, "masks.enabled": True, "masks.target_params": 1 / 12}
-    for stage in ("first", "later"):
-        keys |= {f"{stage}.batch_size": batch, f"{stage}.epochs": 10**6, f"{stage}.milestones": (), f"{stage}.lr": 0.03}
+    for part in ("first", "later"):
+        keys |= {f"{part}.batch_size": batch, f"{part}.epochs": 10**6, f"{part}.milestones": (), f"{part}.lr": 0.03}
     config = resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
     context = Context(config, torch.device("cpu"), *transforms_for(config.data, (SIZE, SIZE)))
     names = [tuple(str(step * CLASSES_PER_STEP + number) for number in range(CLASSES_PER_STEP)) for step in range(steps)]
@@ -269,7 +270,7 @@ def main() -> None:
     if args.json:
         facts = {"backbone": args.backbone, "image_size": SIZE, "batch": args.batch, "threads": args.threads, "rounds": args.rounds}
         facts |= {"mask_share_per_group": math.sqrt(1 / 12), "parameter_share": parameter_shares(args), "multiple": MULTIPLE}
-        kept = [] if set(args.modes) == set(MODES) else json.loads(args.json.read_text(encoding="utf-8"))
+        kept: Any = {} if set(args.modes) == set(MODES) else json.loads(args.json.read_text(encoding="utf-8"))
         rows, ratios = merged(kept, args.modes, rows, ratios) if kept else (rows, ratios)
         facts |= {"versions": versions(), "ratios": ratios, "rows": rows}
         args.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

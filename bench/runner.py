@@ -191,7 +191,8 @@ class Runner:
 
 def rates(case: Case, variant: Variant, timing: Timing, ceilings: Ceilings) -> Record:
     """Return GB/s, TFLOP/s, images/s and the shares of the measured ceilings, as far as the case states its work."""
-    work, found = case.work(variant.dtype), {}
+    work = case.work(variant.dtype)
+    found: Record = {}
     seconds = timing.median / 1e3
     if work.bytes:
         found |= {"bytes": work.bytes, "gb_per_s": work.bytes / seconds / 1e9}

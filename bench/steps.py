@@ -174,7 +174,7 @@ class Rival:
         dtype: what autocast computes in; float32 and float64 without autocast.
         frozen: 'full': unpruned networks in turn; 'compact': compact ones in turn.
         channels_last: memory format of activations and weights.
-        compile: let torch.compile make one graph of forward pass and loss.
+        compile: let torch.compile make one graph of the new network's forward pass and the loss; frozen networks stay outside.
     """
 
     def __init__(
@@ -203,7 +203,10 @@ class Rival:
         self.net.train()
         self.frozen = self._frozen(frozen, channels_last)
         self.weights = [parameter for part in (self.net, self.head, self.auxiliary) if part is not None for parameter in part.parameters()]
-        groups = [{"params": self.weights}, {"params": list(self.masks.values()), "lr": MASK_LR, "momentum": 0.0, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": self.weights},
+            {"params": list(self.masks.values()), "lr": MASK_LR, "momentum": 0.0, "weight_decay": 0.0},
+        ]
         fused = compile and task.setting.cuda
         self.sgd = torch.optim.SGD(groups, LR, momentum=0.9, weight_decay=5e-4, fused=fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and task.setting.cuda)
@@ -229,17 +232,19 @@ class Rival:
         nets = [world.full(number) for number in range(count)]
         format = torch.channels_last if channels_last else torch.contiguous_format
         # In the compute dtype: under autocast their weights would be cast anew in every step.
-        return [net.to(self.device, self.dtype).to(memory_format=format) for net in nets]
+        return [net.to(self.device, self.dtype).to(memory_format=format) for net in nets]  # type: ignore[call-overload]
 
-    def _loss(self, images: Tensor, labels: Tensor, scale: Tensor | float) -> Tensor:
+    @torch.no_grad()
+    def _old_features(self, images: Tensor) -> list[Tensor]:
+        converted = images.to(self.dtype)
+        return [net(converted).to(images.dtype) for net in self.frozen]
+
+    def _loss(self, images: Tensor, labels: Tensor, scale: Tensor | float, old: list[Tensor]) -> Tensor:
         masks = self.masks.soft(scale)
         enabled = self.dtype in (torch.bfloat16, torch.float16)
-        with torch.no_grad():
-            converted = images.to(self.dtype)
-            old = [net(converted) for net in self.frozen]
         with torch.autocast(self.device.type, self.dtype if enabled else torch.bfloat16, enabled=enabled):
             new = self.net(images, masks)
-        features = torch.cat([*(part.to(images.dtype) for part in old), new.to(images.dtype)], 1)
+        features = torch.cat([*old, new.to(images.dtype)], 1)
         loss = F.cross_entropy(self.head(features), labels)
         if self.auxiliary is not None:
             loss = loss + F.cross_entropy(self.auxiliary(new.to(images.dtype)), auxiliary_targets(labels, self.task.known))
@@ -249,7 +254,7 @@ class Rival:
         """Train one batch and return its loss."""
         if self.loss_of is not self._loss:
             torch.compiler.cudagraph_mark_step_begin()
-        loss = self.loss_of(images, labels, scale)
+        loss = self.loss_of(images, labels, scale, self._old_features(images))
         self.sgd.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.scaler.is_enabled():

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from der_fast.kernels import capture
+
 # Each way runs twice, and again for these seconds unless it is far behind.
 BUDGET = 0.1
 _FAR_BEHIND = 2.0
@@ -89,8 +91,7 @@ def _replay(run: Run, device: torch.device) -> Run:
     here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            run()
+        capture.record(run, graph, side)
     except RuntimeError:
         torch.cuda.synchronize(device)
         return run

@@ -98,7 +98,7 @@ def _whole(setting: Setting, count: int, batch: int) -> Case:
 
     def full(tensors: Tensors, dtype: torch.dtype) -> Run:
         kept = world.kept_features(count)
-        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(count)]
+        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(count)]  # type: ignore[call-overload]
         return run_of(lambda x: torch.cat([net(x) for net in nets], 1).index_select(1, kept), tensors["images"].to(dtype))
 
     def side_by_side(tensors: Tensors) -> Run:

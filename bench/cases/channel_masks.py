@@ -108,20 +108,19 @@ def _case(setting: Setting, what: str, how: str) -> Case:
     single = torch.float32
     reference, native = operation("reference"), "native" if setting.backend == "fused" or not setting.cuda else "reference"
     once = compiled(reference, setting)
-    variants = [
+    variants = (
         Variant("eager", single, lambda i: per_layer(net, i, what), True, result=joined, note="group by group"),
         Variant("eager_flat", single, lambda i: flat(reference, i, what, single), note="one flat vector"),
+        Variant("compile", single, lambda i: flat(once, i, what, single), note="max-autotune"),
         Variant("ours", single, lambda i: flat(operation(setting.backend), i, what, single), deterministic=True, note="Triton"),
         Variant("ours_native", single, lambda i: flat(operation(native), i, what, single), deterministic=True, note="C++, CUDA on a GPU"),
-    ]
-    if not setting.smoke:
-        variants.insert(2, Variant("compile", single, lambda i: flat(once, i, what, single), note="max-autotune"))
+    )
     return Case(
         f"channel_masks.{what}",
         {"how": how},
         inputs,
         lambda tensors: flat(reference, tensors, what, torch.float64)(),
-        tuple(variants),
+        variants,
         timing=how,
         cold=False,
         inner=20,

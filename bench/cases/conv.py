@@ -79,7 +79,7 @@ def _case(setting: Setting, layer: ConvLayer, direction: str, batch: int) -> Cas
             for d in (torch.bfloat16, torch.float16)
         ),
     ]
-    if setting.scale == "full" and direction == "forward" and layer.name.startswith("stage") and batch == min(batches(setting)):
+    if setting.scale != "quick" and direction == "forward" and layer.name.startswith("stage") and batch == min(batches(setting)):
         once = compiled(library, setting)
         variants.append(Variant("compile", torch.bfloat16, lambda i: make(once, i, torch.bfloat16), note="max-autotune"))
     for name, dtype in (("ours", torch.bfloat16), ("ours_fp16", torch.float16)):

@@ -45,7 +45,8 @@ class Chain:
 
     def __init__(self, x: Tensor, w1: Tensor, w2: Tensor, vectors: list[Tensor], backend: str) -> None:
         self.x, self.w1, self.w2, self.backend = x, w1, w2, backend
-        self.first, self.second = tuple(vectors[:3]), tuple(vectors[3:])
+        weight1, bias1, mask1, weight2, bias2, mask2 = vectors
+        self.first, self.second = (weight1, bias1, mask1), (weight2, bias2, mask2)
 
     def forward(self) -> Tensor:
         """Return the block's output and keep what the way back needs."""
@@ -72,7 +73,7 @@ class Chain:
         dw2 = conv_wgrad(self.y1, g_z, 3, stride=1, prologue=between, g_affine=behind, backend=backend)
         size = (self.x.shape[2], self.x.shape[3])
         inner = (self.y1, self.affine1)
-        g_z1, sums1 = conv_dgrad(g_z, self.w2, size, stride=1, g_affine=behind, epilogue=inner, backend=backend)  # type: ignore[arg-type]
+        g_z1, sums1 = conv_dgrad(g_z, self.w2, size, stride=1, g_affine=behind, epilogue=inner, backend=backend)
         assert sums1 is not None
         k1, dweight1, dbias1, dmask1 = bn.backward_coefficients(sums1, count, self.affine1, *self.first, backend=backend)
         dw1 = conv_wgrad(self.x, g_z1, 3, stride=1, g_affine=(k1, self.y1), backend=backend)
@@ -122,7 +123,8 @@ def _case(setting: Setting, what: str, stage: int, batch: int) -> Case:
 
     def chained(tensors: Tensors, dtype: torch.dtype) -> Run:
         images, vectors, _, g = cast(tensors, dtype, True)
-        chain = Chain(*images, vectors, setting.backend)
+        x, w1, w2 = images
+        chain = Chain(x, w1, w2, vectors, setting.backend)
 
         def run() -> Tensors:
             with torch.no_grad():

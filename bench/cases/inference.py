@@ -49,7 +49,7 @@ def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
         return run
 
     def full(tensors: Tensors, dtype: torch.dtype, graphs: bool = False) -> Run:
-        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(t)]
+        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(t)]  # type: ignore[call-overload]
         kept, width = world.kept_features(t), world.net.width(world.net.features)
         # Columns of pruned features are zero, so that nothing has to be picked out of the features.
         weight = torch.zeros(t * CLASSES, t * width, device=setting.device).index_copy_(1, kept, tensors["weight"])
@@ -76,7 +76,7 @@ def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
         Variant("branches", HALF, graphed, graphed=False, needs_cuda=True, note="parallel cuDNN branches in one CUDA graph"),
         Variant("ours", HALF, own, graphed=False, note="frozen bank"),
     ]
-    if setting.scale == "full" or (t == 1 and not setting.smoke):
+    if setting.scale != "quick":
         variants.insert(3, Variant("compile", HALF, lambda i: full(i, HALF, True), graphed=False, note="max-autotune with CUDA graphs"))
     params = {"t": t, "batch": batch}
     expected: Callable[[Tensors], Tensors] = lambda tensors: full(tensors, torch.float64)()  # noqa: E731

@@ -132,7 +132,7 @@ def _case(setting: Setting, what: str, batch: int, stage: int, residual: bool) -
         return Work(bytes=float(passes * batch * channels * side**2 * dtype.itemsize), images=batch)
 
     # Each compilation takes seconds: one stage stands for the others.
-    compiles = stage == 1 and not setting.smoke
+    compiles = stage == 1
     params = {"stage": stage, "batch": batch, "residual": "yes" if residual else "no"}
     return Case(
         f"masked_bn.{what}", params, inputs, lambda i: make(eager, i, torch.float64, False)(), _variants(setting, compiles, make), work

@@ -5,7 +5,8 @@ short epoch; times are per step. What is trained after it is compared with the s
 
   eager_fp32, eager_bf16, eager_fp16   public style; DER: unpruned frozen networks one after another
   eager_compact                        DER only: the compact frozen networks one after another
-  compile                              t = 1 only: torch.compile(mode='max-autotune'), which makes CUDA graphs, and fused SGD
+  compile                              torch.compile(mode='max-autotune'), which makes CUDA graphs, and fused SGD; DER: at the largest t,
+                                       of the new network and the loss, with the compact frozen networks one after another before it
   ours                                 the package's stage, backend auto: the fastest of cuDNN and our kernels as measured
   ours_fused                           our kernels wherever they can run
   ours_fp32                            the same in float32, for the comparison's sake
@@ -26,7 +27,7 @@ from der_fast.model.architecture import Architecture
 
 def training_flops(net: Architecture, batch: int, size: int) -> float:
     """Return the multiplications and additions of the convolutions, forward and both gradients; the image needs none."""
-    sides = {(): size}
+    sides: dict[tuple[str, ...], int] = {(): size}
     total = 0.0
     for conv in net.convs():
         side = (sides[conv.source] - 1) // conv.stride + 1
@@ -36,7 +37,7 @@ def training_flops(net: Architecture, batch: int, size: int) -> float:
     return total
 
 
-def _variants(task: Task, backend: str) -> tuple[Variant, ...]:
+def _variants(task: Task, backend: str, compiles: bool) -> tuple[Variant, ...]:
     half = torch.bfloat16
 
     def other(name: str, dtype: torch.dtype, baseline: bool = False, frozen: str = "full", note: str = "", **options: bool) -> Variant:
@@ -57,9 +58,10 @@ def _variants(task: Task, backend: str) -> tuple[Variant, ...]:
         found.append(other("eager_fp16", torch.float16, True, note="autocast, gradient scaler, channels-last"))
     if task.t > 1:
         found.append(other("eager_compact", half, frozen="compact", note="compact frozen networks in turn"))
-    if not task.setting.smoke and task.t == 1:
-        # With frozen networks inlined it would compile for longer than everything else takes.
-        found.append(other("compile", half, note="max-autotune with CUDA graphs, fused SGD", compile=True))
+    if compiles:
+        # With frozen networks inlined, each of whose convolutions has a shape of its own, it would compile for longer than all else takes.
+        beside = ", compact frozen networks in turn" if task.t > 1 else ""
+        found.append(other("compile", half, frozen="compact", note=f"max-autotune with CUDA graphs, fused SGD{beside}", compile=True))
     if backend == "reference":
         return (*found, own("ours", "reference", "reference backend"), own("ours_fp32", "reference", "reference backend", "fp32"))
     fastest = own("ours", "auto", "fastest as measured, one CUDA graph") if task.setting.cuda else own("ours", "fused", "interpreted")
@@ -78,7 +80,7 @@ def _case(setting: Setting, name: str, t: int, batch: int) -> Case:
         params,
         task.inputs,
         expected,
-        _variants(task, setting.backend),
+        _variants(task, setting.backend, compiles=name == "train" or t == max(timesteps(setting))),
         lambda dtype: Work(flops=flops, images=batch),
         timing="launch",
         cold=False,

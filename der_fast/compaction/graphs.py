@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from der_fast.kernels import capture
+
 _log = logging.getLogger(__name__)
 # A run sees two shapes: its batch and the last, smaller one; both in training and in evaluation.
 _KEPT = 4
@@ -97,6 +99,5 @@ class GraphedBranches:
                 run_parallel(self.branches, static, self._streams)
         torch.cuda.current_stream(images.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            features = run_parallel(self.branches, static, self._streams)
+        features = capture.record(lambda: run_parallel(self.branches, static, self._streams), graph, side)
         return _Captured(graph, static, features)

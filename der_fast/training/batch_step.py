@@ -55,12 +55,12 @@ class BatchStep:
         self.totals = torch.zeros(2, dtype=torch.float64, device=context.device)
         self._scale = torch.ones((), device=context.device)
         self._binary = self._binary_masks() if settled else None
-        self._run = self._body
+        self._graphed: GraphedStep | None = None
         self._fused: FusedTraining | None = None
         if context.backend.name == "fused":
             path = "auto" if context.backend.measured else paths.CHAIN
             self._fused = FusedTraining(state.extractor, context.dtype, path=path)
-            self._run = GraphedStep(self._body, context.device, context.observer.message)
+            self._graphed = GraphedStep(context.device, context.observer.message)
 
     def __call__(self, images: Tensor, labels: Tensor, scale: float, batch: int) -> None:
         """Train on a batch.
@@ -72,7 +72,10 @@ class BatchStep:
         """
         self._scale.fill_(scale)
         self.controller.set_batch(batch)
-        self._run(images, labels)
+        if self._graphed is None:
+            self._body(images, labels)
+        else:
+            self._graphed(self._body, images, labels)
 
     def _binary_masks(self) -> Tensor | None:
         """The masks of the settled epochs; None where the compact network, which has none, is trained."""

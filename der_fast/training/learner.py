@@ -65,7 +65,7 @@ class Learner:
         self.observer = observer or Observer()
         self.device = resolve_device(self.config.runtime.device)
         self.backend = resolve(self.config.runtime.backend, self.device)
-        apply_runtime(self.config.runtime)
+        apply_runtime(self.config.runtime, self.device)
         self.results: list[StepResult] = []
         self.records: list[EpochRecord] = []
         self.notes: list[str] = []
@@ -248,7 +248,7 @@ class Learner:
                 rows = ", ".join(f"{key} was {_value(self.config, key)!r}, now {_value(config, key)!r}" for key in changed)
                 raise ConfigError(f"what was learned depends on these keys, so they cannot be changed any more: {rows}")
         self.config = config
-        apply_runtime(config.runtime)
+        apply_runtime(config.runtime, self.device)
 
     def metrics(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds (see the report's documentation); raises DerFastError before the first step."""

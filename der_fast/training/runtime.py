@@ -1,4 +1,4 @@
-"""Settings of the process: CPU threads and the C allocator."""
+"""Settings of the process: CPU threads, the C allocator and the current GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from der_fast.config.schema import RuntimeConfig
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 1 << 30
+_CPU = torch.device("cpu")
 
 
 def keep_large_buffers() -> bool:
@@ -28,8 +29,11 @@ def keep_large_buffers() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
 
 
-def apply_runtime(config: RuntimeConfig) -> None:
-    """Apply threads and allocator settings to this process."""
+def apply_runtime(config: RuntimeConfig, device: torch.device = _CPU) -> None:
+    """Apply threads and allocator settings to this process, and make `device`, where it is a numbered GPU, the current one."""
+    if device.type == "cuda" and device.index is not None:
+        # Triton launches on the current device, wherever its tensors lie.
+        torch.cuda.set_device(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.tune_allocator:

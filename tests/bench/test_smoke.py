@@ -16,6 +16,22 @@ from bench.facts import ROOT
 from bench.registry import GROUPS, OURS, SCALES, Setting, cases_of, chosen
 
 CPU = torch.device("cpu")
+# Of every case there is; a group at a time would take a busy machine minutes.
+NAMES = list(dict.fromkeys(case.name for case in cases_of(Setting(CPU, "smoke"))))
+# One case of every kernel. Whole banks, chains backwards and steps are the same kernels many times over, and take the interpreter minutes.
+INTERPRETED = (
+    "masked_bn.forward[stage=1,batch=3,residual=yes]",
+    "masked_bn.backward[stage=1,batch=3,residual=yes]",
+    "masked_bn.eval[stage=1,batch=3,residual=yes]",
+    "channel_masks.both[how=launch]",
+    "conv.forward[layer=down2,batch=3]",
+    "conv.dgrad[layer=short2,batch=3]",
+    "conv.wgrad[layer=down2,batch=3]",
+    "conv_chain.forward",
+    "bank.layer",
+    "augment.batch",
+    "compact.pack[dtype=float32,align=1]",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +47,9 @@ def run_all(setting, cases):
     return list(found.run(cases))
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_every_variant_of_every_case_is_right(group, setting):
-    cases = cases_of(setting, [group])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_of_every_case_is_right(name, setting):
+    cases = chosen(cases_of(setting, [name.split(".")[0]]), [name])
     records = run_all(setting, cases)
     assert [record["reason"] for record in records if record["status"] == "failed"] == []
     assert len(records) == sum(len(case.variants) for case in cases) > 0
@@ -42,8 +58,22 @@ def test_every_variant_of_every_case_is_right(group, setting):
     assert {record["reason"] for record in records if record["status"] == "unavailable"} <= {"needs a GPU"}
 
 
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+def test_nothing_is_measured_that_the_smoke_run_leaves_out(backend):
+    def variants(scale):
+        found: dict[str, set[str]] = {}
+        for case in cases_of(Setting(CPU, scale, backend)):
+            found.setdefault(case.name, set()).update(variant.name for variant in case.variants)
+        return found
+
+    tiny = variants("smoke")
+    assert list(tiny) == NAMES and {name.split(".")[0] for name in NAMES} == set(GROUPS)
+    assert variants("full") == tiny
+    assert all(names <= tiny[name] for name, names in variants("quick").items())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, kernels are compiled for it and do not run on the CPU")
-@pytest.mark.parametrize("pattern", ["masked_bn.forward[stage=1,batch=3,residual=yes]", "channel_masks.both[how=launch]"])
+@pytest.mark.parametrize("pattern", INTERPRETED)
 def test_the_kernels_pass_the_gate_in_the_interpreter(pattern):
     setting = Setting(CPU, "smoke", "fused", interpreted=True)
     records = run_all(setting, chosen(cases_of(setting, [pattern.split(".")[0]]), [pattern]))
@@ -103,10 +133,25 @@ def test_the_command_writes_records_that_compare_reads(tmp_path, capsys):
 def test_list_and_mistakes(capsys):
     assert command.main(["list", "masked_bn.*", "--device", "cpu", "--smoke"]) == 0
     assert "masked_bn.forward[stage=1,batch=3,residual=no]: eager_fp32, eager_bf16" in capsys.readouterr().out
-    assert command.main(["run", "no_such_case", "--device", "cpu", "--smoke"]) == 2
+    for verb in ("list", "run"):
+        assert command.main([verb, "no_such_case", "--device", "cpu", "--smoke"]) == 2
+        assert "no case fits; `python -m bench list` shows them" in capsys.readouterr().err
     assert command.main(["run", "--device", "cuda:99"]) == 2
     assert command.main(["compare", "no_such_file", "no_such_file"]) == 2
     assert "error: cannot read no_such_file" in capsys.readouterr().err
+
+
+def test_what_would_be_lost_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ceilings, "measured", lambda setting: pytest.fail("measured"))
+    options = ["run", "masked_bn.eval", "--groups", "masked_bn", "--device", "cpu", "--smoke"]
+    assert command.main([*options, "--variants", "ours", "mine"]) == 2
+    assert "no case here has a variant 'mine': choose from compile, eager_bf16" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert command.main([*options, "--json", str(tmp_path / "file" / "r.jsonl")]) == 2
+    assert "error: cannot write" in capsys.readouterr().err
+    (tmp_path / "empty.jsonl").write_text("")
+    assert command.main(["plot", str(tmp_path / "empty.jsonl"), "--out", str(tmp_path)]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
 
 
 def test_the_micro_cases_run_under_pytest_benchmark(tmp_path):

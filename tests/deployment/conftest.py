@@ -22,6 +22,7 @@ from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.training import latency
 from der_fast.training.learner import Learner
+from der_fast.training.prediction import Prediction
 from der_fast.training.step import Model
 
 TINY: dict[str, Any] = {
@@ -43,6 +44,25 @@ def _quick() -> Iterator[None]:
         patch.setattr(latency, "REPEATS", 1)
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> dict[str, Any]:
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[list[Prediction], list[Prediction]], bool]:
+    return same_predictions
+
+
+def same_predictions(found: list[Prediction], wanted: list[Prediction]) -> bool:
+    """Whether predictions agree but for rounding; classes of nearly the same probability may change places."""
+    for mine, other in zip(found, wanted, strict=True):
+        for name, probability in mine.top:
+            assert probability == pytest.approx(dict(other.top)[name], abs=1e-5)
+        assert mine.probability == pytest.approx(other.probability, abs=1e-5)
+    return len(found) > 0
 
 
 @pytest.fixture(scope="session")

@@ -36,15 +36,7 @@ ONE_BLOCK = Architecture(
     (Block("stage1.0", (Conv("conv1", ("stage1",), ("stage1.0",), 3), Conv("conv2", ("stage1.0",), ("stage1",), 3))),),
 )
 Build = Callable[..., tuple[Network, Callable[[Tensor], Tensor]]]
-
-
-def same(found: list[Prediction], wanted: list[Prediction]) -> bool:
-    """Whether predictions agree but for rounding; classes of nearly the same probability may change places."""
-    for mine, other in zip(found, wanted, strict=True):
-        for name, probability in mine.top:
-            assert probability == pytest.approx(dict(other.top)[name], abs=1e-5)
-        assert mine.probability == pytest.approx(other.probability, abs=1e-5)
-    return len(found) > 0
+Same = Callable[[list[Prediction], list[Prediction]], bool]
 
 
 def small_learner(learner: Learner, random_network: Build, monkeypatch: pytest.MonkeyPatch) -> tuple[Learner, Callable[[Tensor], Tensor]]:
@@ -66,7 +58,7 @@ def network_features(network: Network) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize(("name", "options"), [("model.onnx", {}), ("raw.ONNX", {"raw_uint8": True}), ("model.safetensors", {})])
 def test_files_that_der_fast_opens_again(
-    name: str, options: dict[str, Any], run_folder: Path, learner: Learner, digits: Tensor, tmp_path: Path
+    name: str, options: dict[str, Any], run_folder: Path, learner: Learner, digits: Tensor, same: Same, tmp_path: Path
 ) -> None:
     done = export(str(run_folder), str(tmp_path / "new" / name), **options)
     assert done.path == tmp_path / "new" / name
@@ -90,7 +82,7 @@ def test_a_learner_and_its_run_give_the_same_file(run_folder: Path, learner: Lea
     assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
 
 
-def test_a_run_folder_is_opened_too(run_folder: Path, learner: Learner, digits: Tensor) -> None:
+def test_a_run_folder_is_opened_too(run_folder: Path, learner: Learner, digits: Tensor, same: Same) -> None:
     model = der_fast.load(run_folder, device="cpu")
     assert same(model.predict(digits[:5], top=10), learner.predict(digits[:5], top=10))
 

@@ -39,10 +39,11 @@ FLOOR = {torch.float32: 4 * torch.finfo(torch.float32).eps, torch.bfloat16: torc
 
 
 def tiny_architecture() -> Architecture:
-    """A stem and one block without a neighbourhood: every tap costs the interpreter milliseconds."""
-    groups = {"stream": 4, "inner": 3}
-    convs = (Conv("conv1", ("stream",), ("inner",), 1), Conv("conv2", ("inner",), ("stream",), 1))
-    return Architecture("tiny", groups, Conv("stem", (), ("stream",), 1), False, (Block("block", convs),))
+    """A stem and a block of 3×3 convolutions that halves the picture, with a projection: every kernel and epilogue of a ResNet-18."""
+    groups = {"stem": 3, "inner": 3, "out": 4}
+    convs = (Conv("conv1", ("stem",), ("inner",), 3, 2), Conv("conv2", ("inner",), ("out",), 3))
+    block = Block("block", convs, Conv("projection", ("stem",), ("out",), 1, 2))
+    return Architecture("tiny", groups, Conv("stem", (), ("stem",), 3), False, (block,))
 
 
 def curve(context: Context, source: MemorySource, architecture: Architecture, monkeypatch: pytest.MonkeyPatch, exact: bool) -> list[float]:

@@ -3,6 +3,8 @@ reference does."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -160,6 +162,13 @@ class NoQuestions(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.seen.add(name)
         assert name not in self.REFUSED, f"{name} asks the device for a number"
+        # A choice by a mask counts what it chose, below where this looks.
+        indices = (
+            (args[1] or ()) if name.startswith(("index", "_index_put")) and len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+        )
+        assert all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in indices), (
+            f"{name} asks the device for a number"
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -179,17 +188,23 @@ def test_a_batch_asks_the_device_for_nothing(
     assert "_fused_sgd_" in mode.seen and "convolution" in mode.seen
     with pytest.raises(AssertionError, match="asks the device"), NoQuestions():
         float(step.totals[0])
+    with pytest.raises(AssertionError, match="asks the device"), NoQuestions():
+        batch.images[batch.labels > 0]
     assert step.totals.tolist()[0] > 0
 
 
 def test_the_batch_lies_in_the_same_place_every_time() -> None:
     seen: list[tuple[int, int, float]] = []
-    step = GraphedStep(lambda images, labels: seen.append((images.data_ptr(), labels.data_ptr(), float(images.sum()))), CPU, pytest.fail)
+    step = GraphedStep(CPU, pytest.fail)
+
+    def body(images: torch.Tensor, labels: torch.Tensor) -> None:
+        seen.append((images.data_ptr(), labels.data_ptr(), float(images.sum())))
+
     odd = torch.full((2, 3, 4, 4), 7.0), torch.zeros(2, dtype=torch.int64)
     for number in range(6):
         images = torch.full((3, 3, 4, 4), float(number)).contiguous(memory_format=torch.channels_last)
-        step(images, torch.full((3,), number))
-        step(*odd)
+        step(body, images, torch.full((3,), number))
+        step(body, *odd)
     assert len(seen) == 12 and not step.captured
     assert [value for *_, value in seen[::2]] == [144.0 * number for number in range(6)]
     assert len({place[:2] for place in seen[::2]}) == 1
@@ -202,18 +217,18 @@ CPU = torch.device("cpu")
 class Pretending(GraphedStep):
     """A step that believes to be on a GPU; what would be captured is a list of calls."""
 
-    def __init__(self, body: Any, say: Any, problem: str | None = None) -> None:
-        super().__init__(body, CPU, say)
+    def __init__(self, say: Any, problem: str | None = None) -> None:
+        super().__init__(CPU, say)
         self._captures, self.problem, self.captures = True, problem, 0
 
-    def _eagerly(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.body(images, labels)
+    def _eagerly(self, body: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
+        body(images, labels)
 
-    def _record(self, graph: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _record(self, graph: Any, body: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.captures += 1
         if self.problem is not None:
             raise RuntimeError(self.problem)
-        graph.replay = lambda: self.body(images, labels)
+        graph.replay = lambda: body(images, labels)
 
     def _new_graph(self) -> Any:
         return type("Graph", (), {})()
@@ -221,11 +236,15 @@ class Pretending(GraphedStep):
 
 def test_every_batch_counts_once_before_and_after_the_capture() -> None:
     seen: list[float] = []
-    step = Pretending(lambda images, labels: seen.append(float(images[0])), pytest.fail)
+    step = Pretending(pytest.fail)
+
+    def body(images: torch.Tensor, labels: torch.Tensor) -> None:
+        seen.append(float(images[0]))
+
     for number in range(WARM_UP + 4):
         assert step.captured == (number > WARM_UP)
-        step(torch.tensor([float(number), 0.0]), torch.zeros(2))
-        step(torch.tensor([-float(number)]), torch.zeros(1))
+        step(body, torch.tensor([float(number), 0.0]), torch.zeros(2))
+        step(body, torch.tensor([-float(number)]), torch.zeros(1))
     assert step.captures == 1 and step.captured
     assert seen == [value for number in range(WARM_UP + 4) for value in (float(number), -float(number))]
 
@@ -233,11 +252,13 @@ def test_every_batch_counts_once_before_and_after_the_capture() -> None:
 def test_where_no_graph_can_be_captured_one_line_says_so_and_every_batch_still_counts() -> None:
     seen: list[float] = []
     said: list[str] = []
-    step = Pretending(
-        lambda images, labels: seen.append(float(images[0])), said.append, "operation not permitted\nwhen a stream is capturing"
-    )
+    step = Pretending(said.append, "operation not permitted\nwhen a stream is capturing")
+
+    def body(images: torch.Tensor, labels: torch.Tensor) -> None:
+        seen.append(float(images[0]))
+
     for number in range(WARM_UP + 4):
-        step(torch.tensor([float(number)]), torch.zeros(1))
+        step(body, torch.tensor([float(number)]), torch.zeros(1))
     assert seen == [float(number) for number in range(WARM_UP + 4)]
     assert step.captures == 1 and not step.captured
     assert said == ["training steps are launched kernel by kernel, because no CUDA graph could be captured: operation not permitted"]
@@ -267,6 +288,34 @@ def test_a_new_function_is_made_when_the_masks_settle_and_at_no_other_batch(
     assert len(observer.seen) == 4 * 3
     assert len(dict.fromkeys(observer.seen)) == made
     assert all(len(set(observer.seen[start : start + 6])) == 1 for start in (0, 6))
+
+
+def test_what_a_step_function_holds_is_gone_with_it(
+    tiny: Tiny, synthetic: Images, context_for: Contexts, reference_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without waiting for the garbage collector: a graph's memory is all of a step's activations, and the next graph needs as much."""
+    source = synthetic("abcd")
+    context = replace(context_for(tiny({"masks.settle": 0.5, "later.epochs": 4}), source), backend=FUSED)
+    model, state = second_step(context)
+    made: list[weakref.ref[GraphedStep]] = []
+    original = GraphedStep.__init__
+
+    def noting(self: GraphedStep, *arguments: Any) -> None:
+        original(self, *arguments)
+        assert all(reference() is None for reference in made)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(GraphedStep, "__init__", noting)
+    stage = stage_of(context, source, state, model)
+    gc.collect()
+    gc.disable()
+    try:
+        stage.run()
+        assert len(made) == 2 and made[-1]() is not None
+        del stage
+        assert made[-1]() is None
+    finally:
+        gc.enable()
 
 
 def test_mask_logits_that_are_no_numbers_end_the_run_and_say_where(

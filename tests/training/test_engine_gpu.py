@@ -18,7 +18,7 @@ from der_fast.model.extractor import Extractor
 from der_fast.training import graphed
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
-from der_fast.training.graphed import WARM_UP, GraphedStep
+from der_fast.training.graphed import WARM_UP
 from der_fast.training.progress import Observer
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.state import StepState
@@ -45,8 +45,8 @@ class Watching(Observer):
 
     def batch_ends(self, *event: Any) -> None:
         assert self.stage is not None and self.stage._step is not None
-        run = self.stage._step._run
-        self.captured.append(isinstance(run, GraphedStep) and run.captured)
+        graphed = self.stage._step._graphed
+        self.captured.append(graphed is not None and graphed.captured)
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -134,7 +134,7 @@ def test_nothing_waits_for_the_device_within_an_epoch(
     def watched(self: BatchStep, images: torch.Tensor, labels: torch.Tensor, scale: float, batch: int) -> None:
         calls.append(batch)
         # Ways are chosen, kernels compiled and the graph captured in the first batches.
-        strict = isinstance(self._run, GraphedStep) and self._run._runs > WARM_UP + 1
+        strict = self._graphed is not None and self._graphed._runs > WARM_UP + 1
         torch.cuda.set_sync_debug_mode("error" if strict else "default")
         try:
             original(self, images, labels, scale, batch)

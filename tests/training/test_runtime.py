@@ -10,6 +10,8 @@ from der_fast.config.schema import RuntimeConfig
 from der_fast.training import runtime
 from der_fast.training.runtime import apply_runtime, keep_large_buffers
 
+CPU = torch.device("cpu")
+
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 def test_the_allocator_is_told_once_for_each_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,9 +42,17 @@ def test_threads_and_allocator_are_applied(tune: bool, monkeypatch: pytest.Monke
     calls: list[bool] = []
     monkeypatch.setattr(runtime, "keep_large_buffers", lambda: calls.append(True))
     before = torch.get_num_threads()
-    apply_runtime(RuntimeConfig(threads=None, tune_allocator=tune))
+    apply_runtime(RuntimeConfig(threads=None, tune_allocator=tune), CPU)
     assert torch.get_num_threads() == before
-    apply_runtime(RuntimeConfig(threads=before + 1, tune_allocator=False))
+    apply_runtime(RuntimeConfig(threads=before + 1, tune_allocator=False), CPU)
     assert torch.get_num_threads() == before + 1
     torch.set_num_threads(before)
     assert calls == [True] * tune
+
+
+def test_a_numbered_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        apply_runtime(RuntimeConfig(threads=None, tune_allocator=False), torch.device(name))
+    assert chosen == [torch.device("cuda", 1)]
