@@ -1,4 +1,4 @@
-"""Every Triton kernel is launched with its tensors' device as the current one: Triton launches on the current device, whatever it is given."""
+"""Every Triton kernel is launched with its tensors' device as the current one: Triton itself does not look where its arguments lie."""
 
 from __future__ import annotations
 
