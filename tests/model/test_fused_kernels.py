@@ -87,7 +87,7 @@ def compare(architecture, shape, dtype, path, **options):
     in half precision what a few do. In half precision that is asked of features and statistics. There roundings do carry values across
     the corners of ReLUs, and a gradient is what batch-norm leaves of large terms that cancel, sums over as little as twelve values:
     eager's own errors reach 100 %; ours and its scatter about each other by factors of up to thirty for single tensors, both ways, and
-    agree in the middle. So there the median of all gradients keeps to a multiple of eager's error, and the worst to four times eager's worst.
+    agree in the middle. So the median of all gradients keeps to a multiple of eager's error, and the worst to four times eager's worst.
     """
     half = dtype != torch.float32
     floor = 2 * torch.finfo(dtype).eps if half else 128 * torch.finfo(dtype).eps
