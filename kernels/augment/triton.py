@@ -111,8 +111,10 @@ def augment_triton(
     assert given is not None
     count = len(given)
     out = torch.empty(count, height, width, 3, dtype=dtype, device=images.device)
-    if count:
-        blocks = triton.cdiv(height * width * 3, BLOCK)
+    if not count:
+        return out
+    blocks = triton.cdiv(height * width * 3, BLOCK)
+    with torch.cuda.device_of(images):
         _augment_kernel[(count * blocks,)](
             images,
             index,

@@ -141,47 +141,49 @@ def _forward_constants(structure: MaskStructure, itemsize: int) -> dict[str, int
 
 def forward(logits: Tensor, scale: Tensor, structure: MaskStructure, masks: Tensor, loss: Tensor, work: Tensor) -> None:
     """Fill masks (C,), loss () and work (R + G + 2L,) float64; one launch on the current stream."""
-    _forward_kernel[(1,)](
-        logits,
-        scale,
-        structure.rows,
-        structure.row_offsets,
-        structure.convs,
-        masks,
-        loss,
-        work,
-        len(structure.rows),
-        len(structure.widths),
-        len(structure.convolutions),
-        structure.full,
-        **_forward_constants(structure, logits.element_size()),
-        num_warps=FORWARD_WARPS,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(logits):
+        _forward_kernel[(1,)](
+            logits,
+            scale,
+            structure.rows,
+            structure.row_offsets,
+            structure.convs,
+            masks,
+            loss,
+            work,
+            len(structure.rows),
+            len(structure.widths),
+            len(structure.convolutions),
+            structure.full,
+            **_forward_constants(structure, logits.element_size()),
+            num_warps=FORWARD_WARPS,
+            enable_fp_fusion=True,
+        )
 
 
 def backward(
     logits: Tensor, grad_masks: Tensor | None, grad_loss: Tensor | None, sides: Tensor, structure: MaskStructure, gradient: Tensor
 ) -> None:
     """Fill the gradient (C,) from those of the masks (C,) and of the loss (), either of which may be None; one launch."""
-    _backward_kernel[(len(structure.rows),)](
-        logits,
-        grad_masks,
-        grad_loss,
-        sides,
-        structure.rows,
-        structure.convs,
-        structure.user_offsets,
-        structure.users,
-        gradient,
-        len(structure.convolutions),
-        structure.full,
-        ROW=ROW,
-        SPAN=structure.span,
-        USERS=USERS,
-        num_warps=1,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(logits):
+        _backward_kernel[(len(structure.rows),)](
+            logits,
+            grad_masks,
+            grad_loss,
+            sides,
+            structure.rows,
+            structure.convs,
+            structure.user_offsets,
+            structure.users,
+            gradient,
+            len(structure.convolutions),
+            structure.full,
+            ROW=ROW,
+            SPAN=structure.span,
+            USERS=USERS,
+            num_warps=1,
+            enable_fp_fusion=True,
+        )
 
 
 def compile_cases() -> list[CompileCase]:

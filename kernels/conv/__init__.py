@@ -92,7 +92,7 @@ def conv_dgrad(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient of a convolution's input.
 
-    Returns dx (N, C, H, W) in g's dtype, channels_last, and None; with `epilogue`, g_z = dx·1[y_in·scale + shift > 0] and the partials
+    Returns dx (N, C, H, W) in g's dtype, channels_last, and None; with `epilogue`, g_z = dx·1[not y_in·scale + shift ≤ 0] and the partials
     (P, 2, C) float32 of S1 = Σ g_z and S2 = Σ g_z·x̂ with x̂ = (y_in − mean)·rstd, to be summed in the order of P.
 
     Args:

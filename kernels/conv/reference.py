@@ -62,7 +62,8 @@ def conv_dgrad_reference(
         return out, None
     y_in, affine = epilogue
     wide = _wide(y_in)
-    out = torch.where(wide * _per_channel(affine.scale) + _per_channel(affine.shift) > 0, out, 0)
+    # Not `> 0`: PyTorch's ReLU lets the gradient of a NaN through.
+    out = torch.where(wide * _per_channel(affine.scale) + _per_channel(affine.shift) <= 0, 0, out)
     normalised = (wide - _per_channel(affine.mean)) * _per_channel(affine.rstd)
     sums = torch.stack([_wide(out).sum((0, 2, 3)), (_wide(out) * normalised).sum((0, 2, 3))])
     return out, sums[None]

@@ -28,7 +28,9 @@ def _through_relu(gradient, before, kept, mean, rstd, scale, shift, line, column
     there = column < channels
     by = tl.load(scale + column, mask=there, other=0.0)[None, :]
     plus = tl.load(shift + column, mask=there, other=0.0)[None, :]
-    gradient = tl.where(kept & (before * by + plus > 0), gradient, 0.0)
+    # Not `> 0`: PyTorch's ReLU lets the gradient of a NaN through, so that divergence stays visible.
+    shut = before * by + plus <= 0
+    gradient = tl.where(kept, tl.where(shut, 0.0, gradient), 0.0)
     value = gradient.to(tl.float32)
     centre = tl.load(mean + column, mask=there, other=0.0)[None, :]
     normalised = (before - centre) * tl.load(rstd + column, mask=there, other=0.0)[None, :]

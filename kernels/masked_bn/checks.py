@@ -40,6 +40,14 @@ def check_alike(name: str, y: Tensor, like: Tensor) -> None:
             raise ValueError(f"masked_bn: {name} has {what} {found}, the convolution's output has {expected}; they must agree")
 
 
+def check_no_broadcast(x: Tensor, residual: Tensor | None, mask: Tensor | None) -> None:
+    """Raise ValueError for a residual or mask that PyTorch would silently repeat."""
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"masked_bn: residual has shape {tuple(residual.shape)}, x has {tuple(x.shape)}; they must agree")
+    if mask is not None and mask.shape != x.shape[1:2]:
+        raise ValueError(f"masked_bn: mask has shape {tuple(mask.shape)}; with {x.shape[1]} channels it must be ({x.shape[1]},)")
+
+
 def check_activation(name: str, y: Tensor, like: Tensor | None = None) -> None:
     """Raise ValueError unless y is non-empty, channels-last, of a known dtype, and agrees with `like`."""
     check_shape(name, y)

@@ -52,6 +52,7 @@ def masked_bn(
     """
     checks.check_backend(backend)
     if backend == "reference":
+        checks.check_no_broadcast(x, residual, mask)
         return masked_bn_reference(
             x,
             weight,

@@ -137,6 +137,7 @@ def test_no_images():
         ({"col": torch.zeros(4)}, "col must hold"),
         ({"flip": torch.zeros(4)}, "flip must hold"),
         ({"brightness": torch.zeros(4, dtype=torch.int64)}, "brightness must hold"),
+        ({"row": torch.zeros(4, dtype=torch.int64, device="meta")}, "row must hold .* on cpu.* on meta"),
         ({"padding": -1}, "padding must be"),
         ({"std": (0.2, 0.0, 0.2)}, "std > 0"),
         ({"mean": (0.2, 0.0)}, "three numbers"),

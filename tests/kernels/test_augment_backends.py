@@ -217,6 +217,10 @@ def arguments(**change):
         ({"index": torch.tensor([0, 1, 2, -1])}, r"index must lie in \[0, 3\]; got -1 to 2"),
         ({"index": torch.arange(4).int()}, "index must be int64"),
         ({"std": (0.1, 0.1, 0.0)}, "std > 0"),
+        ({"images": pixels(4, 6, 6).permute(0, 3, 1, 2)}, r"N × H × W × 3, not torch.uint8, \(4, 3, 6, 6\)"),
+        ({"numbers": torch.arange(4, device="meta")}, r"on cpu; got torch.int64, \(4,\) on meta"),
+        ({"index": torch.arange(4, device="meta")}, r"index must be .* on cpu; got torch.int64, \(4,\) on meta"),
+        ({"key": torch.zeros(2, dtype=torch.int64, device="meta")}, "key must be .* on cpu; got .* on meta"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(change, words, backend):

@@ -282,6 +282,17 @@ def test_other_bad_arguments_are_refused_by_name(change, words):
         compact([one_job()], storage, **options)
 
 
+def test_what_lies_on_another_device_is_refused():
+    with pytest.raises(ValueError, match=r"jobs\[1\].weight must lie on cpu, not on meta"):
+        compact([one_job(), one_job(weight=torch.ones(2, 3, 3, 3, device="meta"))], poisoned(1024))
+    with pytest.raises(ValueError, match=r"jobs\[0\].rows must lie on cpu, not on meta"):
+        compact([one_job(rows=torch.zeros(2, dtype=torch.int32, device="meta"))], poisoned(1024))
+    with pytest.raises(ValueError, match=r"jobs\[0\].variance must lie on cpu, not on meta"):
+        compact([with_norm(variance=torch.ones(2, device="meta"))], poisoned(1024))
+    with pytest.raises(ValueError, match="storage must lie on the CPU or a CUDA device, not on meta"):
+        compact([], torch.empty(1024, dtype=torch.uint8, device="meta"))
+
+
 def test_jobs_that_overlap_are_refused():
     with pytest.raises(ValueError, match=r"jobs\[1\].offset is 128, but what lies before ends at 144"):
         compact([one_job(), one_job(offset=128)], poisoned(1024))

@@ -69,6 +69,9 @@ def crop(tensor: Tensor) -> Tensor:
         ({"prologue": lambda p: (p[0][:-1], p[1])}, r"prologue scale must have shape \(6,\), not \(5,\)"),
         ({"prologue": lambda p: (p[0], p[1].double())}, "prologue shift must be torch.float32, not torch.float64"),
         ({"bias": lambda b: b.repeat(2)[::2]}, "bias must be contiguous"),
+        ({"prologue": lambda p: (p[0], p[1].to("meta"))}, "prologue shift lies on meta, the other tensors on"),
+        ({"residual": lambda r: r.to("meta")}, "residual lies on meta"),
+        ({"residual": lambda r: r.half()}, "residual must be torch.float32 like the other tensors"),
         ({"residual": crop}, r"residual must have shape \(2, 8, 5, 4\), not \(2, 7, 5, 4\)"),
     ],
 )
@@ -79,6 +82,11 @@ def test_forward_refuses(changes, message, backend):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"g": lambda g: g[:0]}, r"g is empty: shape \(0, 8, 3, 2\)"),
+        ({"g": lambda g: g.contiguous()}, "g must have channels_last strides"),
+        ({"g": lambda g: g.int()}, "takes torch.bfloat16.* not torch.int32"),
+        ({"weight": lambda w: w.half()}, "weight must be torch.float32 like the other tensors"),
+        ({"weight": lambda w: w.to("meta")}, "weight lies on meta"),
         ({"g": crop}, r"weight \(8, 6, 3, 3\) gives 8 channels, but g has 7"),
         ({"input_hw": (5, 5)}, r"g has height and width \(3, 2\), but an input of \(5, 5\) with stride 2 gives \(3, 3\)"),
         ({"input_hw": (0, 4)}, "height and width"),
@@ -97,6 +105,11 @@ def test_dgrad_refuses(changes, message):
     [
         ({"g": lambda g: g[:1]}, "g has a batch of 1, x one of 2"),
         ({"g": lambda g: g.half()}, "g must be torch.float32 like the other tensors"),
+        ({"g": lambda g: g.to("meta")}, "g lies on meta"),
+        ({"x": lambda x: x.contiguous()}, "x must have channels_last strides"),
+        ({"x": lambda x: x[:0]}, r"x is empty: shape \(0, 6, 5, 4\)"),
+        ({"x": lambda x: x.int()}, "takes torch.bfloat16.* not torch.int32"),
+        ({"g_affine": lambda a: (a[0].to("meta"), a[1])}, "g_affine k lies on meta"),
         ({"kernel": 5}, "kernel must be 1 or 3, not 5"),
         ({"stride": 1}, "g has height and width"),
         ({"split": 0}, "split must be from 1 to 65535, not 0"),

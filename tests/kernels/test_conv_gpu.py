@@ -152,5 +152,6 @@ def test_offsets_beyond_32_bits(stride):
     dw = conv_wgrad(x, only_last, 3, stride=stride, backend="fused")
     g[:, :, 0] = 0
     of_strip = conv_wgrad(x[:, :, -last * stride :].contiguous(memory_format=torch.channels_last), g, 3, stride=stride, backend="fused")
-    # The same products in other groups.
-    assert relative_error(dw, of_strip.double()) < 64 * torch.finfo(torch.float32).eps
+    # The same products in other groups. Tensor cores cut off, rather than round, the end of each sum of 16 products, and all in one
+    # direction; the whole image's last part adds up the strip's pixels one group after another.
+    assert relative_error(dw, of_strip.double()) < (last - 1) * y.shape[3] / 16 * torch.finfo(torch.float32).eps

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from der_fast.errors import BackendError
+from der_fast.kernels import triton_runtime
 from der_fast.kernels.grouped_conv import Config, Part, default_config, grouped_conv, pack_layer, padded
 from der_fast.kernels.grouped_conv.launch import tile_channels
 from der_fast.kernels.grouped_conv.layer import ALIGN, FIELDS
@@ -328,6 +330,12 @@ def test_bad_arguments_are_refused(backend):
     refused("residual must have 2 images", added=residual[:1])
     refused("residual must have at least 24 channels, a multiple of 8, not 16", added=channels_last(residual[:, :16]))
     refused("unknown backend 'best': choose from reference, fused", backend="best")
+
+
+def test_without_triton_the_fused_backend_says_so(monkeypatch):
+    monkeypatch.setattr(triton_runtime, "usable", lambda device: (False, "Triton is not installed (gone)"))
+    with pytest.raises(BackendError, match="grouped_conv cannot run here: Triton is not installed.*'reference' or 'auto'"):
+        case_of([3], [5]).run(torch.float32, "fused", DEVICE)
 
 
 def test_the_fused_kernel_has_no_float64():

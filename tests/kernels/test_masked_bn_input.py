@@ -171,11 +171,26 @@ def test_unknown_backend():
         ({"running_var": vector(5)}, r"running_var has shape \(5,\)"),
         ({"residual": image((2, 4, 3, 4))}, r"residual has shape \(2, 4, 3, 4\)"),
         ({"residual": image(dtype=torch.bfloat16)}, "residual has dtype torch.bfloat16"),
+        ({"residual": torch.ones(FULL, device="meta")}, "residual has device meta"),
+        ({"mask": torch.ones(4, device="meta")}, "mask is on meta, the activations on"),
+        ({"running_mean": torch.ones(4, device="meta")}, "running_mean is on meta"),
     ],
 )
 def test_the_whole_operation(arguments, message):
     with pytest.raises(ValueError, match="masked_bn: .*" + message):
         whole(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask": vector(1)}, r"masked_bn: mask has shape \(1,\); with 4 channels it must be \(4,\)"),
+        ({"residual": image((1, 4, 3, 5))}, r"masked_bn: residual has shape \(1, 4, 3, 5\), x has \(2, 4, 3, 5\)"),
+    ],
+)
+def test_the_reference_repeats_nothing_silently(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        passes.masked_bn(image(), *(vector() for _ in range(4)), training=True, **arguments)
 
 
 def test_one_element_per_channel_is_refused_by_the_reference_too():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import statistics
+import unittest.mock
 
 import pytest
 import torch
@@ -14,6 +16,10 @@ from der_fast.model.extractor import Extractor
 from der_fast.model.fused import FusedTraining
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# What float32 may move values of about one by, Winograd's convolutions included.
+CORNER = 5e-6
+# The first seed with such images, by what was searched for: a search takes up to a hundred forward passes.
+SEEDS = {}
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
 
@@ -51,21 +57,48 @@ def distances(found, wanted):
     ]
 
 
-def compare(architecture, images, dtype, path, **options):
-    """Against double precision, no tensor may be farther off than twice the plain extractor's in the same precision, its worst, or a floor.
+def draw_images(shape, exact, masks):
+    """Images for which no value in double precision lies so near a ReLU's corner that rounding in float32 could carry it across.
 
-    Errors are relative to a tensor's largest entry. The floor is what sums over N·H·W terms in float32 may lose, and what a handful of
-    roundings of activations amount to.
+    Gradients jump there: one value of a million on the other side is an error of a few percent, ours or eager's, whoever has it.
     """
-    floor = images[:, 0].numel() * torch.finfo(torch.float32).eps + 8 * torch.finfo(dtype).eps
+    relu_, nearest = torch.Tensor.relu_, []
+
+    def watched(z):
+        nearest.append(float(z.detach().abs().min()))
+        return relu_(z)
+
+    key = f"{exact.architecture} {shape}"
+    for seed in range(SEEDS.get(key, 3), 2000):
+        images, exact = torch.randn(*shape, generator=seeded(seed)).to(DEVICE), copy.deepcopy(exact)
+        with torch.no_grad(), unittest.mock.patch.object(torch.Tensor, "relu_", watched):
+            exact(images.double(), masks.double())
+        if min(nearest) > CORNER:
+            SEEDS[key] = seed
+            return images
+        nearest.clear()
+    raise AssertionError("no images without a value near a corner: make them smaller")
+
+
+def compare(architecture, shape, dtype, path, **options):
+    """Against double precision, tensor by tensor: errors, relative to the largest entry, beside those of the plain extractor in `dtype`.
+
+    No error may exceed twice the plain extractor's, its worst, or the floor: in float32 what a network's worth of roundings amounts to,
+    in half precision what a few do. In half precision that is asked of features and statistics. There roundings do carry values across
+    the corners of ReLUs, and a gradient is what batch-norm leaves of large terms that cancel, sums over as little as twelve values:
+    eager's own errors reach 100 %; ours and its scatter about each other by factors of up to thirty for single tensors, both ways, and
+    agree in the middle. So the median of all gradients keeps to a multiple of eager's error, and the worst to four times eager's worst.
+    """
+    half = dtype != torch.float32
+    floor = 2 * torch.finfo(dtype).eps if half else 128 * torch.finfo(dtype).eps
     plain = Extractor(architecture).initialise(seeded(0)).to(DEVICE).train()
     fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     masks = torch.rand(plain.maskable, generator=seeded(1)).to(DEVICE)
-    weights = torch.randn(len(images), plain.features, generator=seeded(2)).to(DEVICE)
-    images = images.to(DEVICE)
+    weights = torch.randn(shape[0], plain.features, generator=seeded(2)).to(DEVICE)
+    images = draw_images(shape, exact, masks)
 
     def autocast(batch, mask):
-        with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(DEVICE.type, dtype, enabled=half):
             return plain(batch, mask).float()
 
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -73,30 +106,35 @@ def compare(architecture, images, dtype, path, **options):
         usual = distances(outcome(autocast, plain, masks, images, weights), wanted)
         step = FusedTraining(fused, dtype, path=path, **options)
         found = distances(outcome(step, fused, masks, images, weights), wanted)
-    for error, other in zip(found, usual, strict=True):
-        assert error <= max(2 * other, max(usual), floor)
+    names = ["features", "masks", *(name for name, _ in plain.named_parameters()), *(name for name, _ in plain.named_buffers())]
+    gradients = set(names[1 : 2 + len(list(plain.parameters()))]) if half else set()
+    for name, error, other in zip(names, found, usual, strict=True):
+        allowed = 4 * max(usual) if name in gradients else max(2 * other, floor, 0.0 if half else max(usual))
+        assert error <= allowed, name
+    if half:
+        ratios = [error / max(other, 1e-30) for name, error, other in zip(names, found, usual, strict=True) if name in gradients]
+        # In float16 so few values cross a corner that one of them shows in every gradient before it; in bfloat16 they are many.
+        assert statistics.median(ratios) <= (2 if dtype == torch.bfloat16 else 4), ratios
 
 
 @pytest.mark.parametrize(("path", "dtype"), [(paths.CHAIN, torch.float32), (paths.CHAIN, torch.bfloat16), (paths.CUDNN, torch.float32)])
 def test_a_small_network(path, dtype):
-    images = torch.randn(3, 3, 6, 5, generator=seeded(3))
-    compare(small_network(), images, dtype, path)
+    compare(small_network(), (3, 3, 6, 5), dtype, path)
 
 
 @pytest.mark.parametrize("path", ["auto", *paths.FORWARD])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("backbone", "stem", "side"),
+    ("backbone", "width", "stem", "side"),
     [
-        pytest.param("resnet18", "small", 32, marks=gpu),
-        pytest.param("resnet50", "imagenet", 64, marks=gpu),
-        pytest.param("resnet20", "small", 32, marks=gpu),
-        pytest.param("preact_resnet18", "small", 32, marks=gpu),
+        pytest.param("resnet18", 16, "small", 16, marks=gpu),
+        pytest.param("resnet50", 4, "imagenet", 64, marks=gpu),
+        pytest.param("resnet20", 16, "small", 16, marks=gpu),
+        pytest.param("preact_resnet18", 16, "small", 16, marks=gpu),
     ],
 )
-def test_backbones_on_a_gpu(backbone, stem, side, dtype, path):
-    images = torch.randn(16, 3, side, side, generator=seeded(3))
-    compare(build_architecture(backbone, width=16, stem=stem), images, dtype, path, choices=choices.Choices())
+def test_backbones_on_a_gpu(backbone, width, stem, side, dtype, path):
+    compare(build_architecture(backbone, width=width, stem=stem), (4, 3, side, side), dtype, path, choices=choices.Choices())
 
 
 @pytest.mark.gpu
