@@ -50,7 +50,7 @@ class ImageSource(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the stored images in pixels."""
+        """(height, width) in pixels at which images are stored, or to which files of any size are brought for a test."""
         ...
 
     def __len__(self) -> int:
@@ -90,7 +90,11 @@ class ImageSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) over pixels, labels and class names."""
+        """Return the SHA-256 (hexadecimal) over labels, class names, and pixels, or for files their relative paths and sizes."""
+        ...
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Return the images at `indices` as uint8, n × `image_size` × 3, on the CPU; those that cannot be read are left out."""
         ...
 
     def batches(
@@ -105,6 +109,8 @@ class ImageSource(Protocol):
         channels_last: bool = True,
     ) -> Iterator[Batch]:
         """Go through the images once.
+
+        An image that turns out to be unreadable is left out of its batch, so only a batch's `indices` say which images are in it.
 
         Args:
             indices: int64: which images; None = all.
@@ -236,6 +242,10 @@ class MemorySource:
             files=files,
             skipped=tuple(dict.fromkeys(self.skipped + other.skipped)),
         )
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Return the images at `indices`; see `ImageSource.pixels`."""
+        return self._images.index_select(0, self._checked_indices(indices))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over pixels, labels and class names; computed once."""

@@ -156,7 +156,7 @@ class Learner:
         if not len(pixels):
             return []
         source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
-        logits = logits_of(self._context(source), model.bank, model.head, source)
+        logits, _ = logits_of(self._context(source), model.bank, model.head, source)
         return predictions_of(torch.softmax(logits / model.temperature, 1), model.class_names, top)
 
     def evaluate(self, test: Any) -> Evaluation:
@@ -298,7 +298,8 @@ class Learner:
     def _evaluate(self, context: Context, model: Model, test: ImageSource) -> Evaluation:
         named = test.relabelled(model.class_names)
         assert model.head is not None
-        return score(logits_of(context, model.bank, model.head, named), named.labels, model.class_names, model.class_sets)
+        logits, read = logits_of(context, model.bank, model.head, named)
+        return score(logits, named.labels[read], model.class_names, model.class_sets)
 
     def _measure(
         self, context: Context, model: Model, pruned: Pruned, test: ImageSource | None, reference: float | None, seconds: float

@@ -25,7 +25,7 @@ from der_fast.seeds import generator
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
 from der_fast.training.equality import checked_error
-from der_fast.training.evaluation import features_of
+from der_fast.training.evaluation import features_by_class
 from der_fast.training.memory import herding, quota, truncate
 from der_fast.training.progress import EpochRecord
 from der_fast.training.pruning import final_keep, reestimate_batch_norm, settle
@@ -206,10 +206,8 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
     if not count:
         return None
     parts = [] if memory is None else [truncate(memory, count).relabelled(names)]
-    for name in train.class_names:
-        images = train.of_classes([name])
-        chosen = images.subset(herding(features_of(context, model.bank, images), count))
-        parts.append(chosen.relabelled(names))
+    for _, positions, features in features_by_class(context, model.bank, train):
+        parts.append(train.subset(positions[herding(features, count)]).relabelled(names))
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.concatenated(part)
