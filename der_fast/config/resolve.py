@@ -65,6 +65,7 @@ def _with_absolute_paths(config: Config) -> Config:
         config,
         {
             "data.name": config.data.name if folder is None else str(folder),
+            "data.test_list": absolute(config.data.test_list) if (config.data.test_list or "").strip() else config.data.test_list,
             "data.root": absolute(root) if root is not None and root.strip() else root,
         },
     )
@@ -78,7 +79,7 @@ def preset_for(data: str, protocol: str | None) -> str | None:
     """
     folder = data_folder(data)
     name = find_preset(data if folder is None else str(folder), protocol)
-    if name is not None or folder is None:
+    if name is not None or folder is None or not folder.is_dir():
         return name
     side = max(_sampled_sides(folder), default=0)
     return next((name for limit, name in _BY_SIDE if side <= limit), _LARGER) if side else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -197,43 +198,27 @@ class MemorySource:
 
     def of_classes(self, names: Sequence[str]) -> MemorySource:
         """Return the images of these classes only; see `ImageSource.of_classes`."""
-        names = tuple(names)
-        _check_names(names)
-        self._check_known(names)
-        position = torch.full((len(self._class_names),), -1, dtype=torch.int64)
-        for label, name in enumerate(names):
-            position[self._class_names.index(name)] = label
-        labels = position[self._labels]
-        counts = torch.bincount(labels[labels >= 0], minlength=len(names))
-        empty = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
-        if empty:
-            raise DataError(f"no images of class {', '.join(map(repr, empty))}; add images or leave the class out")
-        chosen = (labels >= 0).nonzero().flatten()
-        return self._with(chosen, labels[chosen], names)
+        chosen, labels = selection_of(self._labels, self._class_names, names)
+        return self._with(chosen, labels, tuple(names))
 
     def relabelled(self, class_names: Sequence[str]) -> MemorySource:
         """Return the same images with labels into `class_names`; see `ImageSource.relabelled`."""
-        class_names = tuple(class_names)
-        missing = [name for name in self._class_names if name not in class_names]
-        if missing:
-            raise DataError(f"cannot relabel: class {', '.join(map(repr, missing))} is not among the new class names")
-        position = torch.tensor([class_names.index(name) for name in self._class_names], dtype=torch.int64)
+        position = positions_of(self._class_names, class_names)
         return MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped)
 
     def subset(self, indices: Tensor) -> MemorySource:
         """Return the images at `indices`; see `ImageSource.subset`."""
-        indices = self._checked_indices(indices)
+        indices = check_indices(indices, len(self))
         return self._with(indices, self._labels[indices], self._class_names)
 
     def concatenated(self, other: MemorySource) -> MemorySource:
         """Return the images of this source followed by those of `other`; see `ImageSource.concatenated`."""
-        if other.class_names != self._class_names:
+        if not isinstance(other, MemorySource):
             raise DataError(
-                f"cannot put sources together: their class names differ ({_few(self._class_names)} and {_few(other.class_names)}); "
-                "use relabelled() first"
+                f"images in memory cannot be put together with {type(other).__name__}; load both alike: data.reader='memory' holds "
+                "folders in memory too"
             )
-        if other.image_size != self.image_size:
-            raise DataError(f"cannot put sources together: images of {self.image_size} and of {other.image_size} pixels; load both alike")
+        check_same_names(self, other)
         files = self._files + other._files if self._files is not None and other._files is not None else None
         return MemorySource(
             torch.cat([self._images, other._images]),
@@ -245,7 +230,7 @@ class MemorySource:
 
     def pixels(self, indices: Tensor) -> Tensor:
         """Return the images at `indices`; see `ImageSource.pixels`."""
-        return self._images.index_select(0, self._checked_indices(indices))
+        return self._images.index_select(0, check_indices(indices, len(self)))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over pixels, labels and class names; computed once."""
@@ -272,7 +257,7 @@ class MemorySource:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if shuffle and generator is None:
             raise ValueError("shuffling needs a torch.Generator: without one its result could not be repeated")
-        order = torch.arange(len(self)) if indices is None else self._checked_indices(indices)
+        order = torch.arange(len(self)) if indices is None else check_indices(indices, len(self))
         return self._walk(order, batch_size, transform, generator, shuffle, device, channels_last)
 
     def _walk(
@@ -298,19 +283,60 @@ class MemorySource:
         files = None if self._files is None else tuple(self._files[index] for index in indices.tolist())
         return MemorySource(self._images.index_select(0, indices), labels, names, files=files, skipped=self.skipped)
 
-    def _checked_indices(self, indices: Tensor) -> Tensor:
-        if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
-            raise DataError(f"indices must be a one-dimensional tensor of integers, not {indices.dtype}, {tuple(indices.shape)}")
-        indices = indices.to("cpu", torch.int64)
-        wrong = ((indices < 0) | (indices >= len(self))).nonzero().flatten()
-        if len(wrong):
-            raise DataError(f"index {int(indices[wrong[0]])} is out of range: there are {len(self)} images, numbered from 0")
-        return indices
 
-    def _check_known(self, names: Sequence[str]) -> None:
-        unknown = [name for name in names if name not in self._class_names]
-        if unknown:
-            raise DataError(f"unknown class {', '.join(map(repr, unknown))}; there are {_few(self._class_names)}")
+def check_indices(indices: Tensor, count: int) -> Tensor:
+    """Return positions in a source of `count` images as int64 on the CPU; raises DataError for any that is out of range."""
+    if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+        raise DataError(f"indices must be a one-dimensional tensor of integers, not {indices.dtype}, {tuple(indices.shape)}")
+    indices = indices.to("cpu", torch.int64)
+    wrong = ((indices < 0) | (indices >= count)).nonzero().flatten()
+    if len(wrong):
+        raise DataError(f"index {int(indices[wrong[0]])} is out of range: there are {count} images, numbered from 0")
+    return indices
+
+
+def selection_of(labels: Tensor, class_names: Sequence[str], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return the positions of the images of some classes, and their labels into `names`.
+
+    Raises:
+        DataError: an unknown or repeated name, or a class without images.
+    """
+    _check_names(names)
+    known = {name: number for number, name in enumerate(class_names)}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(f"unknown class {', '.join(map(repr, unknown))}; there are {_few(class_names)}")
+    position = torch.full((len(class_names),), -1, dtype=torch.int64)
+    for label, name in enumerate(names):
+        position[known[name]] = label
+    found = position[labels]
+    chosen = (found >= 0).nonzero().flatten()
+    counts = torch.bincount(found[chosen], minlength=len(names))
+    empty = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+    if empty:
+        raise DataError(f"no images of class {', '.join(map(repr, empty))}; add images or leave the class out")
+    return chosen, found[chosen]
+
+
+def positions_of(names: Sequence[str], class_names: Sequence[str]) -> Tensor:
+    """Return where every name of a source stands in `class_names`, (C,) int64; raises DataError where one is missing."""
+    _check_names(class_names)
+    place = {name: number for number, name in enumerate(class_names)}
+    missing = [name for name in names if name not in place]
+    if missing:
+        raise DataError(f"cannot relabel: class {', '.join(map(repr, missing))} is not among the new class names")
+    return torch.tensor([place[name] for name in names], dtype=torch.int64)
+
+
+def check_same_names(one: ImageSource, other: ImageSource) -> None:
+    """Refuse to put sources of other class names or image sizes together; raises DataError."""
+    if other.class_names != one.class_names:
+        raise DataError(
+            f"cannot put sources together: their class names differ ({_few(one.class_names)} and {_few(other.class_names)}); "
+            "use relabelled() first"
+        )
+    if other.image_size != one.image_size:
+        raise DataError(f"cannot put sources together: images of {one.image_size} and of {other.image_size} pixels; load both alike")
 
 
 def _few(names: Sequence[str], most: int = 10) -> str:
@@ -330,7 +356,7 @@ def _check_images(images: Tensor) -> None:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(f"class name {', '.join(map(repr, repeated))} comes more than once; class names must be distinct")
 
