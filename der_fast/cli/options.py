@@ -19,7 +19,13 @@ _RUN = "Where and how it runs"
 
 Data = Annotated[
     str | None,
-    typer.Argument(metavar="DATA", help="digits, cifar10, cifar100, or a folder of class folders (with or without train/ and test/)"),
+    typer.Argument(
+        metavar="DATA",
+        help="digits, cifar10, cifar100, a folder of class folders (with or without train/ and test/), or a .txt of 'path class'",
+    ),
+]
+MovedData = Annotated[
+    str | None, typer.Option("--data", help="where the images of the run's own data set lie now, if they were moved", rich_help_panel=_RUN)
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a saved run")]
 

@@ -36,7 +36,7 @@ from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
 from der_fast.training.results import StepResult, metrics_of
 from der_fast.training.runtime import apply_runtime
-from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, without_empty_classes
+from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
 from der_fast.training.step import Model, Pruned, begin_step, learn_step
 
@@ -74,6 +74,8 @@ class Learner:
         self._stem = ""
         self._mask_logs: dict[int, MaskLog] = {}
         self._home: Path | None = None
+        # Memory that was read from a run's folder: its files may have been moved since.
+        self._memory_found = True
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -115,6 +117,7 @@ class Learner:
         """
         started = time.perf_counter()
         train, test = self._checked(train, test)
+        self._find_memory(train)
         self._check_memory(train, announce)
         context = self._context(train, save)
         model = self._model or Model(self._architecture(context.test_transform.size))
@@ -134,7 +137,7 @@ class Learner:
             self._mask_logs[state.step] = state.mask_log
         self.results.append(result)
         self.records += [*state.records, *records]
-        self.notes += [*state.notes, *_skipped(train), *(_skipped(test) if test is not None else [])]
+        self.notes += [*state.notes, *_notes(train), *(_notes(test) if test is not None else [])]
         self.observer.step_ends(_summary(result))
         return result
 
@@ -233,6 +236,7 @@ class Learner:
         learner.results, learner.records = saved.results_from_json(manifest)
         learner.notes = list(manifest["notes"])
         learner._home = Path(folder)
+        learner._memory_found = False
         return learner
 
     def reconfigure(self, config: Config) -> None:
@@ -279,6 +283,12 @@ class Learner:
         measured = without_empty_classes(as_source(test, self.config.data, source.image_size))
         check_test(measured, (*self.class_names, *source.class_names), source.image_size)
         return source, measured
+
+    def _find_memory(self, train: ImageSource) -> None:
+        """Look once where the files of a memory that was read from a run's folder are now; raises DataError where they are not."""
+        if self._model is not None and self._model.memory is not None and not self._memory_found:
+            self._model = replace(self._model, memory=find_files(self._model.memory, train, self.config.data.name))
+        self._memory_found = True
 
     def _check_memory(self, train: ImageSource, announce: bool) -> None:
         """Refuse a memory in which nothing would stay; name new classes that it cannot fill."""
@@ -358,8 +368,10 @@ def _per_class(memory: ImageSource | None) -> int:
     return 0 if memory is None else int(torch.bincount(memory.labels).max())
 
 
-def _skipped(source: ImageSource) -> list[str]:
-    return [f"skipped {entry}" for entry in getattr(source, "skipped", ())]
+def _notes(source: ImageSource) -> list[str]:
+    skipped = getattr(source, "skipped", ())
+    count = [f"{len(skipped)} image file(s) could not be read and were left out"] if skipped else []
+    return [*getattr(source, "notes", ()), *count, *(f"skipped {entry}" for entry in skipped)]
 
 
 def _device_name(device: torch.device) -> str:

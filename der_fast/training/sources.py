@@ -9,6 +9,8 @@ import torch
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import from_dataset, stored_side
+from der_fast.data.kept import located
+from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
 
@@ -44,6 +46,22 @@ def without_empty_classes(source: ImageSource) -> ImageSource:
     counts = counts_by_class(source)
     names = [name for name, count in counts.items() if count]
     return source if len(names) == len(counts) else source.of_classes(names)
+
+
+def find_files(memory: ImageSource, train: ImageSource, name: str) -> ImageSource:
+    """Return a saved memory with its files where they are now, should it be one of files.
+
+    Args:
+        memory: the rehearsal memory, as it was read from a run's folder.
+        train: images of the next step: what was moved may lie where these lie.
+        name: the data set's name, or where it lies.
+
+    Raises:
+        DataError: the files are gone, or have other contents.
+    """
+    if not isinstance(memory, PhotoSource):
+        return memory
+    return located(memory, [*(train.table.roots if isinstance(train, PhotoSource) else ()), name])
 
 
 def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] | None, *, bound: bool) -> None:
