@@ -189,8 +189,8 @@ def evaluate_run(
     learner = Learner.load(run, device=device, observer=observer)
     wanted = learner.config.data
     if data is not None:
-        limits = {"train_per_class": None, "test_per_class": None, "classes": None, "test_list": None}
-        whole = replace(wanted, name=str(data), image_size=_input_side(learner), **limits)
+        side = _input_side(learner)
+        whole = replace(wanted, name=str(data), image_size=side, train_per_class=None, test_per_class=None, classes=None, test_list=None)
         train, test = load_dataset(whole)
         return learner.evaluate(train.concatenated(test) if _has_no_split(train) else test)
     if wanted.name == GIVEN:

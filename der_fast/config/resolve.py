@@ -60,13 +60,16 @@ def resolve_config(
 
 def _with_absolute_paths(config: Config) -> Config:
     """Write folders of images and archives in full, so that a saved run finds them again from wherever it is called."""
-    folder, root = data_folder(config.data.name), config.data.root
+    folder = data_folder(config.data.name)
     return replace_keys(
         config,
         {
             "data.name": config.data.name if folder is None else str(folder),
-            "data.test_list": absolute(config.data.test_list) if (config.data.test_list or "").strip() else config.data.test_list,
-            "data.root": absolute(root) if root is not None and root.strip() else root,
+            **{
+                f"data.{key}": absolute(path)
+                for key, path in (("root", config.data.root), ("test_list", config.data.test_list))
+                if path is not None and path.strip()
+            },
         },
     )
 

@@ -136,8 +136,8 @@ def save_index(path: Path, index: FolderIndex) -> None:
     }
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
-    columns = {"folder": table.folder.astype(np.int32), "names": table.names, "ends": table.ends, "sizes": table.sizes}
-    np.savez(buffer, facts=text, changed=index.changed, **columns)
+    folder = table.folder.astype(np.int32)
+    np.savez(buffer, facts=text, changed=index.changed, folder=folder, names=table.names, ends=table.ends, sizes=table.sizes)
     write_bytes(path, buffer.getvalue())
 
 

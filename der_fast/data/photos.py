@@ -169,7 +169,7 @@ class PhotoSource:
             order = order[torch.randperm(len(order), generator=generator)]
             order = shard_of(order, self.groups, self.rank, self.world)
         key = key_of(generator) if transform.train and generator is not None else None
-        parts = [part.numpy() for part in order.split(batch_size)]
+        parts = [order[at : at + batch_size].numpy() for at in range(0, len(order), batch_size)]
         if shuffle and len(parts) > 1 and len(parts[-1]) == 1 < batch_size:
             parts.pop()
         walk = Walk(self.table, self.rows, parts[start:], batch_size, key, transform, dtype, torch.device(device))

@@ -35,7 +35,9 @@ class _Batches(Dataset[_Part]):
 def decode_batch(walk: Walk, positions: Ints) -> _Part:
     """Return the pixels (uint8, n × H × W × 3) of one batch, their positions, and (path, reason) of every file that cannot be read."""
     pixels = np.empty((len(positions), *walk.transform.size, 3), dtype=np.uint8)
-    numbers, kept, problems = walk.numbers(positions), [], []
+    numbers = walk.numbers(positions)
+    kept: list[int] = []
+    problems: list[tuple[str, str]] = []
     for index, position in enumerate(positions.tolist()):
         path = walk.path(position)
         try:

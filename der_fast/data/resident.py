@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from der_fast.data.decode import reason_of, to_rgb
-from der_fast.data.draws import Floats, Ints
+from der_fast.data.draws import Ints
 from der_fast.data.encoded import open_upright, read_bytes
 from der_fast.data.progress import progress_bar
 from der_fast.data.reading import Loaded, ReadSettings, Walk
@@ -115,6 +115,7 @@ class Resident:
         numbers = walk.numbers(kept)
         heights, widths = (np.array([image.shape[axis] for image in images], dtype=np.int64) for axis in (0, 1))
         windows = walk.windows(numbers, heights, widths)
+        mirrored, factors, rows = walk.flips(numbers, len(kept)), walk.factors(numbers, len(kept)), _rows(walk)
         on_cpu = self.device.type == "cpu"
         out = torch.empty(len(kept), *walk.transform.size, 3, dtype=walk.dtype if on_cpu else torch.uint8, device=self.device)
 
@@ -122,7 +123,7 @@ class Resident:
             for index in range(start, min(start + _PART, len(images))):
                 pixels = cut(images[index], windows[index].tolist(), walk)
                 if on_cpu:
-                    finish_into(out[index], pixels, walk, None if numbers is None else numbers[index : index + 1])
+                    finish_into(out[index], pixels, bool(mirrored[index]), float(factors[index]), rows)
                 else:
                     out[index] = pixels
 
@@ -167,7 +168,8 @@ def cut(image: Tensor, window: list[int], walk: Walk) -> Tensor:
     top, left, height, width = window
     crop = image[top : top + height, left : left + width]
     if (height, width) != walk.resized:
-        planes = crop.permute(2, 0, 1)[None]
+        # In exactly this order of strides it is taken for channels-last, for which there is the fast path.
+        planes = crop.contiguous()[None].permute(0, 3, 1, 2)
         # PyTorch's fast antialiased resize of uint8 exists on the CPU only.
         if image.device.type == "cpu":
             planes = F.interpolate(planes, size=walk.resized, mode="bilinear", antialias=True, align_corners=False)
@@ -180,26 +182,35 @@ def cut(image: Tensor, window: list[int], walk: Walk) -> Tensor:
     return crop[top : top + rows, left : left + columns]
 
 
-def finish_into(out: Tensor, pixels: Tensor, walk: Walk, numbers: Floats | None) -> None:
+def finish_into(out: Tensor, pixels: Tensor, mirrored: bool, factor: float, rows: tuple[Tensor, Tensor] | None) -> None:
     """Mirror, jitter and normalise one image while it is in the processor's cache.
 
     Args:
-        out: H × W × 3, of the walk's dtype; written to.
+        out: H × W × 3; written to.
         pixels: uint8, H × W × 3.
-        walk: what is done.
-        numbers: (1, 24) or None.
+        mirrored: whether to mirror.
+        factor: of brightness; 1 does nothing.
+        rows: scale and shift of a row of W × 3 numbers, float32: three at a time would use a fraction of a vector register. None copies.
     """
-    if bool(walk.flips(numbers, 1)[0]):
+    if mirrored:
         pixels = pixels.flip(1)
-    if walk.dtype == torch.uint8:
+    if rows is None:
         out.copy_(pixels)
         return
-    height, width, _ = pixels.shape
-    # Rows of width × 3 numbers: three numbers at a time would use a fraction of a vector register.
-    rows = pixels.reshape(height, width * 3).float()
-    factor = float(walk.factors(numbers, 1)[0])
+    scale, shift = rows
+    values = pixels.reshape(len(pixels), len(scale)).float()
     if factor != 1.0:
-        rows.mul_(factor).clamp_(0, 255)
+        values.mul_(factor).clamp_(0, 255)
+    flat = out.view(values.shape)
+    if flat.dtype == torch.float32:
+        torch.addcmul(shift, values, scale, out=flat)
+    else:
+        flat.copy_(torch.addcmul(shift, values, scale))
+
+
+def _rows(walk: Walk) -> tuple[Tensor, Tensor] | None:
+    if walk.dtype == torch.uint8:
+        return None
     mean, std = torch.tensor(walk.transform.mean), torch.tensor(walk.transform.std)
-    rows.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))
-    out.view(height, width * 3).copy_(rows)
+    width = walk.transform.size[1]
+    return (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)

@@ -57,7 +57,7 @@ def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -
     for batch in _test_batches(context, source, order):
         with torch.no_grad():
             features = context.features(bank, batch.images).cpu()
-        for found in batch.labels.unique().tolist():
+        for found in sorted(set(batch.labels.tolist())):
             part = (batch.labels == found).cpu()
             if found != label:
                 if label >= 0:

@@ -67,7 +67,7 @@ def build(form: Form, settings: ReadSettings, source: Callable[[], Any]) -> Pipe
         encoded, start, shape, mirror, *factor = fn.external_source(
             source=source, num_outputs=len(inputs), batch=True, dtype=[entry[0] for entry in inputs], ndim=[entry[1] for entry in inputs]
         )
-        hints = {}
+        hints: dict[str, Any] = {}
         if mixed:
             hints = {
                 "hw_decoder_load": settings.hardware_load,

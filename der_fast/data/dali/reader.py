@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class Prepared:
     def count(self) -> int:
         """How many images there are to decode."""
         return len(self.images)
+
+    def one(self, index: int) -> Prepared:
+        """Return a batch of one of the images alone."""
+        return Prepared(self.positions[index : index + 1], [self.images[index]], [])
 
 
 @dataclass
@@ -108,6 +112,36 @@ def inputs_of(walk: Walk, batch: Prepared) -> tuple[Any, ...]:
         walk.flips(numbers, batch.count).astype(np.int32),
     )
     return (*inputs, walk.factors(numbers, batch.count).astype(np.float32)) if walk.jitters else inputs
+
+
+class Probe:
+    """Tries images one at a time.
+
+    Args:
+        form: of the pipeline that failed.
+        settings: of the reader.
+    """
+
+    def __init__(self, form: Form, settings: ReadSettings) -> None:
+        self.form, self.settings = replace(form, batch_size=1), replace(settings, prefetch=1, workers=1)
+        self._waiting: deque[Any] = deque()
+        self._pipeline: Pipeline | None = None
+
+    def _next(self) -> Any:
+        return self._waiting.popleft()
+
+    def decodes(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether a batch of one image decodes."""
+        if self._pipeline is None:
+            self._pipeline = build(self.form, self.settings, self._next)
+        self._waiting.append(inputs)
+        try:
+            self._pipeline.run()
+        except RuntimeError:
+            # A pipeline that failed once is of no more use.
+            self._pipeline = None
+            return False
+        return True
 
 
 class DaliReader:
@@ -250,8 +284,9 @@ class DaliReader:
         """
         assert feed.walk is not None
         fed, feed.fed, found = list(feed.fed), deque(), False
+        probe = Probe(form, self.settings)
         for batch in fed:
-            refused = [index for index in range(batch.count) if not self._decodes(form, feed.walk, batch, index)]
+            refused = [index for index in range(batch.count) if not probe.decodes(inputs_of(feed.walk, batch.one(index)))]
             found = found or bool(refused)
             if len(refused) == batch.count > _PART:
                 # So many files are not all damaged: something else is wrong.
@@ -259,16 +294,6 @@ class DaliReader:
             feed.again.append(self._without(feed.walk, batch, refused) if refused else batch)
         if not found:
             raise DataError(_failed(error)) from error
-
-    def _decodes(self, form: Form, walk: Walk, batch: Prepared, index: int) -> bool:
-        """Whether an image decodes alone."""
-        alone = Prepared(batch.positions[index : index + 1], [batch.images[index]], [])
-        rows = iter([inputs_of(walk, alone)])
-        try:
-            build(form, self.settings, lambda: next(rows)).run()
-        except RuntimeError:
-            return False
-        return True
 
     def _without(self, walk: Walk, batch: Prepared, refused: list[int]) -> Prepared:
         """Decode with Pillow what DALI refused; what Pillow refuses too is a problem."""
@@ -288,7 +313,7 @@ def _failed(error: RuntimeError) -> str:
 
 def _as_torch(output: Any, dtype: torch.dtype) -> Tensor:
     """Return a pipeline's output without a copy: it stays its own for as long as the tensor lives."""
-    return torch.from_dlpack(output.as_tensor()).to(dtype)
+    return torch.utils.dlpack.from_dlpack(output.as_tensor()).to(dtype)
 
 
 def _put(results: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
