@@ -95,7 +95,7 @@ def test_broken_files_are_left_out_and_counted(photos, open_photos, reader, name
     if name == "bomb.png" and reader == "pillow":
         pytest.skip("the same code for both readers, and slow")
     BROKEN[name](photos / "val" / "bee" / name)
-    train, test, _, transform = open_photos(photos, reader)
+    _, test, _, transform = open_photos(photos, reader)
     place = test.files.index(f"val/bee/{name}")
     with caplog.at_level(logging.WARNING, logger="der_fast.data"):
         batches = batches_of(test, transform)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_a_change_is_noticed(folder, tmp_path, change):
     assert paths(after) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     if change is not touch:
         assert after.checksum != before.checksum
-    assert all(after.table.sizes[row] == os.stat(after.table.path(row)).st_size for row in range(len(after.table)))
+    assert all(after.table.sizes[row] == Path(after.table.path(row)).stat().st_size for row in range(len(after.table)))
 
 
 def test_another_folder_and_a_damaged_file_are_not_used(folder, tmp_path):

@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_decoded_every_time(photos, open_photos):
 
 
 def test_images_that_are_no_longer_asked_for_make_room(photos, open_photos):
-    train, _, transform, test_transform = open_photos(photos, "pillow", cache_gib=8 * 3 * 55 * 100 / 2**30)
+    train, _, _, test_transform = open_photos(photos, "pillow", cache_gib=8 * 3 * 55 * 100 / 2**30)
     for name in ("ape", "bee", "cow"):
         part = train.of_classes([name])
         assert sum(len(batch.indices) for batch in part.batches(None, 4, transform=test_transform)) == 7
