@@ -43,6 +43,10 @@ ClassOrder = Annotated[
     str | None,
     typer.Option(help="'alphabetical', names separated by commas, or a file with one name per line", rich_help_panel=_LEARN),
 ]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="use only these classes: names separated by commas, or a file with one per line", rich_help_panel=_LEARN),
+]
 TrainPerClass = Annotated[
     int | None, typer.Option(help="use at most this many training images per class, the first by name", rich_help_panel=_LEARN)
 ]

@@ -14,6 +14,7 @@ from der_fast.compaction import Arena, CompactionPlan, pack, plan
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config.schema import ScheduleConfig
+from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import DivergenceError
 from der_fast.model.architecture import Architecture
@@ -206,8 +207,13 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
     if not count:
         return None
     parts = [] if memory is None else [truncate(memory, count).relabelled(names)]
+    largest = 0
     for _, positions, features in features_by_class(context, model.bank, train):
         parts.append(train.subset(positions[herding(features, count)]).relabelled(names))
+        # Herding ranks in double precision, twice: as given and normalised.
+        largest = max(largest, features.numel() * (features.element_size() + 2 * 8))
+    if isinstance(train, PhotoSource):
+        train.library.say(f"herding over {len(train):,} images, class by class: at most {largest / 2**20:.1f} MiB of features at a time")
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.concatenated(part)

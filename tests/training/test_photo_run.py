@@ -101,6 +101,7 @@ def test_broken_files_are_in_the_report(folder: Path, tmp_path: Path) -> None:
     notes = result.metrics["notes"]
     assert all(any(str(path) in note for note in notes) for path in broken)
     assert any("decoded by Pillow" in note for note in notes)
+    assert any("herding over 12 images" in note and "MiB of features" in note for note in notes)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert all(path.name in page for path in broken) and "could not be read" in page
     # The broken test image is in no count.
