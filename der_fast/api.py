@@ -151,8 +151,8 @@ def learn_run(
     everything = {**limits, "data.classes": None, "data.test_list": None, "data.image_size": _input_side(saved)}
     new_data = replace_keys(config, {**everything, "data.name": str(folder)}).data
     train_source, test_source = load_dataset(new_data, say=watcher.message)
-    own_data = replace_keys(config, {"data.image_size": _input_side(saved)})
-    old = old_test_images(own_data, saved.class_names, partial(load_dataset, cache=run))
+    own = {"data.name": config.data.name, "data.reader": config.data.reader, "data.image_size": _input_side(saved)}
+    old = old_test_images(replace_keys(saved.config, own), saved.class_names, partial(load_dataset, cache=run))
     if old is None:
         name = saved.config.data.name
         watcher.message(f"the run's own data set ({name}) cannot be read here: accuracy is measured on the new classes only")
