@@ -186,8 +186,10 @@ def parameter_shares(args: argparse.Namespace) -> dict[str, float]:
 
 def cases_of(args: argparse.Namespace) -> list[tuple[int, str, str]]:
     """Return what is measured, as (steps, variant, mode)."""
-    every = [(steps, name, mode) for mode, names in MODES.items() for name in names for steps in args.steps]
-    return [case for case in every if case[0] <= growth_onnx.MOST_STEPS or case[1] not in ONNX]
+    every = [(steps, name, mode) for mode in args.modes for name in MODES[mode] for steps in args.steps]
+    within = [case for case in every if case[0] <= growth_onnx.MOST_STEPS or case[1] not in ONNX]
+    # One dense network is the same whatever the number of steps.
+    return [case for case in within if case[1] != "dense_single" or case[0] == args.steps[0]]
 
 
 def measure(args: argparse.Namespace) -> dict[tuple[int, str, str], list[float]]:
@@ -229,6 +231,15 @@ def probe(args: argparse.Namespace) -> None:
     print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024)
 
 
+def merged(
+    before: dict[str, Any], modes: list[str], rows: list[dict[str, Any]], ratios: dict[str, float]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Return rows and ratios with those of the modes that were not run taken from an earlier file."""
+    words = {"train": "training at", "infer": "inference at"}
+    old = {name: value for name, value in before["ratios"].items() if not name.startswith(tuple(words[mode] for mode in modes))}
+    return [row for row in before["rows"] if row["mode"] not in modes] + rows, {**old, **ratios}
+
+
 def main() -> None:
     """Measure, print the table, write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,6 +249,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="of the other, what FILE has stays")
     parser.add_argument("--probe", nargs=2, metavar=("MODE", "VARIANT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.probe:
@@ -257,6 +269,8 @@ def main() -> None:
     if args.json:
         facts = {"backbone": args.backbone, "image_size": SIZE, "batch": args.batch, "threads": args.threads, "rounds": args.rounds}
         facts |= {"mask_share_per_group": math.sqrt(1 / 12), "parameter_share": parameter_shares(args), "multiple": MULTIPLE}
+        kept = [] if set(args.modes) == set(MODES) else json.loads(args.json.read_text(encoding="utf-8"))
+        rows, ratios = merged(kept, args.modes, rows, ratios) if kept else (rows, ratios)
         facts |= {"versions": versions(), "ratios": ratios, "rows": rows}
         args.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         write_table(args.json.with_suffix(".md"), rows, ratios)

@@ -24,6 +24,8 @@ def summary(seconds: Mapping[Case, Sequence[float]], rows: Sequence[Mapping[str,
     found: dict[str, float] = {}
     for steps in counts:
         ours = (steps, "ours", "infer")
+        if ours not in seconds:
+            break
         found[f"inference at t = {steps}: ours over eager unpruned, images/s"] = over((steps, "eager_unpruned", "infer"), ours)
         found[f"inference at t = {steps}: ours over one dense network, time"] = over(ours, (steps, "dense_single", "infer"))
         exported = (steps, "onnx_unpruned", "infer")
@@ -34,6 +36,8 @@ def summary(seconds: Mapping[Case, Sequence[float]], rows: Sequence[Mapping[str,
     for variant in ("ours", "ours_settled", "eager_unpruned"):
         for steps in counts[1:]:
             later, start = (steps, variant, "train"), (first, variant, "train")
+            if later not in seconds:
+                break
             found[f"training at t = {steps} over t = {first}: {variant}, time"] = over(later, start)
             found[f"training at t = {steps} over t = {first}: {variant}, peak memory"] = peak[later] / peak[start]
     return found

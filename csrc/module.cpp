@@ -4,16 +4,17 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <map>
-#include <optional>
 
+#include "channel_masks_bind.hpp"
 #include "compact.cuh"
 #include "lanes/bind.hpp"
 #include "pack.hpp"
 #include "plan.hpp"
 #include "tensor.hpp"
+#include "threads.hpp"
 #if defined(DER_FAST_WITH_CUDA)
 #include "compact_cuda.hpp"
+#include "job_table.hpp"
 #endif
 
 namespace py = pybind11;
@@ -44,20 +45,6 @@ py::dict build_info() {
   return info;
 }
 
-template <class T>
-T field(const py::handle& value, const std::string& name, const char* what) {
-  if constexpr (std::is_base_of_v<py::object, T>) {
-    if (!py::isinstance<T>(value)) refuse(name, std::string("must be ") + what);
-    return py::reinterpret_borrow<T>(value);
-  } else {
-    try {
-      return py::cast<T>(value);
-    } catch (const py::cast_error&) {
-      refuse(name, std::string("must be ") + what);
-    }
-  }
-}
-
 Unit unit_of(const py::handle& value, const std::string& name) {
   const auto parts = field<py::tuple>(value, name, "a tuple");
   if (parts.size() != 7) refuse(name, "must be (kind, block, when, source, target, kernel, norm)");
@@ -65,51 +52,59 @@ Unit unit_of(const py::handle& value, const std::string& name) {
   unit.kind = field<int>(parts[0], name + ".kind", "a whole number");
   unit.block = field<int>(parts[1], name + ".block", "a whole number");
   unit.when = field<int>(parts[2], name + ".when", "a whole number");
-  unit.source = field<std::vector<int>>(parts[3], name + ".source", "a list of groups");
-  unit.target = field<std::vector<int>>(parts[4], name + ".target", "a list of groups");
+  unit.source = numbers<int>(parts[3], name + ".source", "a list of groups");
+  unit.target = numbers<int>(parts[4], name + ".target", "a list of groups");
   unit.kernel = field<std::int64_t>(parts[5], name + ".kernel", "a whole number");
   unit.norm = field<bool>(parts[6], name + ".norm", "true or false");
   return unit;
 }
 
-using GroupLists = std::vector<std::vector<int>>;
+std::vector<std::vector<int>> groups_of(const py::object& value, const std::string& name) {
+  std::vector<std::vector<int>> out;
+  for (const py::object& item : items(value, name, "a list of lists of groups")) {
+    out.push_back(numbers<int>(item, name + "[" + std::to_string(out.size()) + "]", "a list of groups"));
+  }
+  return out;
+}
 
-Network network_of(const py::dict& description) {
+Network network_of(const py::object& value) {
+  const auto description = field<py::dict>(value, "network", "a dict");
   const auto entry = [&](const char* key) -> py::object {
     if (!description.contains(key)) refuse("network", std::string("has no entry ") + key);
     return description[key];
   };
   Network network;
-  network.groups = field<std::vector<std::int64_t>>(entry("groups"), "groups", "a list of widths");
+  network.groups = numbers<std::int64_t>(entry("groups"), "groups", "a list of widths");
   network.image_channels = field<std::int64_t>(entry("image_channels"), "image_channels", "a whole number");
-  network.streams = field<GroupLists>(entry("streams"), "streams", "a list of lists of groups");
-  network.inner = field<GroupLists>(entry("inner"), "inner", "a list of lists of groups");
-  std::size_t i = 0;
-  for (const py::handle item : field<py::list>(entry("units"), "units", "a list")) {
-    network.units.push_back(unit_of(item, "units[" + std::to_string(i++) + "]"));
+  network.streams = groups_of(entry("streams"), "streams");
+  network.inner = groups_of(entry("inner"), "inner");
+  for (const py::object& item : items(entry("units"), "units", "a list")) {
+    network.units.push_back(unit_of(item, "units[" + std::to_string(network.units.size()) + "]"));
   }
   return network;
 }
 
-std::int64_t floating_size(int code, const std::string& name) {
-  const Dtype dtype = dtype_of(code, name);
+Dtype floating(const py::handle& value, const std::string& name) {
+  const Dtype dtype = dtype_of(field<int>(value, name, "a dtype code"), name);
   if (dtype > Dtype::float16) refuse(name, std::string("must be a floating-point type, not ") + name_of(dtype));
-  return size_of(dtype);
+  return dtype;
 }
 
 py::array_t<std::int32_t> array_of(const std::vector<std::int32_t>& values) {
   return py::array_t<std::int32_t>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-py::dict plan_binding(const py::dict& description, const py::tuple& keep, std::int64_t align, int weight_dtype, int vector_dtype) {
+py::dict plan_binding(const py::object& description, const py::object& keep, const py::object& align_value, const py::object& weight_dtype,
+                      const py::object& vector_dtype) {
   const Network network = network_of(description);
   const Tensor mask = tensor_of(keep, "keep");
   if (mask.dtype != Dtype::boolean) refuse("keep", std::string("must be bool, not ") + name_of(mask.dtype));
   if (mask.shape.size() != 1 || !mask.contiguous()) refuse("keep", "must be a contiguous vector, not " + text_of(mask.shape));
   const auto* data = static_cast<const std::uint8_t*>(mask.data);
   const std::vector<std::uint8_t> bits(data, data + mask.elements());
-  const std::int64_t weight_size = floating_size(weight_dtype, "weight_dtype");
-  const std::int64_t vector_size = floating_size(vector_dtype, "vector_dtype");
+  const std::int64_t align = whole(align_value, "align", 1, kMostAlign);
+  const std::int64_t weight_size = size_of(floating(weight_dtype, "weight_dtype"));
+  const std::int64_t vector_size = size_of(floating(vector_dtype, "vector_dtype"));
   Plan plan;
   {
     const py::gil_scoped_release release;
@@ -179,9 +174,7 @@ Job job_of(const py::handle& value, const std::string& name, Layout layout, doub
   job.layout = layout;
   job.epsilon = epsilon;
   job.offset = field<std::int64_t>(parts[1], name + ".offset", "a whole number");
-  const int code = field<int>(parts[2], name + ".dtype", "a whole number");
-  floating_size(code, name + ".dtype");
-  job.target = static_cast<Dtype>(code);
+  job.target = floating(parts[2], name + ".dtype");
   std::int64_t length = 0;
   if (job.kind == Kind::weight || job.kind == Kind::copy) {
     const Tensor weight = tensor_of(parts[5], name + ".weight");
@@ -219,47 +212,51 @@ Job job_of(const py::handle& value, const std::string& name, Layout layout, doub
   return job;
 }
 
-std::vector<Job> jobs_of(const py::list& values, const Tensor& storage, int layout, double epsilon) {
-  if (storage.dtype != Dtype::byte || storage.shape.size() != 1 || !storage.contiguous()) {
-    refuse("storage", "must be a contiguous uint8 vector");
-  }
-  if (reinterpret_cast<std::uintptr_t>(storage.data) % kAlignment) refuse("storage", "must begin at a multiple of 64 bytes");
-  if (layout != 0 && layout != 1) refuse("layout", "must be 0 (KCRS) or 1 (KRSC), not " + std::to_string(layout));
-  if (!(epsilon >= 0)) refuse("epsilon", "must not be negative");
+// The arguments that packing has on every device.
+struct Arguments {
+  Tensor storage;
   std::vector<Job> jobs;
-  std::int64_t end = 0;
-  for (const py::handle value : values) {
-    const std::string name = "jobs[" + std::to_string(jobs.size()) + "]";
-    jobs.push_back(job_of(value, name, static_cast<Layout>(layout), epsilon));
-    const Job& job = jobs.back();
-    if (job.offset < end) {
-      refuse(name + ".offset", "is " + std::to_string(job.offset) + ", but what lies before ends at " + std::to_string(end));
-    }
-    if (job.offset % kAlignment) refuse(name + ".offset", "must be a multiple of 64, not " + std::to_string(job.offset));
-    end = job.offset + job.bytes();
-    if (end > storage.elements()) {
-      refuse("storage", "has " + std::to_string(storage.elements()) + " bytes, but " + name + " ends at " + std::to_string(end));
-    }
-  }
-  return jobs;
-}
 
-std::int64_t pack_binding(const py::list& values, const py::tuple& storage, int layout, double epsilon, int threads) {
-  const Tensor arena = tensor_of(storage, "storage");
-  const std::vector<Job> jobs = jobs_of(values, arena, layout, epsilon);
-  if (threads < 0 || threads > 1024) refuse("threads", "must lie in 0..1024, not be " + std::to_string(threads));
+  Arguments(const py::object& values, const py::object& arena, const py::object& layout_value, const py::object& epsilon_value)
+      : storage(tensor_of(arena, "storage")) {
+    if (storage.dtype != Dtype::byte || storage.shape.size() != 1 || !storage.contiguous()) {
+      refuse("storage", "must be a contiguous uint8 vector");
+    }
+    if (reinterpret_cast<std::uintptr_t>(storage.data) % kAlignment) refuse("storage", "must begin at a multiple of 64 bytes");
+    const auto layout = field<int>(layout_value, "layout", "0 (KCRS) or 1 (KRSC)");
+    if (layout != 0 && layout != 1) refuse("layout", "must be 0 (KCRS) or 1 (KRSC), not " + std::to_string(layout));
+    const double epsilon = finite_number(epsilon_value, "epsilon");
+    for (const py::object& value : items(values, "jobs", "a list of jobs")) {
+      jobs.push_back(job_of(value, "jobs[" + std::to_string(jobs.size()) + "]", static_cast<Layout>(layout), epsilon));
+    }
+    check(jobs, storage.elements());
+  }
+};
+
+std::int64_t pack_binding(const py::object& values, const py::object& storage, const py::object& layout, const py::object& epsilon,
+                          const py::object& threads_value) {
+  const Arguments given(values, storage, layout, epsilon);
+  const int threads = static_cast<int>(whole(threads_value, "threads", 0, kMostThreads));
   const py::gil_scoped_release release;
-  return pack(jobs, static_cast<std::byte*>(arena.data), arena.elements(), threads);
+  return pack(given.jobs, static_cast<std::byte*>(given.storage.data), given.storage.elements(), threads);
 }
 
 #if defined(DER_FAST_WITH_CUDA)
-std::int64_t pack_cuda_binding(const py::list& values, const py::tuple& storage, int layout, double epsilon, int device,
-                               std::uintptr_t stream) {
-  const Tensor arena = tensor_of(storage, "storage");
-  const std::vector<Job> jobs = jobs_of(values, arena, layout, epsilon);
-  if (device < 0) refuse("device", "must not be negative");
+std::int64_t pack_cuda_binding(const py::object& values, const py::object& storage, const py::object& workspace_value,
+                               const py::object& layout, const py::object& epsilon, const py::object& device_value,
+                               const py::object& stream_value) {
+  const Arguments given(values, storage, layout, epsilon);
+  const int device = static_cast<int>(whole(device_value, "device", 0, std::numeric_limits<int>::max()));
+  auto* stream = reinterpret_cast<void*>(field<std::uintptr_t>(stream_value, "stream", "the handle of a CUDA stream"));
+  const Tensor workspace = tensor_of(workspace_value, "workspace");
+  const compact::TableLayout wanted(given.jobs);
+  if (workspace.dtype != Dtype::byte || !workspace.contiguous() || workspace.elements() < static_cast<std::int64_t>(wanted.bytes)) {
+    refuse("workspace", "must be contiguous uint8 of at least " + std::to_string(wanted.bytes) + " bytes");
+  }
+  if (reinterpret_cast<std::uintptr_t>(workspace.data) % alignof(Job)) refuse("workspace", "must begin at a multiple of 8 bytes");
   const py::gil_scoped_release release;
-  return pack_cuda(jobs, static_cast<std::byte*>(arena.data), arena.elements(), device, reinterpret_cast<void*>(stream));
+  return pack_cuda(given.jobs, static_cast<std::byte*>(given.storage.data), given.storage.elements(),
+                   static_cast<std::byte*>(workspace.data), device, stream);
 }
 #endif
 
@@ -273,9 +270,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("plan", &plan_binding, py::arg("network"), py::arg("keep"), py::arg("align"), py::arg("weight_dtype"), py::arg("vector_dtype"));
   m.def("pack", &pack_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("threads"));
+  channel_masks::bind(m);
   lanes::bind(m);
 #if defined(DER_FAST_WITH_CUDA)
-  m.def("pack_cuda", &pack_cuda_binding, py::arg("jobs"), py::arg("storage"), py::arg("layout"), py::arg("epsilon"), py::arg("device"),
-        py::arg("stream"));
+  m.def("pack_cuda_workspace", &pack_cuda_workspace, py::arg("jobs"), py::arg("indices"));
+  m.def("pack_cuda", &pack_cuda_binding, py::arg("jobs"), py::arg("storage"), py::arg("workspace"), py::arg("layout"), py::arg("epsilon"),
+        py::arg("device"), py::arg("stream"));
 #endif
 }

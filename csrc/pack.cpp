@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <system_error>
-#include <thread>
+#include <stdexcept>
+#include <string>
+
+#include "sizes.hpp"
+#include "threads.hpp"
 
 namespace der_fast {
 
@@ -93,7 +96,8 @@ std::vector<Task> tasks_of(const std::vector<Job>& jobs, std::int64_t& elements)
   std::vector<Task> tasks;
   elements = 0;
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    const std::int64_t line = std::max<std::int64_t>(jobs[i].line(), 1);
+    const std::int64_t line = jobs[i].line();
+    if (line == 0) continue;
     const std::int64_t step = std::max<std::int64_t>(kTaskElements / line, 1);
     for (std::int64_t begin = 0; begin < jobs[i].rows; begin += step) {
       tasks.push_back({static_cast<std::int64_t>(i), begin, std::min(begin + step, jobs[i].rows)});
@@ -105,12 +109,39 @@ std::vector<Task> tasks_of(const std::vector<Job>& jobs, std::int64_t& elements)
 
 }  // namespace
 
+void check(const std::vector<Job>& jobs, std::int64_t bytes) {
+  std::int64_t end = 0;
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    const Job& job = jobs[i];
+    const std::string name = "jobs[" + std::to_string(i) + "]";
+    const auto line = product({job.columns, job.height, job.width});
+    const auto size = line ? product({job.rows, *line, size_of(job.target)}) : std::nullopt;
+    if (!size) {
+      throw std::invalid_argument(name + " is too large: " + std::to_string(job.rows) + " rows, each of " + std::to_string(job.columns) +
+                                  " × " + std::to_string(job.height) + " × " + std::to_string(job.width) + " entries");
+    }
+    if (job.offset < end) {
+      throw std::invalid_argument(name + ".offset is " + std::to_string(job.offset) + ", but what lies before ends at " +
+                                  std::to_string(end));
+    }
+    if (job.offset % kAlignment) {
+      throw std::invalid_argument(name + ".offset must be a multiple of 64, not " + std::to_string(job.offset));
+    }
+    if (job.offset > bytes || *size > bytes - job.offset) {
+      const std::uint64_t wanted = static_cast<std::uint64_t>(job.offset) + static_cast<std::uint64_t>(*size);
+      throw std::invalid_argument("storage has " + std::to_string(bytes) + " bytes, but " + name + " ends at " + std::to_string(wanted));
+    }
+    end = job.offset + *size;
+  }
+}
+
 std::int64_t pack(const std::vector<Job>& jobs, std::byte* arena, std::int64_t bytes, int threads) {
   std::int64_t elements = 0;
   const std::vector<Task> tasks = tasks_of(jobs, elements);
   std::atomic<std::size_t> next{0};
   std::atomic<std::int64_t> bad{std::numeric_limits<std::int64_t>::max()};
-  const auto work = [&] {
+  const auto work = [&](std::int64_t thread) {
+    if (thread == 0) clear_gaps(jobs, arena, bytes);
     for (std::size_t i = next++; i < tasks.size(); i = next++) {
       if (run(jobs[static_cast<std::size_t>(tasks[i].job)], tasks[i], arena)) continue;
       std::int64_t found = bad.load();
@@ -119,15 +150,7 @@ std::int64_t pack(const std::vector<Job>& jobs, std::byte* arena, std::int64_t b
     }
   };
   const int wanted = threads > 0 ? threads : static_cast<int>(std::thread::hardware_concurrency());
-  std::vector<std::thread> helpers;
-  try {
-    for (std::int64_t i = 1; i < wanted && i < elements / kThreadElements; ++i) helpers.emplace_back(work);
-  } catch (const std::system_error&) {
-    // No further thread to be had: those that run will do it.
-  }
-  clear_gaps(jobs, arena, bytes);
-  work();
-  for (std::thread& helper : helpers) helper.join();
+  on_threads(std::min<std::int64_t>(wanted, elements / kThreadElements), work);
   return bad == std::numeric_limits<std::int64_t>::max() ? -1 : bad.load();
 }
 

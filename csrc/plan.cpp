@@ -1,5 +1,6 @@
 #include "plan.hpp"
 
+#include <algorithm>
 #include <numeric>
 #include <stdexcept>
 
@@ -91,10 +92,18 @@ class Planner {
   void count() {
     for (const Unit& unit : network_.units) {
       const std::int64_t outputs = width(unit.target, plan_.widths);
-      if (unit.kind == Unit::affine) plan_.parameters += 2 * outputs;
-      if (unit.kind != Unit::convolution) continue;
-      plan_.parameters += outputs * inputs(unit, plan_.widths) * unit.kernel * unit.kernel + (unit.norm ? 2 * outputs : 0);
+      if (unit.kind == Unit::affine || (unit.kind == Unit::convolution && unit.norm)) add_to(plan_.parameters, {2, outputs});
+      if (unit.kind == Unit::convolution) add_to(plan_.parameters, {outputs, inputs(unit, plan_.widths), unit.kernel, unit.kernel});
     }
+  }
+
+  // A total after every factor was checked and before it could overflow.
+  static void add_to(std::int64_t& total, const std::vector<std::int64_t>& factors) {
+    const auto more = product(factors);
+    if (!more || *more > kMost - total) {
+      throw std::invalid_argument("units are too large: together they have more than 2^48 entries or bytes");
+    }
+    total += *more;
   }
 
   bool present(const Unit& unit) const {
@@ -121,8 +130,12 @@ class Planner {
     const auto i = static_cast<std::size_t>(index);
     const Unit& unit = network_.units[i];
     if (!present(unit)) return;
-    plan_.rows[i] = indices(unit.target);
     const std::int64_t outputs = width(unit.target, plan_.stored);
+    if (std::max(outputs, inputs(unit, plan_.stored)) > kMostChannels) {
+      throw std::invalid_argument("units[" + std::to_string(index) + "] has more than " + std::to_string(kMostChannels) +
+                                  " channels once they are padded to multiples of align, " + std::to_string(align_));
+    }
+    plan_.rows[i] = indices(unit.target);
     const std::int64_t true_outputs = width(unit.target, plan_.widths);
     if (unit.kind == Unit::convolution) {
       plan_.columns[i] = indices(unit.source);
@@ -143,13 +156,12 @@ class Planner {
   }
 
   void add(int unit, int part, std::vector<std::int64_t> shape, std::int64_t size, std::int64_t true_elements) {
-    std::int64_t elements = 1;
-    for (const std::int64_t extent : shape) elements *= extent;
+    const std::int64_t before = plan_.stored_elements;
+    add_to(plan_.stored_elements, shape);
     plan_.bytes = rounded_up(plan_.bytes, kAlignment);
     plan_.pieces.push_back({unit, part, std::move(shape), plan_.bytes});
-    plan_.bytes += elements * size;
+    add_to(plan_.bytes, {plan_.stored_elements - before, size});
     plan_.elements += true_elements;
-    plan_.stored_elements += elements;
   }
 };
 
@@ -172,6 +184,10 @@ void check(const Network& network) {
     const std::string name = "units[" + std::to_string(i) + "]";
     check_groups(network, unit.source, name + ".source");
     check_groups(network, unit.target, name + ".target");
+    // A group may be named more than once, and positions among the channels of a unit are 32 bits wide.
+    if (std::max(width(unit.source, network.groups), width(unit.target, network.groups)) > kMostChannels) {
+      throw std::invalid_argument(name + " has more than " + std::to_string(kMostChannels) + " channels");
+    }
     if (unit.kind < Unit::convolution || unit.kind > Unit::constant) throw std::invalid_argument(name + ".kind is unknown");
     if (unit.when < Unit::always || unit.when > Unit::lost) throw std::invalid_argument(name + ".when is unknown");
     if (unit.when != Unit::always && (unit.block < 0 || unit.block >= static_cast<int>(network.inner.size()))) {
@@ -185,7 +201,9 @@ void check(const Network& network) {
 Plan make_plan(const Network& network, const std::vector<std::uint8_t>& keep, std::int64_t align, std::int64_t weight_size,
                std::int64_t vector_size) {
   check(network);
-  if (align < 1 || align > 1024) throw std::invalid_argument("align must lie in 1..1024, not be " + std::to_string(align));
+  if (align < 1 || align > kMostAlign) {
+    throw std::invalid_argument("align must be " + whole_number(1, kMostAlign) + ", not " + std::to_string(align));
+  }
   const std::int64_t channels = std::accumulate(network.groups.begin(), network.groups.end(), std::int64_t{0});
   if (static_cast<std::int64_t>(keep.size()) != channels) {
     throw std::invalid_argument("keep must have " + std::to_string(channels) + " entries, not " + std::to_string(keep.size()));

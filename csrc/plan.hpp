@@ -5,7 +5,11 @@
 #include <string>
 #include <vector>
 
+#include "sizes.hpp"
+
 namespace der_fast {
+
+constexpr std::int64_t kMostAlign = 1024;
 
 // One stored piece of the network. `source` and `target` are groups that lie side by side in the piece's channels.
 struct Unit {
@@ -51,13 +55,11 @@ struct Plan {
   std::int64_t stored_elements = 0;    // stored, with padding
 };
 
-// Throws std::invalid_argument where the description contradicts itself.
+// Throws std::invalid_argument where the description contradicts itself; `make_plan` does so also where what it describes is too large.
 void check(const Network& network);
 
 // `keep` has one entry per channel, 0 or 1. Pure: the same arguments give the same plan.
 Plan make_plan(const Network& network, const std::vector<std::uint8_t>& keep, std::int64_t align, std::int64_t weight_size,
                std::int64_t vector_size);
-
-constexpr std::int64_t kAlignment = 64;
 
 }  // namespace der_fast

@@ -1,5 +1,7 @@
 #include "tensor.hpp"
 
+#include <stdexcept>
+
 namespace py = pybind11;
 
 namespace der_fast {
@@ -11,13 +13,22 @@ constexpr std::int64_t kLargestStride = std::int64_t{1} << 40;
 
 std::vector<std::int64_t> integers(const py::handle& value, const std::string& name, std::int64_t bound) {
   std::vector<std::int64_t> out;
-  for (const py::handle item : py::reinterpret_borrow<py::tuple>(value)) {
-    if (!py::isinstance<py::int_>(item)) refuse(name, "must hold whole numbers");
-    const auto number = py::cast<std::int64_t>(item);
-    if (number < 0 || number > bound) refuse(name, "has the entry " + std::to_string(number) + ", which is out of range");
-    out.push_back(number);
+  for (const py::handle item : field<py::tuple>(value, name, "a tuple of whole numbers")) {
+    out.push_back(whole(item, name + "[" + std::to_string(out.size()) + "]", 0, bound));
   }
   return out;
+}
+
+// The elements end at a distance of their address that can be calculated with.
+void expect_reach(const Tensor& tensor, const std::string& name) {
+  std::int64_t reach = 0;
+  for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
+    const auto steps = product({tensor.shape[i] - 1, tensor.strides[i]});
+    if (!steps || *steps > kMost - reach) {
+      refuse(name, "reaches too far, with the shape " + text_of(tensor.shape) + " and the strides " + text_of(tensor.strides));
+    }
+    reach += *steps;
+  }
 }
 
 }  // namespace
@@ -44,18 +55,8 @@ std::string text_of(const std::vector<std::int64_t>& shape) {
   return text;
 }
 
-std::int64_t Tensor::elements() const {
-  std::int64_t count = 1;
-  for (const std::int64_t size : shape) {
-    if (size && count > (std::int64_t{1} << 48) / size) {
-      throw std::invalid_argument("a tensor of shape " + text_of(shape) + " is too large");
-    }
-    count *= size;
-  }
-  return count;
-}
-
 bool Tensor::contiguous() const {
+  if (elements() == 0) return true;
   std::int64_t expected = 1;
   for (std::size_t i = shape.size(); i-- > 0;) {
     if (shape[i] > 1 && strides[i] != expected) return false;
@@ -65,23 +66,22 @@ bool Tensor::contiguous() const {
 }
 
 Tensor tensor_of(const py::handle& value, const std::string& name) {
-  if (!py::isinstance<py::tuple>(value) || py::len(value) != 4) refuse(name, "must be a tuple (address, shape, strides, dtype code)");
-  const auto parts = py::reinterpret_borrow<py::tuple>(value);
-  if (!py::isinstance<py::int_>(parts[0]) || !py::isinstance<py::tuple>(parts[1]) || !py::isinstance<py::tuple>(parts[2]) ||
-      !py::isinstance<py::int_>(parts[3])) {
-    refuse(name, "must be a tuple (address, shape, strides, dtype code)");
-  }
+  constexpr const char* what = "a tuple (address, shape, strides, dtype code)";
+  const auto parts = field<py::tuple>(value, name, what);
+  if (parts.size() != 4) refuse(name, std::string("must be ") + what + ", not " + shown(value));
   Tensor tensor;
   tensor.shape = integers(parts[1], name + ".shape", kLargestSize);
   tensor.strides = integers(parts[2], name + ".strides", kLargestStride);
-  tensor.dtype = dtype_of(py::cast<int>(parts[3]), name);
+  tensor.dtype = dtype_of(field<int>(parts[3], name + ".dtype", "a dtype code"), name);
   if (tensor.shape.size() != tensor.strides.size()) {
     refuse(name, "has " + std::to_string(tensor.shape.size()) + " sizes but " + std::to_string(tensor.strides.size()) + " strides");
   }
-  const auto address = py::cast<std::uintptr_t>(parts[0]);
+  const auto address = field<std::uintptr_t>(parts[0], name + ".address", "an address");
+  if (!product(tensor.shape)) refuse(name, "is too large: " + text_of(tensor.shape));
   if (tensor.elements() > 0) {
     if (address == 0) refuse(name, "has no data");
     if (address % static_cast<std::uintptr_t>(size_of(tensor.dtype))) refuse(name, "is not aligned to its dtype");
+    expect_reach(tensor, name);
     tensor.data = reinterpret_cast<void*>(address);
   }
   return tensor;

@@ -4,11 +4,11 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "compact.cuh"
+#include "field.hpp"
 
 namespace der_fast {
 
@@ -21,16 +21,14 @@ struct Tensor {
   std::vector<std::int64_t> strides;  // in elements
   Dtype dtype = Dtype::float32;
 
-  [[nodiscard]] std::int64_t elements() const;
+  // At most kMost: tensor_of has refused larger ones.
+  [[nodiscard]] std::int64_t elements() const { return *product(shape); }
   [[nodiscard]] bool contiguous() const;
 };
 
 const char* name_of(Dtype dtype);
 Dtype dtype_of(int code, const std::string& name);
 std::string text_of(const std::vector<std::int64_t>& shape);
-
-// Throws std::invalid_argument, which Python sees as ValueError; every message begins with the argument's name.
-[[noreturn]] void refuse(const std::string& name, const std::string& fault);
 
 // `value` is (address, shape, strides, dtype code).
 Tensor tensor_of(const pybind11::handle& value, const std::string& name);

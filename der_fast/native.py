@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from der_fast.errors import BackendError
@@ -85,7 +85,7 @@ def facts_of(tensor: TensorLike) -> TensorFacts:
     return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), dtype_code(tensor.dtype)
 
 
-def plan(network: Mapping[str, Any], keep: TensorFacts, *, align: int, weight_dtype: int, vector_dtype: int) -> dict[str, Any]:
+def plan(network: dict[str, Any], keep: TensorFacts, *, align: int, weight_dtype: int, vector_dtype: int) -> dict[str, Any]:
     """Decide which channels stay and where every folded tensor lies; a pure function.
 
     Args:
@@ -104,11 +104,11 @@ def plan(network: Mapping[str, Any], keep: TensorFacts, *, align: int, weight_dt
         ValueError: the description contradicts itself, or `keep` has another length or dtype.
         BackendError: the native module is not built.
     """
-    found: dict[str, Any] = _module().plan(dict(network), keep, align, weight_dtype, vector_dtype)
+    found: dict[str, Any] = _module().plan(network, keep, align, weight_dtype, vector_dtype)
     return found
 
 
-def pack(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, threads: int) -> int:
+def pack(jobs: list[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, threads: int) -> int:
     """Fill an arena on the CPU; every byte of it is written.
 
     Args:
@@ -125,21 +125,93 @@ def pack(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, 
         ValueError: an argument that does not fit.
         BackendError: the native module is not built.
     """
-    return int(_module().pack(list(jobs), storage, layout, epsilon, threads))
+    return int(_module().pack(jobs, storage, layout, epsilon, threads))
 
 
-def pack_cuda(jobs: Sequence[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsilon: float, device: int, stream: int) -> int:
+def pack_cuda_workspace(jobs: int, indices: int) -> int:
+    """Return the bytes of device memory that `pack_cuda` needs for so many jobs with so many rows and columns in all.
+
+    Raises:
+        BackendError: the native module is not built, or built without CUDA.
+    """
+    return int(_with_cuda(0).pack_cuda_workspace(jobs, indices))
+
+
+def pack_cuda(
+    jobs: Sequence[tuple[Any, ...]],
+    storage: TensorFacts,
+    workspace: TensorFacts,
+    *,
+    layout: int,
+    epsilon: float,
+    device: int,
+    stream: int,
+) -> int:
     """Fill an arena on a CUDA device: as `pack`, with weights and storage on the device and index vectors on the host.
+
+    Args:
+        jobs, storage, layout, epsilon: as for `pack`.
+        workspace: uint8, `pack_cuda_workspace` bytes on the device, for the table of jobs.
+        device: its number.
+        stream: handle of the CUDA stream on which it works; it is waited for.
 
     Raises:
         ValueError: an argument that does not fit.
         RuntimeError: CUDA reports an error.
         BackendError: the native module is not built, or built without CUDA.
     """
+    return int(_with_cuda(device).pack_cuda(jobs, storage, workspace, layout, epsilon, device, stream))
+
+
+def channel_masks_forward(
+    structure: tuple[Any, ...],
+    logits: TensorFacts,
+    scale: TensorFacts,
+    masks: TensorFacts,
+    loss: TensorFacts,
+    work: TensorFacts,
+    *,
+    device: int | None,
+    stream: int,
+) -> None:
+    """Fill masks, loss and work; see kernels/channel_masks/channel_masks.cuh.
+
+    Args:
+        structure: (rows, row_offsets, convs, user_offsets, users, full), see kernels/channel_masks/structure.py.
+        logits: float32 or float64 (C,), contiguous; scale, masks (C,) and loss are of its dtype, scale and loss one number each.
+        scale, masks, loss: as said.
+        work: float64 (R + G + 2L,); its last 2L entries are the sides that `channel_masks_backward` needs.
+        device: a CUDA device on which everything lies, or None for the CPU, where the tables' entries are checked too.
+        stream: handle of the CUDA stream on which to launch; nothing is waited for.
+
+    Raises:
+        ValueError: an argument that does not fit.
+        RuntimeError: CUDA reports an error.
+        BackendError: the native module is not built, or built without CUDA.
+    """
+    _with_cuda(device).channel_masks_forward(structure, logits, scale, masks, loss, work, device, stream)
+
+
+def channel_masks_backward(
+    structure: tuple[Any, ...],
+    logits: TensorFacts,
+    sides: TensorFacts,
+    grad_masks: TensorFacts | None,
+    grad_loss: TensorFacts | None,
+    gradient: TensorFacts,
+    *,
+    device: int | None,
+    stream: int,
+) -> None:
+    """Fill the gradient of the logits from those of masks and loss; arguments and errors as in `channel_masks_forward`."""
+    _with_cuda(device).channel_masks_backward(structure, logits, sides, grad_masks, grad_loss, gradient, device, stream)
+
+
+def _with_cuda(device: int | None) -> Any:
     module = _module()
-    if not hasattr(module, "pack_cuda"):
+    if device is not None and not module.build_info()["cuda"]:
         raise BackendError("der_fast._C was built without CUDA: install with DER_FAST_CUDA=ON in the environment, with nvcc on PATH")
-    return int(module.pack_cuda(list(jobs), storage, layout, epsilon, device, stream))
+    return module
 
 
 def lanes_isa() -> str | None:
@@ -152,7 +224,7 @@ def lanes_isa() -> str | None:
     return found
 
 
-def lanes_program(image_channels: int, ops: Sequence[tuple[int, ...]], bytes: int) -> Any:
+def lanes_program(image_channels: int, ops: list[tuple[int, ...]], bytes: int) -> Any:
     """Check the operations of a compact extractor and return them as a program for `run_lanes`; its `features` are counted.
 
     Args:
@@ -164,10 +236,10 @@ def lanes_program(image_channels: int, ops: Sequence[tuple[int, ...]], bytes: in
         ValueError: an operation does not fit what it reads, or its weights do not lie in the arena.
         BackendError: the native module is not built.
     """
-    return _module().LanesProgram(image_channels, [list(op) for op in ops], bytes)
+    return _module().LanesProgram(image_channels, ops, bytes)
 
 
-def run_lanes(programs: Sequence[Any], arenas: Sequence[TensorFacts], images: TensorFacts, output: TensorFacts, threads: int) -> None:
+def run_lanes(programs: list[Any], arenas: list[TensorFacts], images: TensorFacts, output: TensorFacts, threads: int) -> None:
     """Write the features of several extractors side by side into `output`, with at most `threads` threads.
 
     Args:
@@ -182,4 +254,4 @@ def run_lanes(programs: Sequence[Any], arenas: Sequence[TensorFacts], images: Te
         RuntimeError: no instruction set of this processor will do.
         BackendError: the native module is not built.
     """
-    _module().run_lanes(list(programs), list(arenas), images, output, threads)
+    _module().run_lanes(programs, arenas, images, output, threads)

@@ -7,23 +7,36 @@ from dataclasses import dataclass
 import torch
 
 from der_fast.errors import BackendError
+from der_fast.kernels import triton_runtime
 
 BACKENDS = ("auto", "reference", "fused")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """The chosen implementation ('reference' or 'fused') and why it was chosen."""
+    """The chosen implementation and why it was chosen.
+
+    Attributes:
+        name: 'reference' or 'fused'.
+        reason: for people.
+        measured: of 'fused', whether every part runs the way that is fastest here, cuDNN's convolutions among them; otherwise our
+            kernels run wherever they can.
+    """
 
     name: str
     reason: str
+    measured: bool = False
 
 
-def available() -> dict[str, tuple[bool, str]]:
-    """Return for every backend whether it works here, and why (not)."""
+def available(device: torch.device | None = None) -> dict[str, tuple[bool, str]]:
+    """Return for every backend whether it works on `device`, and why (not).
+
+    Args:
+        device: default: the one that `resolve_device('auto')` names.
+    """
     return {
         "reference": (True, "eager PyTorch; works on every device"),
-        "fused": (False, "this version has no fused kernels yet"),
+        "fused": triton_runtime.usable(resolve_device("auto") if device is None else device),
     }
 
 
@@ -35,18 +48,22 @@ def resolve(backend: str, device: torch.device) -> Backend:
         device: where the network runs.
 
     Raises:
-        BackendError: an unknown name, or a backend that does not work here.
+        BackendError: an unknown name, or a backend that was asked for by name and does not work here.
     """
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
-    works, reason = available()["fused"]
-    if backend == "fused" and not works:
-        raise BackendError(f"backend 'fused' does not work here: {reason}. Use --backend reference or auto.")
     if backend == "reference":
         return Backend("reference", "asked for")
-    if device.type == "cuda" and works:
-        return Backend("fused", "auto: CUDA device")
-    return Backend("reference", f"auto: {reason}" if device.type == "cuda" else "auto: no CUDA device in use")
+    if backend == "auto" and device.type != "cuda":
+        return Backend("reference", "auto: no CUDA device in use")
+    works, reason = available(device)["fused"]
+    if backend == "fused" and not works:
+        raise BackendError(f"backend 'fused' does not work here: {reason}. Use --backend reference or auto.")
+    if backend == "fused":
+        return Backend("fused", f"asked for; {reason}")
+    if works:
+        return Backend("fused", f"auto: {reason}, the fastest of cuDNN and our kernels as measured", measured=True)
+    return Backend("reference", f"auto: {reason}")
 
 
 def resolve_device(name: str) -> torch.device:

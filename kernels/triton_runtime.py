@@ -33,6 +33,12 @@ def interpreting() -> bool:
     return module is not None and bool(module.knobs.runtime.interpret)
 
 
+def version() -> str:
+    """Return Triton's version, or 'none'."""
+    module, _ = _triton()
+    return "none" if module is None else str(module.__version__)
+
+
 def dot_in_float32() -> bool:
     """Whether operands of tl.dot must be converted to float32 first."""
     return interpreting()

@@ -7,7 +7,11 @@ import os
 import pytest
 import torch
 
-from der_fast.compaction import choices
+from der_fast.kernels import choices
+
+# Processes that share the cores: one thread each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
 
 # Triton reads this when it is first imported.
 if not torch.cuda.is_available():

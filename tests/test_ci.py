@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e"
 DEMO = f"{INSTALL} . && .venv/bin/der-fast demo"
 NATIVE_SUFFIXES = {".cpp", ".hpp", ".inl", ".cu", ".cuh"}
-TEST = f"{INSTALL} '.[test]' && .venv/bin/python -m pytest"
+TEST = f"{INSTALL} '.[test]' && .venv/bin/python -m pytest -n 2"
 
 
 def requirements_of(distribution: str, extra: str) -> set[str]:

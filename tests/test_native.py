@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_build_info():
         lambda: native.build_info(),
         lambda: native.plan({}, (0, (0,), (1,), 5), align=1, weight_dtype=1, vector_dtype=1),
         lambda: native.pack([], (0, (0,), (1,), 6), layout=0, epsilon=0.0, threads=1),
-        lambda: native.pack_cuda([], (0, (0,), (1,), 6), layout=0, epsilon=0.0, device=0, stream=0),
+        lambda: native.pack_cuda([], (0, (0,), (1,), 6), (0, (0,), (1,), 6), layout=0, epsilon=0.0, device=0, stream=0),
     ],
 )
 def test_without_the_module_every_call_says_how_to_build_it(missing, call):
@@ -68,7 +69,9 @@ def test_cuda_calls_without_cuda_say_how_to_get_it():
     if native.build_info()["cuda"]:
         pytest.skip("this build has CUDA: there is nothing to refuse")
     with pytest.raises(BackendError, match="built without CUDA: install with DER_FAST_CUDA=ON"):
-        native.pack_cuda([], (0, (0,), (1,), 6), layout=0, epsilon=0.0, device=0, stream=0)
+        native.pack_cuda([], (0, (0,), (1,), 6), (0, (0,), (1,), 6), layout=0, epsilon=0.0, device=0, stream=0)
+    with pytest.raises(BackendError, match="built without CUDA"):
+        native.pack_cuda_workspace(1, 1)
 
 
 def test_facts_of_a_tensor():
@@ -130,7 +133,7 @@ UNIT = (0, -1, 0, [], [0], 3, True)
     ("network", "words"),
     [
         ({"groups": 1}, "network has no entry groups"),
-        (small_network(groups=["two"]), "groups must be a list of widths"),
+        (small_network(groups=["two"]), r"groups\[0\] must be a whole number, not 'two'"),
         (small_network(groups=[-1, 1]), "groups has the width -1"),
         (small_network(groups=[2**22, 1]), "groups has more than"),
         (small_network(image_channels=0), "image_channels is out of range"),
@@ -160,8 +163,8 @@ def test_descriptions_that_contradict_themselves_are_refused(network, words):
         ({"keep": [True, True]}, "keep must have 3 entries, not 2"),
         ({"keep": [1.0, 1.0, 1.0]}, "keep must be bool, not float32"),
         ({"keep": [[True, True, True]]}, r"keep must be a contiguous vector, not \(1, 3\)"),
-        ({"align": 0}, "align must lie in 1..1024, not be 0"),
-        ({"align": 1025}, "align must lie in 1..1024, not be 1025"),
+        ({"align": 0}, "align must be a whole number from 1 to 1024, not 0"),
+        ({"align": 1025}, "align must be a whole number from 1 to 1024, not 1025"),
         ({"weight_dtype": 4}, "weight_dtype must be a floating-point type, not int32"),
         ({"vector_dtype": 77}, "vector_dtype has the unknown dtype code 77"),
     ],
@@ -176,3 +179,56 @@ def test_masks_that_are_neither_0_nor_1_are_refused():
     facts = (keep.data_ptr(), (3,), (1,), native.DTYPES["torch.bool"])
     with pytest.raises(ValueError, match="keep must hold 0 and 1, not 2"):
         native.plan(small_network(), facts, align=1, weight_dtype=1, vector_dtype=1)
+
+
+def a_call_of(function):
+    """Return a call that works for some milliseconds."""
+    if function == "plan":
+        # Few channels, looked at again and again: NumPy gives the GIL away when it copies more than some hundred numbers.
+        keep = torch.ones(400, dtype=torch.bool)
+        network = small_network(groups=[399, 1], streams=[[0]] * 20_000)
+        return lambda: native.plan(network, native.facts_of(keep), align=1, weight_dtype=1, vector_dtype=1)
+    if function == "pack":
+        index, weight = torch.arange(1000, dtype=torch.int32), torch.ones(1000, 1000, 1, 1)
+        memory = torch.empty(4_000_064, dtype=torch.uint8)
+        storage = memory[-memory.data_ptr() % 64 :][:4_000_000]
+
+        def packed():
+            job = (0, 0, 1, native.facts_of(index), native.facts_of(index), native.facts_of(weight), None)
+            return native.pack([job], native.facts_of(storage), layout=0, epsilon=0.0, threads=1)
+
+        return packed
+    arena, images, output = torch.zeros(3 * 16 * 9 * 4, dtype=torch.uint8), torch.ones(64, 3, 32, 32), torch.empty(64, 16)
+    program = native.lanes_program(3, [(0, 0, -1, 3, 16, 3, 1, 0, 0, -1), (5, 1, -1, 16, 16, 1, 1, 0, -1, -1)], len(arena))
+    return lambda: native.run_lanes([program], [native.facts_of(arena)], native.facts_of(images), native.facts_of(output), 1)
+
+
+@pytest.mark.parametrize("function", ["plan", "pack", "run_lanes"])
+def test_other_threads_run_meanwhile(function):
+    if function == "run_lanes" and native.lanes_isa() is None:
+        pytest.skip("this processor has neither AVX-512 nor AVX2")
+    call = a_call_of(function)
+    call()  # the first one imports NumPy, which gives the GIL away too
+    ready, go, counted = threading.Event(), threading.Event(), []
+
+    def count():
+        ready.set()
+        go.wait()
+        counted.append(1)
+
+    other, interval = threading.Thread(target=count), sys.getswitchinterval()
+    try:
+        # Nobody is made to hand over the GIL any more: the other thread gets it where the call gives it away, or not at all.
+        sys.setswitchinterval(1e3)
+        other.start()
+        ready.wait()
+        go.set()
+        for _ in range(300):  # the other thread may be slow to take its chance
+            call()
+            if counted:
+                break
+        seen = list(counted)
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
+    assert seen == [1], f"{function} held the GIL for 300 calls"

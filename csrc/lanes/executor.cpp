@@ -6,15 +6,14 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
+
+#include "../sizes.hpp"
+#include "../threads.hpp"
 
 namespace der_fast::lanes {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-// Of channels, and of what an image may be shrunk by.
-constexpr long kLargest = 1L << 20;
 
 struct Freed {
   void operator()(float* p) const { ::operator delete[](p, std::align_val_t{kAlignment}); }
@@ -164,7 +163,10 @@ class Worker {
 }  // namespace
 
 Program::Program(long image_channels, std::vector<Op> ops, std::int64_t bytes) : image_channels_(image_channels), ops_(std::move(ops)) {
-  if (image_channels < 1 || image_channels > kLargest) throw std::invalid_argument("image_channels must be at least 1");
+  if (image_channels < 1 || image_channels > kLargest) {
+    throw std::invalid_argument("image_channels must be " + whole_number(1, kLargest) + ", not " + std::to_string(image_channels));
+  }
+  if (bytes < 0) throw std::invalid_argument("bytes must not be negative, and is " + std::to_string(bytes));
   // By how much each value is smaller than the image. Two values with the same number are equally large whatever the image.
   std::vector<long> shrunk{1};
   for (std::size_t i = 0; i < ops_.size(); ++i) {
@@ -231,20 +233,14 @@ void run(const Kernels& kernels, const std::vector<Network>& networks, const Ima
   std::vector<Worker> workers;
   for (long i = 0; i < std::min<long>(std::max(threads, 1), items); ++i) workers.emplace_back(kernels, sizes);
   std::atomic<long> next{0};
-  const auto work = [&](Worker& worker) {
+  const auto work = [&](std::int64_t thread) {
+    Worker& worker = workers[static_cast<std::size_t>(thread)];
     for (long item = next++; item < items; item = next++) {
       const auto which = static_cast<std::size_t>(item / groups);
       worker.run(networks[which], schedules[which], images, item % groups * kernels.lanes, output, row_stride);
     }
   };
-  std::vector<std::thread> helpers;
-  try {
-    for (std::size_t i = 1; i < workers.size(); ++i) helpers.emplace_back(work, std::ref(workers[i]));
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that started, and this one, do it all.
-  }
-  work(workers[0]);
-  for (std::thread& helper : helpers) helper.join();
+  on_threads(static_cast<std::int64_t>(workers.size()), work);
 }
 
 }  // namespace der_fast::lanes

@@ -12,6 +12,9 @@ namespace der_fast::lanes {
 
 enum class Kind { conv = 0, bias = 1, affine = 2, pool = 3, widen = 4, mean = 5 };
 
+// Of channels, and of what an image may be shrunk by.
+constexpr long kLargest = 1L << 20;
+
 // One operation of der_fast/compaction/program.py. Values are numbered: 0 is the image, i + 1 what operation i writes.
 struct Op {
   Kind kind = Kind::conv;

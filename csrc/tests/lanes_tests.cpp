@@ -11,6 +11,7 @@
 
 #include "check.hpp"
 #include "lanes/executor.hpp"
+#include "scarcity.hpp"
 
 using namespace der_fast::lanes;
 using der_fast::tests::refused;
@@ -237,7 +238,9 @@ void test_programs_that_do_not_fit_are_refused() {
   };
   CHECK(Program(3, {conv, mean}, 448).features() == 4);
   CHECK(Program(3, {}, 0).features() == 0);
-  refused([] { Program(0, {}, 0); }, "image_channels must be at least 1");
+  refused([] { Program(0, {}, 0); }, "image_channels must be a whole number from 1 to 1048576, not 0");
+  refused([] { Program(1L << 30, {}, 0); }, "image_channels must be a whole number from 1 to 1048576, not 1073741824");
+  refused([] { Program(3, {}, -5); }, "bytes must not be negative, and is -5");
   refused([&] { Program(3, {conv, mean}, 447); }, "operation 0: its bias does not lie in the arena of 447 bytes");
   refused([&] { Program(3, {conv, mean}, 431); }, "operation 0: its weight does not lie");
   refused(with([](Op& op) { op.weight = 2; }), "its weight does not lie");
@@ -255,6 +258,25 @@ void test_programs_that_do_not_fit_are_refused() {
   refused([&] { Program(3, {conv, {Kind::bias, 1, -1, 4, 4, 1, 1, true, 0, 432}, mean}, 448); }, "a bias has no scale");
   refused([&] { Program(3, {conv, {Kind::bias, 1, -1, 4, 4, 1, 2, true, -1, 432}, mean}, 448); }, "has no stride");
   refused([&] { Program(3, {conv, {Kind::affine, 1, -1, 4, 4, 1, 1, true, 440, 432}, mean}, 448); }, "its scale does not lie");
+}
+
+void test_where_memory_or_threads_run_out() {
+  const Program program(1, {{Kind::mean, 0, -1, 1, 1, 1, 1, false, -1, -1}}, 0);
+  constexpr long count = 50;
+  float pixels[count], output[count] = {};
+  for (long n = 0; n < count; ++n) pixels[n] = static_cast<float>(n);
+  const Images images{pixels, count, 1, 1, 1, {1, 1, 1, 1}};
+  const std::vector<Network> networks{{&program, nullptr, 0}};
+  for (const Kernels* kernels : usable()) {
+    const auto call = [&] { run(*kernels, networks, images, output, 1, 3); };
+    const auto done = [&] {
+      CHECK(std::equal(pixels, pixels + count, output));
+      std::fill_n(output, count, 0.0F);
+    };
+    // Room for the handles of two helpers, and two threads: the work is done without any of them.
+    CHECK(der_fast::tests::survived(call, done) >= 3);
+    der_fast::tests::without_threads([&] { call(), done(); });
+  }
 }
 
 // What is added must be as large as the sum: a smaller one would be read past its end.
@@ -276,6 +298,7 @@ int main() {
   test_programs_that_do_not_fit_are_refused();
   test_a_residual_of_another_size_is_refused();
   test_not_a_number_stays_in_its_image();
+  test_where_memory_or_threads_run_out();
   for (unsigned seed = 0; seed < 300; ++seed) test_networks_side_by_side(seed);
   for (const Kernels* kernels : usable()) std::printf("%s, ", kernels->name);
   std::printf("%d checks\n", der_fast::tests::checks);

@@ -1,14 +1,18 @@
 // Planner and packer without Python, so that they can run under sanitizers: every buffer is exactly as long as it must be.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 
 #include "check.hpp"
+#include "job_table.hpp"
 #include "pack.hpp"
 #include "plan.hpp"
+#include "scarcity.hpp"
 
 using namespace der_fast;
 using compact::Dtype;
@@ -91,13 +95,37 @@ void test_plan_refuses() {
   const std::vector<std::uint8_t> keep(static_cast<std::size_t>(channels_of(good)), 1);
   refused([&] { make_plan(good, {1, 1}, 1, 4, 4); }, "keep must have");
   refused([&] { make_plan(good, std::vector<std::uint8_t>(keep.size(), 2), 1, 4, 4); }, "keep must hold 0 and 1");
-  refused([&] { make_plan(good, keep, 0, 4, 4); }, "align must lie in");
+  refused([&] { make_plan(good, keep, 0, 4, 4); }, "align must be a whole number from 1 to 1024, not 0");
   Network bad = good;
   bad.units[1].source = {99};
   refused([&] { make_plan(bad, keep, 1, 4, 4); }, "units[1].source names group 99");
   bad = good;
   bad.groups[0] = std::numeric_limits<std::int64_t>::max();
   refused([&] { make_plan(bad, keep, 1, 4, 4); }, "groups has the width");
+}
+
+// Small enough to be described, and too large to be counted in 64 bits, or to be there at all.
+void test_plans_too_large_are_refused() {
+  constexpr std::int64_t half = std::int64_t{1} << 21;
+  const std::vector<std::uint8_t> keep(half, 1);
+  Network network;
+  network.groups = {half};
+  network.streams = {{0}};
+  const auto planned = [&] { make_plan(network, keep, 1, 8, 8); };
+  network.units.assign(2100, {Unit::convolution, -1, Unit::always, {0}, {0}, 31, false});
+  refused(planned, "units are too large: together they have more than 2^48 entries or bytes");
+  // 2^42 entries each: it is the sum that is too large.
+  network.units.assign(100, {Unit::convolution, -1, Unit::always, {0}, {0}, 1, false});
+  refused(planned, "units are too large");
+  network.units = {{Unit::affine, -1, Unit::always, {0}, {0, 0, 0}, 1, false}};
+  refused(planned, "units[0] has more than 4194304 channels");
+  Network padded;
+  padded.groups.assign(8192, 1);
+  padded.units.push_back({Unit::affine, -1, Unit::always, {}, {}, 1, false});
+  for (int group = 0; group < 8192; ++group) padded.units[0].target.push_back(group);
+  const std::vector<std::uint8_t> all(8192, 1);
+  refused([&] { make_plan(padded, all, 1024, 4, 4); }, "units[0] has more than 4194304 channels once they are padded");
+  CHECK(make_plan(padded, all, 512, 4, 4).stored_elements == 2 * 8192 * 512);
 }
 
 // Everything that a job points to, in buffers without slack.
@@ -172,6 +200,25 @@ double expected(const Owned<Source>& own, std::int64_t k, std::int64_t c, std::i
   return scale * static_cast<double>(own.weight[static_cast<std::size_t>(where)]);
 }
 
+// Every block and thread of the CUDA launch, one after the other, with the job table laid out in this memory.
+int pack_as_the_device(const std::vector<Job>& jobs, std::byte* arena, std::int64_t bytes) {
+  const compact::TableLayout layout(jobs);
+  const auto table = std::make_unique<std::byte[]>(layout.bytes);
+  const std::int64_t blocks = compact::write_table(jobs, layout, table.get(), table.get());
+  const auto* first = reinterpret_cast<const std::int64_t*>(table.get() + layout.first);
+  const auto* own = reinterpret_cast<const Job*>(table.get());
+  auto* bad = reinterpret_cast<int*>(table.get() + layout.bad);
+  std::memset(arena, 0, static_cast<std::size_t>(bytes));
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const int job = compact::job_of_block(first, static_cast<int>(jobs.size()), block);
+    CHECK(first[job] <= block && block < first[job + 1]);
+    for (int thread = 0; thread < compact::kBlockThreads; ++thread) {
+      if (!compact::write_thread_of(own[job], block - first[job], thread, arena)) *bad = std::min(*bad, job);
+    }
+  }
+  return *bad;
+}
+
 template <class Source, class Target>
 void test_pack(Dtype target, int threads) {
   std::mt19937 random(7);
@@ -209,6 +256,12 @@ void test_pack(Dtype target, int threads) {
       before = job.offset + job.bytes();
     }
     for (; before < bytes; ++before) CHECK(arena.get()[before] == std::byte{0});
+    // The device's loop gives the same bytes, the gaps included.
+    const auto again = std::unique_ptr<std::byte, decltype(&std::free)>(
+        static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>((bytes + 63) / 64 * 64))), &std::free);
+    std::memset(again.get(), 0xFF, static_cast<std::size_t>(bytes));
+    CHECK(pack_as_the_device(jobs, again.get(), bytes) == compact::kNoBadJob);
+    CHECK(std::memcmp(again.get(), arena.get(), static_cast<std::size_t>(bytes)) == 0);
   }
 }
 
@@ -254,10 +307,77 @@ void test_threads_and_faults() {
     jobs.push_back(job);
   }
   std::vector<float> arena(4 * rows * columns);
+  check(jobs, static_cast<std::int64_t>(arena.size() * 4));
   for (const int threads : {0, 1, 2, 8}) {
     CHECK(pack(jobs, reinterpret_cast<std::byte*>(arena.data()), static_cast<std::int64_t>(arena.size() * 4), threads) == 1);
   }
+  CHECK(pack_as_the_device(jobs, reinterpret_cast<std::byte*>(arena.data()), static_cast<std::int64_t>(arena.size() * 4)) == 1);
   for (std::int64_t i = 0; i < rows * columns; ++i) CHECK(arena[static_cast<std::size_t>(i)] == 1.0F);
+}
+
+// Rows, columns and taps of a weight without strides cost nothing and multiply to anything.
+void test_jobs_that_do_not_fit_are_refused() {
+  Job job;
+  job.rows = job.columns = 1 << 8;
+  job.height = job.width = 1 << 24;
+  refused([&] { check({job}, 1024); }, "jobs[0] is too large: 256 rows, each of 256 × 16777216 × 16777216 entries");
+  job.rows = 0;
+  refused([&] { check({job}, 1024); }, "jobs[0] is too large");
+  job.height = 0;
+  check({job}, 0);
+  Job vector;
+  vector.kind = Kind::copy;
+  vector.rows = 16;
+  vector.offset = 64;
+  check({job, vector}, 128);
+  refused([&] { check({job, vector}, 127); }, "storage has 127 bytes, but jobs[1] ends at 128");
+  vector.offset = std::numeric_limits<std::int64_t>::max() - 63;
+  refused([&] { check({job, vector}, 128); }, "storage has 128 bytes, but jobs[1] ends at 9223372036854775808");
+  refused([&] { check({vector, job}, std::numeric_limits<std::int64_t>::max()); }, "but jobs[0] ends at");
+  vector.offset = 32;
+  refused([&] { check({vector}, 128); }, "jobs[0].offset must be a multiple of 64, not 32");
+  vector.offset = 0;
+  refused([&] { check({vector, vector}, 128); }, "jobs[1].offset is 0, but what lies before ends at 64");
+}
+
+// A weight without entries has no address to start from; what is stored of it is padding, or nothing.
+void test_weights_without_entries() {
+  const std::vector<std::int32_t> rows{0, -1, 1}, padding{-1, -1};
+  Job job;
+  job.rows = 3;
+  job.row = rows.data();
+  job.columns = 2;
+  job.column = padding.data();
+  job.strides[0] = job.strides[1] = 7;
+  std::vector<float> arena(6, 1.0F);
+  CHECK(pack({job}, reinterpret_cast<std::byte*>(arena.data()), 24, 1) == -1);
+  CHECK(std::count(arena.begin(), arena.end(), 0.0F) == 6);
+  job.height = 0;
+  CHECK(pack({job}, nullptr, 0, 1) == -1);
+}
+
+void test_packing_where_memory_or_threads_run_out() {
+  constexpr std::int64_t rows = 400, columns = 1000;
+  const std::vector<float> weight(rows * columns, 1.0F);
+  std::vector<std::int32_t> index(columns);
+  std::iota(index.begin(), index.end(), 0);
+  Job job;
+  job.rows = rows;
+  job.columns = columns;
+  job.row = job.column = index.data();
+  job.weight = weight.data();
+  job.strides[0] = columns;
+  job.strides[1] = 1;
+  const std::vector<Job> jobs{job};
+  std::vector<float> arena(rows * columns);
+  const auto call = [&] { CHECK(pack(jobs, reinterpret_cast<std::byte*>(arena.data()), job.bytes(), 8) == -1); };
+  const auto done = [&] {
+    CHECK(arena == weight);
+    std::fill(arena.begin(), arena.end(), 0.0F);
+  };
+  // Room for the handles of two helpers, and two threads: packing goes on without any of them.
+  CHECK(tests::survived(call, done) >= 3);
+  tests::without_threads([&] { call(), done(); });
 }
 
 void test_nothing() {
@@ -271,6 +391,7 @@ void test_nothing() {
 int main() {
   test_plan_of_random_masks();
   test_plan_refuses();
+  test_plans_too_large_are_refused();
   test_rounding();
   for (const int threads : {1, 3}) {
     test_pack<float, double>(Dtype::float64, threads);
@@ -279,6 +400,9 @@ int main() {
     test_pack<float, compact::Float16>(Dtype::float16, threads);
   }
   test_threads_and_faults();
+  test_jobs_that_do_not_fit_are_refused();
+  test_weights_without_entries();
+  test_packing_where_memory_or_threads_run_out();
   test_nothing();
   std::printf("%d checks\n", tests::checks);
   return 0;

@@ -51,6 +51,7 @@ def examine() -> dict[str, dict[str, Any]]:
         "processor": _processor(),
         "cuda": _cuda(),
         "backends": _backends(),
+        "measured choices": _choices(),
         "optional parts": _optional_parts(),
         "files": _files(),
     }
@@ -112,6 +113,23 @@ def _backends() -> dict[str, Any]:
     from der_fast.kernels.backend import available
 
     return {name: {"works": works, "reason": reason} for name, (works, reason) in available().items()}
+
+
+def _choices() -> dict[str, Any]:
+    """What was found to be the fastest, on this machine and with these versions."""
+    import torch
+
+    from der_fast.kernels.choices import machine, shared
+
+    devices = [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+    here = {machine(device) for device in devices}
+    shown: dict[str, Any] = {"file": str(shared().path or "nowhere: there is no home folder")}
+    for key, choice in sorted(shared().filed().items()):
+        where = next((name for name in here if key.startswith(f"{name}|")), None)
+        if where is not None:
+            times = ", ".join(f"{name} {value:.3g} ms" for name, value in choice.milliseconds.items())
+            shown[key.removeprefix(f"{where}|")] = f"{choice.chosen} ({times})"
+    return shown
 
 
 def _optional_parts() -> dict[str, Any]:

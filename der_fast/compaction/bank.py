@@ -8,12 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from der_fast.compaction import choices as remembered
 from der_fast.compaction import strategies
-from der_fast.compaction.choices import Choices
 from der_fast.compaction.extractor import CompactExtractor
-from der_fast.compaction.graphs import GraphedBranches
+from der_fast.compaction.together import Together
 from der_fast.errors import ConfigError
+from der_fast.kernels import choices as remembered
+from der_fast.kernels.choices import Choices
 from der_fast.model.extractor import Extractor
 
 Member = CompactExtractor | Extractor
@@ -23,11 +23,11 @@ class FrozenBank(nn.Module):
     """All frozen extractors as one module: images (N, 3, H, W) → concatenated features (N, Σ F_i).
 
     Frozen means: no gradient, no activation kept for one, batch-norm always in evaluation mode. On the CPU the compact extractors run
-    with the strategy that is fastest here; on a GPU as parallel branches of one CUDA graph.
+    with the strategy that is fastest here; on a GPU together in one CUDA graph, in the way that is faster (`Together`).
 
     Args:
         extractors: compact ones; a dense `Extractor` (nothing pruned, nothing folded) is run as it is.
-        strategy: 'auto', or one of `strategies.STRATEGIES`, which then runs wherever it can.
+        strategy: 'auto', or one of `strategies.BANK_STRATEGIES`, which then runs wherever it can.
         choices: remembers which strategy is the fastest; by default the user's.
 
     Raises:
@@ -36,11 +36,11 @@ class FrozenBank(nn.Module):
 
     def __init__(self, extractors: Sequence[Member] = (), *, strategy: str = "auto", choices: Choices | None = None) -> None:
         super().__init__()
-        if strategy not in strategies.STRATEGIES:
-            raise ConfigError(f"unknown strategy {strategy!r}: choose from {', '.join(strategies.STRATEGIES)}")
+        if strategy not in strategies.BANK_STRATEGIES:
+            raise ConfigError(f"unknown strategy {strategy!r}: choose from {', '.join(strategies.BANK_STRATEGIES)}")
         self.strategy = strategy
         self._choices = choices
-        self._graphs: GraphedBranches | None = None
+        self._together: Together | None = None
         self.extractors = nn.ModuleList()
         for extractor in extractors:
             self.append(extractor)
@@ -67,7 +67,7 @@ class FrozenBank(nn.Module):
         """Add a finished extractor; it is frozen from now on."""
         extractor.requires_grad_(False)
         self.extractors.append(extractor.eval())
-        self._graphs = None
+        self._together = None
 
     def train(self, mode: bool = True) -> FrozenBank:
         """Stay in evaluation mode whatever is asked: frozen batch-norm keeps its statistics."""
@@ -77,14 +77,14 @@ class FrozenBank(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of all extractors side by side, in the order in which they were added.
 
-        Compact extractors compute in their own dtype, autocast or not.
+        Compact extractors compute in their own dtype, autocast or not; features may be float32 where that is less precise.
         """
         members = self._members()
         if not members:
             return images.new_zeros(images.shape[0], 0)
         if images.device.type == "cuda" and len(images):
-            self._graphs = self._graphs or GraphedBranches(members)
-            return self._graphs(images)
+            self._together = self._together or Together(members, self.strategy, self.choices)
+            return self._together(images)
         compact = [member for member in members if isinstance(member, CompactExtractor)]
         with torch.autocast(images.device.type, enabled=False):
             done = iter(strategies.run([member.runnable for member in compact], images, self.strategy, self.choices))
@@ -107,8 +107,8 @@ class FrozenBank(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBank:
         # A captured graph reads the weights where they were.
-        self._graphs = None
+        self._together = None
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_graphs": None}
+        return {**self.__dict__, "_together": None}

@@ -82,6 +82,10 @@ class GraphedBranches:
         # The next replay overwrites its output.
         return captured.features.clone()
 
+    def forget(self) -> None:
+        """Give back the memory of all captured graphs; they are captured anew when they are needed."""
+        self._captured.clear()
+
     def _capture(self, images: Tensor) -> _Captured:
         static = torch.empty_strided(images.shape, images.stride(), dtype=images.dtype, device=images.device)
         static.copy_(images)

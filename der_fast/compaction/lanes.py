@@ -43,7 +43,7 @@ class LanesProgram:
         self.arena = arena
         offsets = {entry.name: entry.offset for entry in arena.entries}
         numbers = {IMAGE: 0}
-        rows = []
+        rows: list[tuple[int, ...]] = []
         for number, op in enumerate(arena.ops, 1):
             numbers[op.target] = number
             first, second = ("scale", "shift") if op.kind == AFFINE else ("weight", "bias")

@@ -149,7 +149,11 @@ class RuntimeConfig:
 
     seed: int = key(1993, "seed of everything random but the class order")
     device: str = key("auto", "'cpu', 'cuda', 'cuda:1', or 'auto'")
-    backend: str = key("auto", "'reference', 'fused', or 'auto'")
+    backend: str = key(
+        "auto",
+        "'reference': eager PyTorch; 'fused': our kernels wherever they can run, on a GPU of compute capability 8.0 or newer with Triton; "
+        "'auto': on such a GPU the fastest of cuDNN and our kernels, measured once (`der-fast doctor` shows it), else reference",
+    )
     precision: str = key("fp32", "'fp32', or 'bf16': extractors run in bfloat16 autocast; weights and classifiers stay fp32")
     threads: int | None = key(None, "CPU threads; default: what PyTorch chooses")
     channels_last: bool = key(True, "keep activations channels-last")

@@ -272,11 +272,13 @@ class MemorySource:
     ) -> Iterator[Batch]:
         if shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
+        draw = transform.draw(len(order), generator)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             if shuffle and start > 0 and len(chosen) == 1 < batch_size:
                 return
-            images = transform(self._images.index_select(0, chosen), generator, device=device, channels_last=channels_last)
+            part = draw.part(start, start + len(chosen))
+            images = transform(self._images.index_select(0, chosen), generator, draw=part, device=device, channels_last=channels_last)
             yield Batch(images, self._labels[chosen].to(device), chosen)
 
     def _with(self, indices: Tensor, labels: Tensor, names: tuple[str, ...]) -> MemorySource:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from der_fast.config.schema import DataConfig
 from der_fast.data.sizes import stored_side
 from der_fast.errors import DataError
-from der_fast.kernels.augment import augment
+from der_fast.kernels.augment import Draw, augment, draw_augmentation
 
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
@@ -58,6 +58,7 @@ class Transform:
         images: Tensor,
         generator: torch.Generator | None = None,
         *,
+        draw: Draw | None = None,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
         dtype: torch.dtype = torch.float32,
@@ -67,6 +68,7 @@ class Transform:
         Args:
             images: uint8, N × H × W × 3, on the CPU; H × W as `size`, or with `random_resized_crop` as `stored_size`.
             generator: CPU generator; required for training, unused otherwise.
+            draw: these images' part of what `draw` returned for the epoch; default: drawn for the batch alone.
             device: where the result shall be; pixels travel as uint8.
             channels_last: memory layout of the result.
             dtype: of the result.
@@ -78,39 +80,44 @@ class Transform:
             DataError: the images are not of the size that this transform takes.
             ValueError: training without a generator.
         """
-        count = images.shape[0]
         self._check_size(images)
-        padding = 0
-        row = col = torch.zeros(count, dtype=torch.int64)
-        flip = torch.zeros(count, dtype=torch.bool)
-        brightness = torch.ones(count)
-        if self.train:
-            if generator is None:
-                raise ValueError("a training transform needs a torch.Generator: without one its result could not be repeated")
-            if self.random_resized_crop:
-                images = random_resized_crop(images, self.size, generator)
-            elif self.crop_padding:
-                padding = self.crop_padding
-                row, col = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
-            if self.flip:
-                flip = torch.rand(count, generator=generator) < 0.5
-            if self.brightness:
-                low, high = max(0.0, 1.0 - self.brightness), 1.0 + self.brightness
-                brightness = torch.rand(count, generator=generator) * (high - low) + low
-        else:
+        draw = draw or self.draw(len(images), generator)
+        if not self.train:
             images = _centre_crop(images, self.size)
+        elif self.random_resized_crop:
+            images = random_resized_crop(images, self.size, _required(generator))
         return augment(
             images.to(device, non_blocking=True),
-            row=row.to(device),
-            col=col.to(device),
-            flip=flip.to(device),
-            brightness=brightness.to(device),
-            padding=padding,
+            row=draw.row.to(device),
+            col=draw.col.to(device),
+            flip=draw.flip.to(device),
+            brightness=draw.brightness.to(device),
+            padding=self._padding,
             mean=self.mean,
             std=self.std,
             dtype=dtype,
             channels_last=channels_last,
         )
+
+    def draw(self, count: int, generator: torch.Generator | None = None) -> Draw:
+        """Draw crop, flip and brightness of `count` images, at once because that is cheap for a whole epoch.
+
+        One number of the generator is the key of a counter-based draw (kernels/augment/draw.py), in which every image has its own
+        number: what happens to it does not depend on how the epoch is cut into batches. In evaluation nothing is drawn.
+
+        Raises:
+            ValueError: training without a generator.
+        """
+        if not self.train:
+            zero = torch.zeros(count, dtype=torch.int64)
+            return Draw(zero, zero, torch.zeros(count, dtype=torch.bool), torch.ones(count))
+        seed = int(torch.randint(2**63 - 1, (), generator=_required(generator)))
+        return draw_augmentation(seed, 0, torch.arange(count), padding=self._padding, jitter=self.brightness, flip=self.flip)
+
+    @property
+    def _padding(self) -> int:
+        """Of the random crop, which photos do not have."""
+        return self.crop_padding if self.train and not self.random_resized_crop else 0
 
     def _check_size(self, images: Tensor) -> None:
         height, width = int(images.shape[1]), int(images.shape[2])
@@ -120,6 +127,12 @@ class Transform:
                 f"images are {height} × {width} pixels but the network takes {self.size[0]} × {self.size[1]}, stored as "
                 f"{self.stored_size[0]} × {self.stored_size[1]}; load them with image_size={self.size[0]}"
             )
+
+
+def _required(generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        raise ValueError("a training transform needs a torch.Generator: without one its result could not be repeated")
+    return generator
 
 
 def random_resized_crop(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -82,7 +82,7 @@ class ResidualBlock(nn.Module):
         if self.shortcut is not None and self.shortcut_norm is not None:
             residual = self.shortcut_norm(self.shortcut(x), masks, None, False)
         else:
-            residual = self._identity(x)
+            residual = self.identity(x)
         last = len(self.convs) - 1
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x), masks, residual if index == last else None, True)
@@ -90,13 +90,14 @@ class ResidualBlock(nn.Module):
 
     def _forward_preactivation(self, x: Tensor, masks: Tensor | None) -> Tensor:
         active = self.norms[0](x, masks)
-        residual = self._identity(x) if self.shortcut is None else self.shortcut(active)
+        residual = self.identity(x) if self.shortcut is None else self.shortcut(active)
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             active = conv(active if index == 0 else norm(active, masks))
         out: Tensor = active + residual
         return out
 
-    def _identity(self, x: Tensor) -> Tensor:
+    def identity(self, x: Tensor) -> Tensor:
+        """The shortcut without a projection: every stride-th pixel, and zero channels behind."""
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, 0, self.grow)) if self.grow else x
@@ -141,9 +142,7 @@ class Extractor(nn.Module):
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return features (N, F); `masks` is the flat mask vector (C,), or None for all ones."""
-        if masks is not None and masks.shape != (self.maskable,):
-            wanted = f"{self.maskable} entries" if self.maskable else "to be None for a compact network"
-            raise ValueError(f"masks of {self.architecture.name} have {wanted}, not the shape {tuple(masks.shape)}")
+        self.check_masks(masks)
         x: Tensor = self.stem(images)
         if not self.architecture.preactivation:
             x = self.norm(x, masks)
@@ -154,6 +153,12 @@ class Extractor(nn.Module):
         if self.architecture.preactivation:
             x = self.norm(x, masks)
         return x.mean((2, 3))
+
+    def check_masks(self, masks: Tensor | None) -> None:
+        """Raise ValueError unless the masks are None or as many as this network has channels that can be masked."""
+        if masks is not None and masks.shape != (self.maskable,):
+            wanted = f"{self.maskable} entries" if self.maskable else "to be None for a compact network"
+            raise ValueError(f"masks of {self.architecture.name} have {wanted}, not the shape {tuple(masks.shape)}")
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Extractor:

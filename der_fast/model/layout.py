@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from der_fast.kernels.channel_masks import Convolution, MaskStructure
 from der_fast.model.architecture import IMAGE_CHANNELS, Architecture, Groups
 
 
@@ -79,13 +80,16 @@ class MaskLayout:
 
     def sparsity_terms(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The constants of the sparsity loss, as keyword arguments of `kernels.channel_masks.sparsity_loss`."""
-        names, convs = self.names, self.architecture.convs()
-        membership = torch.zeros(len(names), self.channels)
-        for row in range(len(names)):
-            membership[row, self.offsets[row] : self.offsets[row + 1]] = 1
-        reads = torch.tensor([[float(name in conv.source) for name in names] for conv in convs])
-        writes = torch.tensor([[float(name in conv.target) for name in names] for conv in convs])
-        image = torch.tensor([0.0 if conv.source else float(IMAGE_CHANNELS) for conv in convs])
-        area = torch.tensor([float(conv.kernel**2) for conv in convs])
-        terms = {"membership": membership, "reads": reads, "writes": writes, "image": image, "area": area}
-        return {name: value.to(device=device, dtype=dtype) for name, value in terms.items()}
+        return self.structure(device).terms(dtype)
+
+    def structure(self, device: torch.device | str = "cpu") -> MaskStructure:
+        """The groups and convolutions as `kernels.channel_masks.masks_and_sparsity` takes them, tables on `device`."""
+
+        def numbers(groups: Groups) -> tuple[int, ...]:
+            return tuple(self.names.index(name) for name in groups)
+
+        convs = [
+            Convolution(numbers(conv.source), numbers(conv.target), 0 if conv.source else IMAGE_CHANNELS, conv.kernel**2)
+            for conv in self.architecture.convs()
+        ]
+        return MaskStructure.of(tuple(self.architecture.groups.values()), convs, device)

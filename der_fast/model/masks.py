@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from der_fast.kernels.channel_masks import channel_masks, sparsity_loss
+from der_fast.kernels.channel_masks import channel_masks, masks_and_sparsity, sparsity_loss
 from der_fast.model.layout import MaskLayout
 
 
@@ -25,7 +25,8 @@ class ChannelMasks(nn.Module):
         self.clamp = clamp
         start = torch.rand(layout.channels, generator=generator) * (high - low) + low
         self.logits = nn.Parameter(start.clamp(-clamp, clamp))
-        for name, value in layout.sparsity_terms().items():
+        self._structure = layout.structure()
+        for name, value in self._structure.terms(torch.float32).items():
             self.register_buffer(f"_{name}", value, persistent=False)
 
     def forward(self, scale: Tensor | float) -> Tensor:
@@ -36,6 +37,20 @@ class ChannelMasks(nn.Module):
         """Return the sparsity loss L_S of the masks (C,), a scalar in [0, 1]."""
         names = ("membership", "reads", "writes", "image", "area")
         return sparsity_loss(masks, **{name: getattr(self, f"_{name}") for name in names})
+
+    def with_sparsity(self, scale: Tensor | float, *, backend: str = "reference") -> tuple[Tensor, Tensor]:
+        """Return the masks (C,) and their sparsity loss L_S together, with the compensated gradient.
+
+        Args:
+            scale: s; a tensor of one element on the logits' device is read when the masks are made, also in a replayed CUDA graph.
+            backend: 'reference' gives what `forward` and `sparsity` give, bit for bit; 'fused' and 'native' take one launch each way.
+
+        Raises:
+            ValueError, BackendError: see `kernels.channel_masks.masks_and_sparsity`.
+        """
+        if self._structure.device != self.logits.device:
+            self._structure = self._structure.to(self.logits.device)
+        return masks_and_sparsity(self.logits, scale, self._structure, backend=backend)
 
     def keep(self) -> Tensor:
         """Return the binary masks, boolean (C,): channel c is kept iff e_c > 0."""

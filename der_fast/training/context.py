@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from der_fast.config.schema import Config
 from der_fast.data.transform import Transform
+from der_fast.kernels.backend import Backend
 from der_fast.training.progress import Observer
 from der_fast.training.state import StepState
+
+REFERENCE = Backend("reference", "nothing else was asked for")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Context:
         train_transform, test_transform: augmentation for training, and none for testing.
         observer: told about batches, epochs and steps.
         save: called with the state after every epoch and stage.
+        backend: which kernels train the new extractor.
     """
 
     config: Config
@@ -32,6 +36,7 @@ class Context:
     test_transform: Transform
     observer: Observer = field(default_factory=Observer)
     save: Callable[[StepState], None] = lambda state: None
+    backend: Backend = REFERENCE
 
     @property
     def seed(self) -> int:

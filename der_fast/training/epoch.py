@@ -14,6 +14,12 @@ from der_fast.training.progress import EpochRecord
 from der_fast.training.state import CLASSIFIER, StepState
 
 
+def tally(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Add a batch to (2,) `totals`: its mean loss times its images, and hits of `logits` (N, classes) against `labels` (N,)."""
+    hits = (logits.detach().argmax(1) == labels).sum()
+    totals += torch.stack([loss.detach().double() * len(labels), hits.double()])
+
+
 class EpochMeter:
     """Sums loss and hits over an epoch on the device.
 
@@ -23,23 +29,29 @@ class EpochMeter:
         epochs: how many epochs the stage has.
         batches: how many batches this epoch has.
         stage: the stage's name; default: the state's.
+        totals: (2,) float64 on the device, set to zero here; whoever gives it adds to it by `tally`.
     """
 
-    def __init__(self, context: Context, state: StepState, epochs: int, batches: int, stage: str | None = None) -> None:
+    def __init__(
+        self, context: Context, state: StepState, epochs: int, batches: int, stage: str | None = None, totals: Tensor | None = None
+    ) -> None:
         self.context, self.state, self.epochs, self.batches = context, state, epochs, batches
         self.stage = stage or state.stage
-        self.totals = torch.zeros(2, dtype=torch.float64, device=context.device)
+        self.totals = torch.zeros(2, dtype=torch.float64, device=context.device) if totals is None else totals.zero_()
         self.images = self.batch = 0
         self.started = time.perf_counter()
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count one batch: its mean loss, and hits of `logits` (N, classes) against `labels` (N,)."""
-        hits = (logits.detach().argmax(1) == labels).sum()
-        self.totals += torch.stack([loss.detach().double() * len(labels), hits.double()])
-        self.images += len(labels)
+        tally(self.totals, loss, logits, labels)
+        self.advance(len(labels))
+
+    def advance(self, images: int) -> None:
+        """Count one batch of so many images, whose loss and hits are in the totals."""
+        self.images += images
         self.batch += 1
         epoch = self.state.epoch + 1
-        self.context.observer.batch_ends(self.state.step, self.stage, epoch, self.epochs, self.batch, self.batches, len(labels))
+        self.context.observer.batch_ends(self.state.step, self.stage, epoch, self.epochs, self.batch, self.batches, images)
 
     def finish(
         self,

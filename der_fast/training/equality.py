@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from der_fast.compaction import CompactionPlan, pack, strategies
-from der_fast.compaction.choices import shared
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.errors import DerFastError
+from der_fast.kernels.choices import shared
 from der_fast.model.extractor import Extractor
 from der_fast.training.context import Context
 from der_fast.training.state import StepState

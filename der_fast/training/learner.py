@@ -303,7 +303,7 @@ class Learner:
 
     def _context(self, source: ImageSource, save: Callable[[StepState], None] | None = None) -> Context:
         train_transform, test_transform = transforms_for(self.config.data, source.image_size)
-        return Context(self.config, self.device, train_transform, test_transform, self.observer, save or (lambda state: None))
+        return Context(self.config, self.device, train_transform, test_transform, self.observer, save or (lambda state: None), self.backend)
 
     def _evaluate(self, context: Context, model: Model, test: ImageSource) -> Evaluation:
         named = test.relabelled(model.class_names)

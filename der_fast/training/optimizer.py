@@ -15,13 +15,17 @@ MASK_LOGITS = "masks.logits"
 class NamedSGD:
     """SGD with momentum over named modules; mask logits get a learning rate of their own, no momentum and no weight decay.
 
+    On the device, the learning rate is a scalar there, every momentum buffer is there from the start (zeros are what a first step sees),
+    and all parameters move in one launch: a CUDA graph can hold a step. Momentum can be exchanged between both forms.
+
     Args:
         modules: the modules by name; frozen parameters are left out.
         config: momentum and weight decay.
         mask_lr: learning rate of the mask logits, constant over the step.
+        on_device: the form for a CUDA graph.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], config: ScheduleConfig, mask_lr: float = 0.0) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], config: ScheduleConfig, mask_lr: float = 0.0, *, on_device: bool = False) -> None:
         self.parameters = {
             f"{part}.{name}": parameter
             for part, module in modules.items()
@@ -29,19 +33,31 @@ class NamedSGD:
             if parameter.requires_grad
         }
         weights = [parameter for name, parameter in self.parameters.items() if name != MASK_LOGITS]
-        groups = [{"params": weights, "lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}]
+        self.on_device = on_device
+        lr = torch.tensor(config.lr, device=weights[0].device) if on_device else config.lr
+        groups = [{"params": weights, "lr": lr, "momentum": config.momentum, "weight_decay": config.weight_decay}]
         if MASK_LOGITS in self.parameters:
             groups.append({"params": [self.parameters[MASK_LOGITS]], "lr": mask_lr, "momentum": 0.0, "weight_decay": 0.0})
-        self.sgd = torch.optim.SGD(groups, lr=config.lr)
+        self.sgd = torch.optim.SGD(groups, lr=config.lr, fused=True if on_device else None)
+        if on_device and config.momentum:
+            for parameter in weights:
+                self.sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of everything but the mask logits."""
-        self.sgd.param_groups[0]["lr"] = lr
+        group = self.sgd.param_groups[0]
+        if self.on_device:
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
     def step(self, loss: Tensor) -> None:
         """Back-propagate `loss` and update every parameter that it reaches."""
         self.sgd.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.on_device:
+            for parameter in self.parameters.values():
+                _align(parameter)
         self.sgd.step()
 
     def momentum(self) -> dict[str, Tensor]:
@@ -52,10 +68,24 @@ class NamedSGD:
     def restore(self, momentum: Mapping[str, Tensor]) -> None:
         """Take over momentum buffers."""
         for name, buffer in momentum.items():
-            self.sgd.state[self.parameters[name]]["momentum_buffer"] = buffer.clone()
+            if self.on_device:
+                self.sgd.state[self.parameters[name]]["momentum_buffer"].copy_(buffer)
+            else:
+                self.sgd.state[self.parameters[name]]["momentum_buffer"] = buffer.clone()
 
     def forget(self, prefixes: tuple[str, ...]) -> None:
         """Drop the momentum of parameters whose name starts with one of `prefixes` (after they were drawn anew)."""
         for name, parameter in self.parameters.items():
-            if name.startswith(prefixes):
+            if not name.startswith(prefixes):
+                continue
+            if not self.on_device:
                 self.sgd.state[parameter].pop("momentum_buffer", None)
+            elif "momentum_buffer" in self.sgd.state[parameter]:
+                self.sgd.state[parameter]["momentum_buffer"].zero_()
+
+
+def _align(parameter: Tensor) -> None:
+    """Give a gradient its parameter's strides, which one launch for all of them asks for; they may differ in dimensions of length 1."""
+    gradient = parameter.grad
+    if gradient is not None and gradient.stride() != parameter.stride():
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)

@@ -1,4 +1,4 @@
-"""How masks are driven towards a parameter budget, made binary, and how batch-norm is re-estimated afterwards."""
+"""How masks are made binary within a parameter budget, and how batch-norm is re-estimated afterwards."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from der_fast.data.transform import Transform
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
+from der_fast.training.sparsity import budget_threshold
 
 
 def kept_share(layout: MaskLayout, keep: Tensor) -> float:
@@ -37,69 +38,6 @@ def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
             for conv in block.convs[:-1]:
                 keep[layout.slice_of(conv.target)] = False
     return keep
-
-
-def budget_threshold(layout: MaskLayout, logits: Tensor, config: MasksConfig) -> float:
-    """Return the smallest threshold τ such that keeping e_c > τ·w_c (and the floor) leaves at most the target share of parameters.
-
-    The weights w_c are the channels' prices to the power `masks.price_power`: a budget is met best by dear channels.
-
-    Args:
-        layout: the full network's mask layout.
-        logits: (C,) on the CPU.
-        config: `target_params` (share of the parameters, in (0, 1]), `price_power` and `floor`.
-
-    The share falls as τ rises, so a bisection over the sorted scores e_c / w_c finds it. Where the floor alone exceeds the target,
-    the largest score is returned: nothing but the floor stays.
-    """
-    assert config.target_params is not None
-    scores = logits / layout.prices().pow(config.price_power)
-    candidates = torch.cat([scores.min().reshape(1) - 1, scores.sort().values])
-    low, high = 0, len(candidates) - 1
-    while low < high:
-        middle = (low + high) // 2
-        keep = with_floor(layout, logits, scores > candidates[middle], config.floor)
-        if kept_share(layout, keep) <= config.target_params:
-            high = middle
-        else:
-            low = middle + 1
-    return float(candidates[low])
-
-
-class SparsityController:
-    """Chooses λ_s: a constant, or the weight that brings the ranking of channels across zero on time.
-
-    With a target, the threshold τ that would meet the budget now must fall to 0 in the R batches that remain. The sparsity loss
-    alone moves a logit by λ_s · lr · ∂L_S/∂e per batch, so the weight that is needed is λ_s = τ / (R · lr · ∂L_S/∂e), with the
-    mean over channels for ∂L_S/∂e.
-
-    `masks.sparsity` bounds it from above: in a short schedule a larger weight drags whole streams to zero before the task loss
-    can object (docs/pruning.md has the measurement). It is also taken where no weight moves a logit (masks.lr = 0). What remains
-    when the masks are made binary is taken off by `meet_budget`.
-    """
-
-    def __init__(self, config: MasksConfig, batches: int) -> None:
-        self.config = config
-        self.batches = batches
-        self.weight = config.sparsity
-
-    def update(self, masks: ChannelMasks, batch: int) -> None:
-        """Adapt λ_s before batch `batch` (0-based, counted over all epochs in which masks are learned)."""
-        if self.config.target_params is None:
-            return
-        logits = masks.logits.detach()
-        threshold = budget_threshold(masks.layout, logits.cpu(), self.config)
-        remaining = max(self.batches - batch, 1)
-        moved = remaining * self.config.lr * max(self._pull(masks), 1e-12)
-        self.weight = min(max(threshold, 0.0) / moved, self.config.sparsity) if moved else self.config.sparsity
-
-    @staticmethod
-    def _pull(masks: ChannelMasks) -> float:
-        """Mean over channels of ∂L_S/∂e, compensated, at the present soft masks."""
-        logits = masks.logits.detach().clone().requires_grad_()
-        soft = torch.sigmoid(logits)
-        (grad,) = torch.autograd.grad(masks.sparsity(soft), soft)
-        return float((grad * soft.detach() * (1 - soft.detach())).mean())
 
 
 @torch.no_grad()

@@ -1,27 +1,23 @@
-"""The representation stage: the new extractor, its masks and the classifiers are trained on new classes and memory.
-
-L_DER = L_H + λ_a·L_Ha + λ_s·L_S (Yan et al. 2021; METHOD: training a step)
-"""
+"""The representation stage: the new extractor, its masks and the classifiers are trained on new classes and memory."""
 
 from __future__ import annotations
 
 import time
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import ScheduleConfig
 from der_fast.data.source import ImageSource
-from der_fast.model.classifier import auxiliary_targets, initialise_classifier
+from der_fast.model.classifier import initialise_classifier
+from der_fast.model.layout import MaskLayout
 from der_fast.seeds import generator
+from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, count_batches
 from der_fast.training.mask_log import is_noted
 from der_fast.training.optimizer import NamedSGD
-from der_fast.training.pruning import SparsityController, final_keep, kept_share, settle
+from der_fast.training.pruning import final_keep, kept_share, settle
 from der_fast.training.schedule import learning_rate, mask_scale, settled_from
+from der_fast.training.sparsity import SparsityController
 from der_fast.training.state import StepState
 
 
@@ -53,13 +49,16 @@ class RepresentationStage:
         self.batches = count_batches(len(source), schedule.batch_size)
         masks = context.config.masks
         self.settle_at = settled_from(schedule.epochs, masks.settle) if state.masks is not None else schedule.epochs
-        self.controller = SparsityController(masks, self.settle_at * self.batches)
+        layout = MaskLayout(state.extractor.architecture)
+        self.controller = SparsityController(masks, self.settle_at * self.batches, layout, context.device)
         if state.sparsity_weight is not None:
             self.controller.weight = state.sparsity_weight
         self.optimizer = self._new_optimizer()
+        self._step: BatchStep | None = None
 
     def _new_optimizer(self) -> NamedSGD:
-        optimizer = NamedSGD(self.state.modules(), self.schedule, self.context.config.masks.lr)
+        on_device = self.context.backend.name == "fused"
+        optimizer = NamedSGD(self.state.modules(), self.schedule, self.context.config.masks.lr, on_device=on_device)
         optimizer.restore(self.state.momentum)
         return optimizer
 
@@ -81,9 +80,9 @@ class RepresentationStage:
         self.optimizer.set_lr(lr)
         if self.schedule.warmup_epochs and epoch == self.schedule.warmup_epochs:
             self._reinitialise_classifiers()
-        binary = self._binary_masks() if settled else None
         state.extractor.train()
-        meter = EpochMeter(self.context, state, self.schedule.epochs, self.batches, self.stage)
+        step = self._batch_step(settled)
+        meter = EpochMeter(self.context, state, self.schedule.epochs, self.batches, self.stage, step.totals)
         batches = self.source.batches(
             None,
             self.schedule.batch_size,
@@ -94,14 +93,11 @@ class RepresentationStage:
             channels_last=self.context.config.runtime.channels_last,
         )
         for number, batch in enumerate(batches, 1):
-            masks = binary if settled else self._soft_masks(number)
-            loss, logits = self._loss(batch.images, batch.labels, masks, not settled)
-            self.optimizer.step(loss)
-            if state.masks is not None and not settled:
-                state.masks.clamp_logits()
-                if is_noted(number, self.batches, self.settle_at):
-                    state.mask_log.add(epoch + number / self.batches, state.masks.logits)
-            meter.add(loss, logits, batch.labels)
+            scale = mask_scale(number, self.batches, self.context.config.masks.s_max)
+            step(batch.images, batch.labels, scale, epoch * self.batches + number - 1)
+            if state.masks is not None and not settled and is_noted(number, self.batches, self.settle_at):
+                state.mask_log.add(epoch + number / self.batches, state.masks.logits)
+            meter.advance(len(batch.labels))
         if state.remainder is not None:
             state.remainder.decay(self.schedule, lr, self.batches)
         self._finish(meter, lr, settled)
@@ -115,34 +111,14 @@ class RepresentationStage:
         keep = settle(masks, config)
         self.state.mask_log.add(self.state.epoch, masks.logits)
         if self.state.compact(keep):
-            self.optimizer = self._new_optimizer()
+            self.optimizer, self._step = self._new_optimizer(), None
         self.state.elapsed += time.perf_counter() - started
 
-    def _binary_masks(self) -> Tensor | None:
-        """The masks of the settled epochs; None where the compact network, which has none, is trained."""
-        state = self.state
-        if state.masks is None or state.remainder is not None:
-            return None
-        return final_keep(state.masks, self.context.config.masks).float().to(self.context.device)
-
-    def _soft_masks(self, number: int) -> Tensor | None:
-        if self.state.masks is None:
-            return None
-        self.controller.update(self.state.masks, self.state.epoch * self.batches + number - 1)
-        masks: Tensor = self.state.masks(mask_scale(number, self.batches, self.context.config.masks.s_max))
-        return masks
-
-    def _loss(self, images: Tensor, labels: Tensor, masks: Tensor | None, learned: bool) -> tuple[Tensor, Tensor]:
-        state = self.state
-        new = self.context.features(state.extractor, images, masks)
-        logits = state.head(torch.cat([self.context.features(self.bank, images), new], 1))
-        loss = F.cross_entropy(logits, labels)
-        if state.auxiliary is not None:
-            auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))
-            loss = loss + self.context.config.method.aux_weight * auxiliary
-        if state.masks is not None and masks is not None and learned:
-            loss = loss + self.controller.weight * state.masks.sparsity(masks)
-        return loss, logits
+    def _batch_step(self, settled: bool) -> BatchStep:
+        """The function that trains a batch, made anew where masks settled or networks were replaced."""
+        if self._step is None or self._step.settled != settled:
+            self._step = BatchStep(self.context, self.state, self.bank, self.known, self.optimizer, self.controller, settled)
+        return self._step
 
     def _reinitialise_classifiers(self) -> None:
         """At the end of the warm-up both classifiers start anew, as in the authors' code."""

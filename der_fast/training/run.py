@@ -91,7 +91,7 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
     """Learn the steps that the learner does not know yet."""
     config, watcher = learner.config, learner.observer
     watcher.run_begins(len(steps), config)
-    watcher.message(f"backend {learner.backend.name} ({learner.backend.reason}), device {learner.device}")
+    watcher.message(_how(learner))
     for number in range(len(learner.results), len(steps)):
         seen = [name for names in steps[: number + 1] for name in names]
         images = train.of_classes(seen if config.method.bound else steps[number])
@@ -99,6 +99,10 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
             learner.learn(images, test.of_classes(seen), announce=False)
         else:
             _learn_and_save(learner, images, test.of_classes(seen), out, announce=False)
+
+
+def _how(learner: Learner) -> str:
+    return f"backend {learner.backend.name} ({learner.backend.reason}), device {learner.device}"
 
 
 def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, *, announce: bool) -> None:
@@ -240,6 +244,7 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
         _finish_saving(learner, run)
         learner.reconfigure(config)
         watcher.run_begins(1, config)
+        watcher.message(_how(learner))
         with _advising(f"{run} is as it was: learn the classes again, with the lower value."):
             _learn_and_save(learner, train, test, run, announce=True)
     return learner

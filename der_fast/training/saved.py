@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from der_fast.compaction import choices
 from der_fast.compaction.arena import Arena
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
@@ -33,6 +32,7 @@ from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource, MemorySource
 from der_fast.errors import CheckpointError, UserError
 from der_fast.files import write_bytes
+from der_fast.kernels import choices
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training.progress import EpochRecord
 from der_fast.training.results import StepResult

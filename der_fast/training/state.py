@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from der_fast.compaction import choices, plan
+from der_fast.compaction import plan
+from der_fast.kernels import choices
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks

@@ -39,8 +39,7 @@ def augment_reference(
     pixels = _mirror(_crop(images, row, col, padding) if padding else images.contiguous(), flip)
 
     # (min(b·q/255, 1) − mean)/std = min(b·q, 255)·scale + shift: one clamp and one multiply-add per value.
-    scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))
-    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    scale, shift = scale_and_shift(mean, std)
     # Rows of W·3 values, because broadcasting three channels over the innermost dimension would run three values at a time.
     scale_row = scale.to(images.device, work).repeat(width)
     shift_row = shift.to(images.device, work).repeat(width)
@@ -48,6 +47,12 @@ def augment_reference(
     values = values.mul_(brightness.to(work)[:, None]).clamp_(max=255.0).view(count * height, width * 3)
     result = torch.addcmul(shift_row, values, scale_row, out=values).to(dtype).view(count, height, width, 3).permute(0, 3, 1, 2)
     return result if channels_last else result.contiguous()
+
+
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return 1 / (255·std) and −mean / std, float64 (3,) on the CPU."""
+    deviation = torch.tensor(std, dtype=torch.float64)
+    return 1.0 / (255.0 * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
 
 
 def _crop(images: Tensor, row: Tensor, col: Tensor, padding: int) -> Tensor:

@@ -9,6 +9,13 @@ The compensated gradient is computed in this closed form and never as the printe
 itself, it holds for every loss that reaches `e`, the sparsity loss included.
 
 Shapes: logits, masks (C,), one flat vector for the whole network; group sums (G,); convolutions L. Any floating dtype.
+
+Since masks are not negative, every channel of a group has the same slope,
+
+    ∂L_S/∂m_g = Σ_l K_l·([g in in(l)]·‖m_out(l)‖₁ + [g in out(l)]·‖m_in(l)‖₁) / Σ_l K_l·c_in(l)·c_out(l),
+
+so that a kernel has the whole gradient in one pass: g'_e = σ(e)[1 − σ(e)]·(g_m + ∂L_S/∂m_g·g_L). Saved for backward: the logits and, for
+the slopes, the 2L numbers ‖m_in(l)‖₁ and ‖m_out(l)‖₁. Bytes moved: 2C numbers forward, 3C backward.
 """
 
 from __future__ import annotations
@@ -17,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from der_fast.kernels.channel_masks.structure import MaskStructure
 
 # Smaller masks are denormal after a product or two; denormals slow a CPU several times.
 SNAP = 2.0**-24
@@ -55,3 +64,9 @@ def sparsity_loss_reference(masks: Tensor, membership: Tensor, reads: Tensor, wr
     sizes = membership.sum(1)
     soft = (area * (reads @ sums + image) * (writes @ sums)).sum()
     return soft / (area * (reads @ sizes + image) * (writes @ sizes)).sum()
+
+
+def masks_and_sparsity_reference(logits: Tensor, scale: Tensor | float, structure: MaskStructure) -> tuple[Tensor, Tensor]:
+    """Return the masks (C,) and L_S; arguments as in `der_fast.kernels.channel_masks.masks_and_sparsity`, unchecked."""
+    masks = channel_masks_reference(logits, scale)
+    return masks, sparsity_loss_reference(masks, **structure.terms(logits.dtype))

@@ -42,7 +42,11 @@ def compact(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsil
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device).cuda_stream
         index = torch.cuda.current_device() if device.index is None else device.index
-        return native.pack_cuda(rows, native.facts_of(storage), layout=code, epsilon=epsilon, device=index, stream=stream)
+        indices = sum(len(part) for job in jobs for part in (job.rows, job.columns) if part is not None)
+        # PyTorch's memory, so that a device which it has filled still has room for a table of some kilobytes.
+        workspace = torch.empty(native.pack_cuda_workspace(len(jobs), indices), dtype=torch.uint8, device=device)
+        facts = (rows, native.facts_of(storage), native.facts_of(workspace))
+        return native.pack_cuda(*facts, layout=code, epsilon=epsilon, device=index, stream=stream)
     if device.type != "cpu":
         raise ValueError(f"storage must lie on the CPU or a CUDA device, not on {device}")
     return native.pack(rows, native.facts_of(storage), layout=code, epsilon=epsilon, threads=threads or torch.get_num_threads())

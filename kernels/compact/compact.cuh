@@ -9,16 +9,10 @@
 // both processors, and kernels/compact/reference.py, give the same bits.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include <cstddef>
 #include <type_traits>
 
-#if defined(__CUDACC__)
-#define DER_FAST_HD __host__ __device__ __forceinline__
-#else
-#include <cmath>
-#define DER_FAST_HD inline
-#endif
+#include "host_device.cuh"
 
 namespace der_fast::compact {
 
@@ -57,6 +51,7 @@ struct Job {
 
   // Elements per row.
   DER_FAST_HD std::int64_t line() const { return columns * height * width; }
+  // For jobs that `check` of csrc/pack.hpp has seen: sizes from outside can overflow.
   DER_FAST_HD std::int64_t bytes() const { return rows * line() * size_of(target); }
 };
 
@@ -66,14 +61,6 @@ struct Bfloat16 {
 struct Float16 {
   std::uint16_t bits;
 };
-
-template <class To, class From>
-DER_FAST_HD To bits_of(const From& value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To out;
-  memcpy(&out, &value, sizeof(To));
-  return out;
-}
 
 // double → float with round to odd: truncated, last bit set where anything was lost. A second rounding to fewer bits is then exact
 // (Boldo and Melquiond 2008). Without branches, since whether the nearest float lies above or below is as good as random.
@@ -158,7 +145,7 @@ struct Row {
 
   DER_FAST_HD Row(const Job& job, std::int64_t k) {
     const std::int64_t index = job.row[k];
-    if (index < 0) return;
+    if (index < 0 || job.weight == nullptr) return;  // no address is calculated from null
     data = static_cast<const Source*>(job.weight) + index * job.strides[0];
     if (job.gamma.data != nullptr) scale = scale_of<Source>(job, index);
   }
@@ -178,6 +165,68 @@ DER_FAST_HD Target vector_entry(const Job& job, std::int64_t k) {
   const double scale = scale_of<Source>(job, index);
   if (job.kind == Kind::scale) return rounded<Target>(scale);
   return rounded<Target>(element<Source>(job.beta, index) - scale * element<Source>(job.mean, index));
+}
+
+// One block of threads writes a row of a weight, or this many entries of a vector.
+constexpr int kBlockThreads = 128;
+
+DER_FAST_HD std::int64_t blocks_of(const Job& job) {
+  if (job.line() == 0) return 0;
+  return job.kind == Kind::weight ? job.rows : (job.rows + kBlockThreads - 1) / kBlockThreads;
+}
+
+// The job that `block` belongs to: the last one whose first block is not behind it, so that jobs without blocks are passed over.
+DER_FAST_HD int job_of_block(const std::int64_t* first, int count, std::int64_t block) {
+  int low = 0;
+  int high = count;
+  while (high - low > 1) {
+    const int middle = low + (high - low) / 2;
+    (first[middle] <= block ? low : high) = middle;
+  }
+  return low;
+}
+
+// What thread `thread` of a job's block `block` writes; neighbours write neighbouring entries. Returns whether all are finite.
+template <class Source, class Target>
+DER_FAST_HD bool write_thread(const Job& job, std::int64_t block, int thread, std::byte* arena) {
+  auto* out = reinterpret_cast<Target*>(arena + job.offset);
+  if (job.kind != Kind::weight) {
+    const std::int64_t k = block * kBlockThreads + thread;
+    if (k >= job.rows) return true;
+    out[k] = vector_entry<Source, Target>(job, k);
+    return finite(out[k]);
+  }
+  const Row<Source, Target> row(job, block);
+  const bool krsc = job.layout == Layout::krsc;
+  const auto line = static_cast<std::uint32_t>(job.line());
+  const auto columns = static_cast<std::uint32_t>(job.columns);
+  const auto width = static_cast<std::uint32_t>(job.width);
+  const std::uint32_t taps = line / columns;
+  Target* target = out + block * job.line();
+  bool good = true;
+  for (std::uint32_t i = static_cast<std::uint32_t>(thread); i < line; i += kBlockThreads) {
+    const std::uint32_t c = krsc ? i % columns : i / taps;
+    const std::uint32_t tap = krsc ? i / columns : i % taps;
+    const Target value = row.at(job, c)(tap / width, tap % width);
+    good &= finite(value);
+    target[i] = value;
+  }
+  return good;
+}
+
+template <class Source>
+DER_FAST_HD bool write_thread_from(const Job& job, std::int64_t block, int thread, std::byte* arena) {
+  switch (job.target) {
+    case Dtype::float64: return write_thread<Source, double>(job, block, thread, arena);
+    case Dtype::bfloat16: return write_thread<Source, Bfloat16>(job, block, thread, arena);
+    case Dtype::float16: return write_thread<Source, Float16>(job, block, thread, arena);
+    default: return write_thread<Source, float>(job, block, thread, arena);
+  }
+}
+
+DER_FAST_HD bool write_thread_of(const Job& job, std::int64_t block, int thread, std::byte* arena) {
+  return job.source == Dtype::float64 ? write_thread_from<double>(job, block, thread, arena)
+                                      : write_thread_from<float>(job, block, thread, arena);
 }
 
 }  // namespace der_fast::compact

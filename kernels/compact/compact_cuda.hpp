@@ -9,8 +9,12 @@
 
 namespace der_fast {
 
-// As `pack`, on a device: the jobs' rows and columns lie on the host, everything else that they point to, and `arena`, on `device`.
-// Returns when the arena is complete. Throws std::runtime_error with CUDA's message.
-std::int64_t pack_cuda(const std::vector<compact::Job>& jobs, std::byte* arena, std::int64_t bytes, int device, void* stream);
+// Bytes of device memory that `pack_cuda` needs beside the arena, for so many jobs with so many rows and columns in all.
+std::size_t pack_cuda_workspace(std::size_t jobs, std::size_t indices);
+
+// As `pack`, on a device: the jobs' rows and columns lie on the host, everything else that they point to, `arena` and `workspace` (at a
+// multiple of 8) on `device`. Works on `stream` and returns when the arena is complete. Throws std::runtime_error with CUDA's message.
+std::int64_t pack_cuda(const std::vector<compact::Job>& jobs, std::byte* arena, std::int64_t bytes, std::byte* workspace, int device,
+                       void* stream);
 
 }  // namespace der_fast

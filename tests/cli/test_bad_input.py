@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from der_fast import files
 from der_fast.cli.main import app
 from der_fast.data import MemorySource
+from der_fast.kernels import triton_runtime
 from der_fast.training import latency
 
 TINY = [
@@ -278,3 +279,15 @@ def test_a_damaged_step_is_passed_over_and_named(name: str, finished: Path) -> N
     assert ended.exit_code == 0, ended.output
     assert "note: the state after step 2 cannot be used" in ended.stderr
     assert "going back to the one before" in ended.stderr
+
+
+def test_a_backend_that_cannot_run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(Path("images"), FOUR)
+    monkeypatch.setattr(triton_runtime, "usable", lambda device: (False, "Triton is not installed (no module of that name)"))
+    refused = train("images", "--backend", "fused", "--device", "cpu")
+    assert refused.exit_code == 2
+    assert "backend 'fused' does not work here: Triton is not installed" in " ".join(refused.output.split())
+    assert not Path("run").exists()
+    assert train("images", "--backend", "auto", "--device", "cpu").exit_code == 0
+    assert json.loads(Path("run/metrics.json").read_text())["backend"] == "reference (auto: no CUDA device in use)"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import Result
 
 from der_fast.cli import doctor
+from der_fast.kernels import choices
 
 Run = Callable[..., Result]
 
@@ -18,7 +20,7 @@ def test_json(run: Run) -> None:
     ended = run("doctor", "--json")
     assert ended.exit_code == 0
     found = json.loads(ended.stdout)
-    assert set(found) == {"versions", "processor", "cuda", "backends", "optional parts", "files"}
+    assert set(found) == {"versions", "processor", "cuda", "backends", "measured choices", "optional parts", "files"}
     assert found["versions"]["torch"] == torch.__version__
     assert found["backends"]["reference"]["works"] is True
     assert set(found["optional parts"]) == {"tensorboard", "onnx", "onnxruntime", "AOTInductor"}
@@ -31,6 +33,18 @@ def test_table(run: Run) -> None:
     shown = run("doctor").stdout
     for word in ("versions", "torch", "cores", "reference", "yes: eager PyTorch", "allocator tuning", "cifar10 archive"):
         assert word in shown
+
+
+def test_measured_choices_of_this_machine_are_shown(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "choices.json"
+    entry = {"chosen": "chain", "milliseconds": {"cudnn": 0.5, "chain": 0.25}}
+    path.write_text(
+        json.dumps({"version": choices.VERSION, "choices": {f"{choices.machine()}|a block": entry, "elsewhere|a block": entry}})
+    )
+    store = choices.Choices(path)
+    monkeypatch.setattr(choices, "shared", lambda: store)
+    found = json.loads(run("doctor", "--json").stdout)["measured choices"]
+    assert found == {"file": str(path), "a block": "chain (cudnn 0.5 ms, chain 0.25 ms)"}
 
 
 def test_what_is_missing_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,10 +62,8 @@ def test_cuda_without_a_device_says_why(monkeypatch: pytest.MonkeyPatch) -> None
     assert "built without CUDA" in doctor._cuda()["devices"]["reason"]
 
 
-def test_archives_are_found_where_they_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    from pathlib import Path
-
-    home = Path(str(tmp_path))
+def test_archives_are_found_where_they_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = tmp_path
     monkeypatch.setattr(Path, "home", lambda: home)
     cache = home / ".cache" / "der_fast"
     cache.mkdir(parents=True)

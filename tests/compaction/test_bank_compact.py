@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from der_fast.compaction import choices
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.choices import Choices
 from der_fast.compaction.execute import execute
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.compaction.strategies import STRATEGIES
 from der_fast.errors import ConfigError
+from der_fast.kernels import timing
+from der_fast.kernels.choices import Choices
 
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch):
-    monkeypatch.setattr(choices, "BUDGET", 0.002)
+    monkeypatch.setattr(timing, "BUDGET", 0.002)
 
 
 @pytest.fixture

@@ -350,8 +350,8 @@ def test_what_float16_cannot_hold_is_refused():
     [
         ({"dtype": torch.int8}, "dtype must be one of torch.float32, .*not torch.int8"),
         ({"layout": "NHWC"}, "layout must be one of KCRS, KRSC, not 'NHWC'"),
-        ({"align": 0}, "align must lie in 1..1024, not be 0"),
-        ({"threads": -2}, "threads must lie in 0..1024, not be -2"),
+        ({"align": 0}, "align must be a whole number from 1 to 1024, not 0"),
+        ({"threads": -2}, "threads must be a whole number from 0 to 1024, not -2"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(options, words):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from der_fast.compaction import lanes
-from der_fast.compaction.choices import Choices
 from der_fast.compaction.execute import execute
 from der_fast.compaction.strategies import FUSED, LANES, PLAIN, Runnable, macs, run
+from der_fast.kernels.choices import Choices
 
 FLOOR = 1e-6  # relative to the largest feature: a few float32 roundings per layer, in networks of up to 54 layers
 BACKBONES = ("resnet18", "resnet20", "resnet34", "resnet50", "preact_resnet18")
@@ -178,7 +178,7 @@ def test_the_native_executor_refuses_what_does_not_fit(arena_of):
     program = lanes.LanesProgram(weights)
     with pytest.raises(ValueError, match="images must have 3 channels"):
         lanes.run([program], torch.zeros(2, 4, 8, 8), 1)
-    with pytest.raises(ValueError, match="float32"):
+    with pytest.raises(ValueError, match="images must be float32, not float64"):
         lanes.run([program], torch.zeros(2, 3, 8, 8, dtype=torch.float64), 1)
     with pytest.raises(ValueError, match="pixels"):
         lanes.run([program], torch.zeros(2, 3, 0, 8), 1)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from der_fast.errors import BackendError, UserError
-from der_fast.kernels import backend
+from der_fast.kernels import backend, triton_runtime
 from der_fast.kernels.backend import Backend, available, resolve, resolve_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def fused_works(monkeypatch, works):
-    monkeypatch.setattr(backend, "available", lambda: {"reference": (True, "eager"), "fused": (works, "because of the weather")})
+    monkeypatch.setattr(backend, "available", lambda device: {"reference": (True, "eager"), "fused": (works, "because of the weather")})
 
 
 def with_devices(monkeypatch, count):
@@ -41,14 +41,19 @@ def test_reference_is_what_was_asked_for(monkeypatch, device, works):
         (CPU, False, "reference", "no CUDA device"),
         (CPU, True, "reference", "no CUDA device"),
         (CUDA, False, "reference", "because of the weather"),
-        (CUDA, True, "fused", "CUDA device"),
+        (CUDA, True, "fused", "as measured"),
     ],
 )
 def test_auto_is_fused_on_a_cuda_device_where_that_works(monkeypatch, device, works, name, words):
     fused_works(monkeypatch, works)
     choice = resolve("auto", device)
-    assert choice.name == name
+    assert choice.name == name and choice.measured == (name == "fused")
     assert choice.reason.startswith("auto: ") and words in choice.reason
+
+
+def test_fused_by_name_measures_nothing(monkeypatch):
+    fused_works(monkeypatch, True)
+    assert resolve("fused", CUDA) == Backend("fused", "asked for; because of the weather", measured=False)
 
 
 def test_fused_says_why_it_does_not_work(monkeypatch):
@@ -57,13 +62,44 @@ def test_fused_says_why_it_does_not_work(monkeypatch):
         resolve("fused", CUDA)
 
 
-def test_what_is_offered_today_can_be_chosen():
-    for name, (works, _) in available().items():
-        if works:
-            assert resolve(name, CPU).name == name
-        else:
-            with pytest.raises(BackendError, match=name):
-                resolve(name, CPU)
+def on_a_gpu(monkeypatch, capability):
+    """A CUDA device without the interpreter, as kernels find it on a GPU."""
+    with_devices(monkeypatch, 1)
+    monkeypatch.setattr(triton_runtime, "interpreting", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old Card 2000")
+
+
+def test_a_gpu_that_is_too_old_falls_back_and_says_so(monkeypatch):
+    on_a_gpu(monkeypatch, (7, 5))
+    choice = resolve("auto", CUDA)
+    assert choice == Backend("reference", "auto: Old Card 2000 has compute capability 7.5; the kernels need 8.0 or newer")
+    assert available()["fused"] == (False, choice.reason.removeprefix("auto: "))
+    with pytest.raises(BackendError, match=r"compute capability 7\.5.*--backend reference or auto"):
+        resolve("fused", CUDA)
+
+
+def test_without_triton_the_reference_is_used_and_says_so(monkeypatch):
+    on_a_gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(triton_runtime, "_triton", lambda: (None, "No module named 'triton'"))
+    assert resolve("auto", CUDA) == Backend("reference", "auto: Triton is not installed (No module named 'triton')")
+    with pytest.raises(BackendError, match="Triton is not installed"):
+        resolve("fused", CUDA)
+
+
+def test_a_gpu_with_triton_runs_fused(monkeypatch):
+    on_a_gpu(monkeypatch, (8, 0))
+    assert resolve("auto", CUDA).name == resolve("fused", CUDA).name == "fused"
+
+
+def test_without_a_gpu_fused_works_in_the_interpreter_only(monkeypatch):
+    with_devices(monkeypatch, 0)
+    monkeypatch.setattr(triton_runtime, "interpreting", lambda: True)
+    assert resolve("fused", CPU).name == "fused" and available()["fused"][0]
+    monkeypatch.setattr(triton_runtime, "interpreting", lambda: False)
+    assert available()["fused"] == (False, "Triton kernels need a CUDA device, not cpu")
+    with pytest.raises(BackendError, match="need a CUDA device, not cpu"):
+        resolve("fused", CPU)
 
 
 @pytest.mark.parametrize("name", ["", "Fused", "cuda", "triton"])

@@ -79,6 +79,30 @@ def test_masks_and_sparsity_are_the_kernels(scale):
     assert torch.equal(masks.sparsity(soft), sparsity_loss(soft, **LAYOUT.sparsity_terms()))
 
 
+@pytest.mark.parametrize("scale", [0.01, torch.tensor(100.0)])
+def test_masks_and_sparsity_together_are_the_two_apart(scale):
+    apart, together = new(low=-2), new(low=-2)
+    soft = apart(scale)
+    (soft.square().sum() + 0.3 * apart.sparsity(soft)).backward()
+    masks, loss = together.with_sparsity(scale)
+    (masks.square().sum() + 0.3 * loss).backward()
+    assert torch.equal(masks, soft) and torch.equal(loss, apart.sparsity(soft))
+    assert torch.equal(together.logits.grad, apart.logits.grad)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet20", "resnet50", "preact_resnet18"])
+def test_the_native_backend_agrees_for_every_kind_of_network(backbone):
+    layout = MaskLayout(build_architecture(backbone, width=16))
+    masks = ChannelMasks(layout, low=-2, high=2, clamp=6, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for backend in ("reference", "native"):
+        soft, loss = masks.with_sparsity(3.0, backend=backend)
+        (gradient,) = torch.autograd.grad(soft.square().sum() + 50 * loss, masks.logits)
+        found.append((soft.detach(), loss.detach(), gradient))
+    for reference, native in zip(*found, strict=True):
+        torch.testing.assert_close(native, reference, rtol=1e-12, atol=1e-14)
+
+
 def test_sparsity_alone_drives_every_logit_down():
     masks = new(low=-2)
     masks.sparsity(masks(100.0)).backward()

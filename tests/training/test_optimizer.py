@@ -8,7 +8,7 @@ from der_fast.config.schema import ScheduleConfig
 from der_fast.model.architecture import build_architecture
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
-from der_fast.training.optimizer import NamedSGD
+from der_fast.training.optimizer import NamedSGD, _align
 
 CONFIG = ScheduleConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
 
@@ -87,3 +87,56 @@ def test_forgetting(prefixes: tuple[str, ...], left: set[str]) -> None:
     optimizer.step(loss_of(modules, 1.0))
     optimizer.forget(prefixes)
     assert set(optimizer.momentum()) == left
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_on_the_device_it_does_the_same(momentum: float) -> None:
+    config = ScheduleConfig(lr=0.125, momentum=momentum, weight_decay=0.25)
+    plain, other = parts(), parts()
+    usual, on_device = NamedSGD(plain, config, 0.5), NamedSGD(other, config, 0.5, on_device=True)
+    for lr in (0.125, 0.125, 0.5, 0.25):
+        for optimizer, modules in ((usual, plain), (on_device, other)):
+            optimizer.set_lr(lr)
+            optimizer.step(loss_of(modules, 1.0))
+    for name, module in other.items():
+        for key, value in module.state_dict().items():
+            torch.testing.assert_close(value, plain[name].state_dict()[key])
+    assert set(on_device.momentum()) == set(usual.momentum()) == ({"head.weight", "head.bias"} if momentum else set())
+    for name, buffer in usual.momentum().items():
+        torch.testing.assert_close(on_device.momentum()[name], buffer)
+
+
+def test_on_the_device_everything_stays_where_it_is() -> None:
+    modules = parts()
+    optimizer = NamedSGD(modules, CONFIG, 0.5, on_device=True)
+
+    def places() -> list[int]:
+        tensors = [*optimizer.parameters.values(), *optimizer.momentum().values(), optimizer.sgd.param_groups[0]["lr"]]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    before = places()
+    assert not any(buffer.any() for buffer in optimizer.momentum().values())
+    optimizer.step(loss_of(modules, 1.0))
+    optimizer.set_lr(0.5)
+    earlier = {name: buffer.clone() for name, buffer in optimizer.momentum().items()}
+    optimizer.forget(("head.",))
+    assert not any(buffer.any() for buffer in optimizer.momentum().values())
+    optimizer.restore(earlier)
+    assert all(torch.equal(buffer, earlier[name]) for name, buffer in optimizer.momentum().items())
+    optimizer.step(loss_of(modules, 1.0))
+    assert places() == before
+    assert float(optimizer.sgd.param_groups[0]["lr"]) == 0.5
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 1, 1), (4, 1, 3, 3), (1, 3, 1, 1), (4, 3, 3, 3)])
+def test_on_the_device_gradients_get_the_strides_of_their_parameters(shape: tuple[int, ...]) -> None:
+    conv = nn.Module()
+    conv.weight = nn.Parameter(torch.ones(shape).to(memory_format=torch.channels_last))
+    optimizer = NamedSGD({"conv": conv}, CONFIG, on_device=True)
+    values = torch.arange(float(conv.weight.numel())).reshape(shape)
+    conv.weight.grad = values.contiguous().as_strided(shape, torch.empty(shape).stride())
+    _align(conv.weight)
+    assert conv.weight.grad.stride() == conv.weight.stride() and torch.equal(conv.weight.grad, values)
+    optimizer.step((conv.weight * values).sum())
+    assert conv.weight.grad.stride() == conv.weight.stride() == optimizer.momentum()["conv.weight"].stride()
+    torch.testing.assert_close(conv.weight.detach(), torch.ones(shape) - 0.1 * (values + 0.01))

@@ -13,12 +13,13 @@ from torch import Tensor
 from der_fast.compaction.plan import with_floor
 from der_fast.config.schema import Config, MasksConfig
 from der_fast.data import MemorySource
-from der_fast.model.architecture import build_architecture
+from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 from der_fast.training.context import Context
-from der_fast.training.pruning import SparsityController, budget_threshold, final_keep, kept_share, meet_budget, reestimate_batch_norm
+from der_fast.training.pruning import final_keep, kept_share, meet_budget, reestimate_batch_norm
+from der_fast.training.sparsity import Budget, SparsityController, budget_threshold
 
 LAYOUT = MaskLayout(build_architecture("resnet20", width=2))
 seeds = st.integers(0, 10**6)
@@ -33,6 +34,15 @@ def config_of(target: float | None, floor: float = 0.0, power: float = 0.0) -> M
 
 def masks_of(seed: int, low: float = -2.0, high: float = 3.0) -> ChannelMasks:
     return ChannelMasks(LAYOUT, low=low, high=high, clamp=6.0, generator=torch.Generator().manual_seed(seed))
+
+
+def controller_of(config: MasksConfig, batches: int) -> SparsityController:
+    return SparsityController(config, batches, LAYOUT, torch.device("cpu"))
+
+
+def update(controller: SparsityController, masks: ChannelMasks, batch: int) -> None:
+    controller.set_batch(batch)
+    controller.adapt(masks.logits.detach())
 
 
 def only_the_floor(logits: Tensor, floor: float) -> Tensor:
@@ -105,18 +115,18 @@ def test_without_a_target_nothing_is_shifted_and_the_weight_is_constant() -> Non
     before = masks.logits.detach().clone()
     meet_budget(masks, config)
     assert torch.equal(masks.logits, before)
-    controller = SparsityController(config, 50)
+    controller = controller_of(config, 50)
     for batch in range(50):
-        controller.update(masks, batch)
+        update(controller, masks, batch)
         assert controller.weight == config.sparsity
 
 
 @pytest.mark.parametrize("target", [0.05, 0.3, 0.9])
 def test_the_controllers_weight_is_a_finite_number_of_at_least_0(target: float) -> None:
     masks = masks_of(1, 0.0, 2.0)
-    controller = SparsityController(config_of(target), 30)
+    controller = controller_of(config_of(target), 30)
     for batch in range(30):
-        controller.update(masks, batch)
+        update(controller, masks, batch)
         assert 0 <= controller.weight < math.inf
         (gradient,) = torch.autograd.grad(controller.weight * masks.sparsity(masks(1.0)), masks.logits)
         with torch.no_grad():
@@ -126,16 +136,61 @@ def test_the_controllers_weight_is_a_finite_number_of_at_least_0(target: float) 
 @pytest.mark.parametrize("rate", [0.0, 1e-320])
 def test_logits_that_stand_still_do_not_stop_the_controller(rate: float) -> None:
     config = replace(config_of(0.3), lr=rate)
-    controller = SparsityController(config, 30)
-    controller.update(masks_of(1, 0.0, 2.0), 0)
+    controller = controller_of(config, 30)
+    update(controller, masks_of(1, 0.0, 2.0), 0)
     assert controller.weight == config.sparsity
 
 
 def test_within_the_budget_the_controller_lets_go() -> None:
     masks = masks_of(2, -2.0, -1.0)
-    controller = SparsityController(config_of(0.5), 10)
-    controller.update(masks, 0)
+    controller = controller_of(config_of(0.5), 10)
+    update(controller, masks, 0)
     assert controller.weight == 0.0
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_threshold_is_found_for_every_backbone(backbone: str) -> None:
+    layout = MaskLayout(build_architecture(backbone, width=2))
+    for seed, (target, floor, power) in enumerate([(0.24, 0.0, 1.5), (0.5, 0.3, 0.0), (0.01, 0.0, 1.0), (0.02, 1.0, 1.0), (1.0, 0.0, 1.0)]):
+        config = config_of(target, floor, power)
+        logits = torch.rand(layout.channels, generator=torch.Generator().manual_seed(seed)) * 4 - 1
+        # Ties: several scores of a group, and of all groups, are the same.
+        logits[::3] = logits[0]
+        scores = logits / layout.prices().pow(power)
+        tau = budget_threshold(layout, logits, config)
+
+        def share(threshold: float, logits: Tensor = logits, scores: Tensor = scores, floor: float = floor) -> float:
+            return kept_share(layout, with_floor(layout, logits, scores > threshold, floor))
+
+        candidates = [float(scores.min()) - 1, *scores.sort().values.tolist()]
+        below = [value for value in candidates if value < tau]
+        assert tau in candidates
+        assert share(tau) <= target or tau == candidates[-1]
+        assert not below or share(below[-1]) > target
+
+
+@given(seed=seeds)
+def test_the_pull_is_the_gradient_of_the_sparsity_loss(seed: int) -> None:
+    masks = masks_of(seed)
+    soft = torch.sigmoid(masks.logits.detach().double()).requires_grad_()
+    (gradient,) = torch.autograd.grad(masks.double().sparsity(soft), soft)
+    expected = (gradient * soft.detach() * (1 - soft.detach())).mean()
+    found = Budget(LAYOUT, config_of(0.3), torch.device("cpu")).pull(masks.logits.detach())
+    # The logits are float32, and their sigmoid is rounded to it.
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_controllers_weight_is_what_its_formula_says() -> None:
+    masks, config = masks_of(3, 0.0, 2.0), config_of(0.3, power=1.0)
+    controller = controller_of(config, 40)
+    update(controller, masks, 10)
+    budget = Budget(LAYOUT, config, torch.device("cpu"))
+    wanted = float(budget.threshold(masks.logits.detach())) / (30 * config.lr * float(budget.pull(masks.logits.detach())))
+    assert controller.weight == pytest.approx(min(wanted, config.sparsity))
+    assert controller.weight == config.sparsity
+    later = controller_of(replace(config, sparsity=1e9), 40)
+    update(later, masks, 10)
+    assert later.weight == pytest.approx(wanted)
 
 
 class Statistics:

@@ -18,6 +18,7 @@ from der_fast.data import MemorySource
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
+from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
 from der_fast.training.pruning import final_keep
 from der_fast.training.representation import RepresentationStage
@@ -40,15 +41,15 @@ def run_stage(context: Context, source: MemorySource, backbone: str, monkeypatch
     for module in (model.bank, *state.modules().values()):
         module.double()
     losses: list[float] = []
-    step = RepresentationStage._loss
+    step = BatchStep._loss
 
-    def noting(self: RepresentationStage, *arguments: Any) -> Any:
+    def noting(self: BatchStep, *arguments: Any) -> Any:
         loss, logits = step(self, *arguments)
         losses.append(float(loss.detach()))
         return loss, logits
 
     with monkeypatch.context() as patch:
-        patch.setattr(RepresentationStage, "_loss", noting)
+        patch.setattr(BatchStep, "_loss", noting)
         patch.setattr(Context, "features", lambda self, extractor, images, *masks: extractor(images.double(), *masks))
         RepresentationStage(context, state, model.bank, source, 2, schedule_of(context, 2)).run()
     return state, losses

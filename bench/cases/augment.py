@@ -1,0 +1,123 @@
+"""Random crop, flip, brightness, normalise on a batch of CIFAR-sized uint8 images out of a resident data set.
+
+loader     public code: PIL in the worker processes of a DataLoader; a whole epoch, per image
+eager      the same formula in eager PyTorch on the device; its random numbers are there already, in its favour
+ours       one launch, drawing its random numbers itself
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from bench import loader
+from bench.registry import Case, Run, Setting, Tensors, Variant, Work
+from bench.shapes import batches
+from bench.world import World
+from der_fast.kernels.augment import augment, augment_drawn, draw_augmentation
+
+# Seed and stream of the random numbers.
+KEY = (1993, 7)
+
+
+def _case(setting: Setting, batch: int) -> Case:
+    world = World(setting)
+    half = torch.bfloat16
+    resident = setting.pick((5000,), (5000,), (2 * batch,))[0]
+
+    def inputs(generator: torch.Generator) -> Tensors:
+        order = torch.randperm(resident, generator=generator, device=generator.device)[:batch]
+        numbers = torch.arange(batch, device=generator.device)
+        return {"images": world.pixels(resident, generator), "index": order, "numbers": numbers}
+
+    def eager(tensors: Tensors, dtype: torch.dtype) -> Run:
+        row, col, flip, brightness = draw_augmentation(
+            *KEY, tensors["numbers"], padding=loader.PADDING, jitter=loader.BRIGHTNESS, flip=True
+        )
+
+        def run() -> Tensors:
+            images = augment(
+                tensors["images"],
+                row=row,
+                col=col,
+                flip=flip,
+                brightness=brightness,
+                padding=loader.PADDING,
+                mean=loader.MEAN,
+                std=loader.STD,
+                index=tensors["index"],
+                dtype=dtype,
+                backend="reference",
+            )
+            return {"images": images}
+
+        return run
+
+    def own(tensors: Tensors, dtype: torch.dtype) -> Run:
+        fused = setting.backend == "fused"
+        key = torch.tensor(KEY, device=setting.device) if fused else KEY
+
+        def run() -> Tensors:
+            images = augment_drawn(
+                tensors["images"],
+                key=key,
+                numbers=tensors["numbers"],
+                padding=loader.PADDING,
+                jitter=loader.BRIGHTNESS,
+                flip=True,
+                mean=loader.MEAN,
+                std=loader.STD,
+                index=tensors["index"],
+                dtype=dtype,
+                backend=setting.backend,
+            )
+            return {"images": images}
+
+        return run
+
+    def work(dtype: torch.dtype) -> Work:
+        numbers = batch * 3 * world.size**2
+        return Work(bytes=float(numbers * (1 + dtype.itemsize)), images=batch)
+
+    variants = (
+        # The reference picks the images to mirror, whose number it has to ask for: no graph can be captured of that.
+        Variant("eager_fp32", torch.float32, lambda i: eager(i, torch.float32), True, graphed=False),
+        Variant("eager", half, lambda i: eager(i, half), True, graphed=False, note="eager PyTorch on the device"),
+        Variant("ours", half, lambda i: own(i, half), deterministic=True, note="one launch"),
+        Variant("ours_fp32", torch.float32, lambda i: own(i, torch.float32), deterministic=True),
+    )
+    return Case("augment.batch", {"batch": batch}, inputs, lambda tensors: eager(tensors, torch.float64)(), variants, work)
+
+
+def _loader_case(setting: Setting, batch: int) -> Case:
+    world, count = World(setting), setting.pick((5000,), (2000,), (8,))[0]
+
+    def inputs(generator: torch.Generator) -> Tensors:
+        return {"pixels": world.pixels(count, generator).cpu(), "labels": torch.zeros(count, dtype=torch.int64)}
+
+    def epoch(tensors: Tensors) -> Run:
+        def run() -> Tensors:
+            drawn = loader.batches(tensors["pixels"], tensors["labels"], batch, setting.device, 0 if setting.smoke else None)
+            seen = sum(len(images) for images, _ in itertools.islice(drawn, count))
+            return {"images": torch.tensor([float(seen)], dtype=torch.float64)}
+
+        return run
+
+    return Case(
+        "augment.loader",
+        {"batch": batch},
+        inputs,
+        lambda tensors: {"images": torch.tensor([float(count)], dtype=torch.float64)},
+        (Variant("loader", torch.float32, epoch, graphed=False, note="PIL in worker processes, start of the workers included"),),
+        lambda dtype: Work(images=count),
+        timing="once",
+        cold=False,
+        sets=1,
+    )
+
+
+def cases(setting: Setting) -> list[Case]:
+    """Return the group."""
+    sizes = batches(setting)
+    return [_case(setting, batch) for batch in sizes] + [_loader_case(setting, sizes[0])]

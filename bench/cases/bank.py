@@ -1,0 +1,213 @@
+"""The frozen bank: t pruned extractors on one batch, and one of its layers alone.
+
+eager       the compact extractors one after another, PyTorch's convolutions, batch-norm folded
+eager_full  as public code does it: unpruned networks of torch.nn modules one after another (they compute the same)
+branches    the compact extractors as parallel branches of one CUDA graph (cuDNN): the honest rival
+ours        every layer of all extractors in one launch
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
+from bench.shapes import stages
+from bench.world import SHARE, World
+from der_fast.compaction.execute import execute
+from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.graphs import run_parallel
+from der_fast.compaction.strategies import macs, true_features
+from der_fast.kernels.grouped_conv import Part, grouped_conv, pack_layer, padded
+
+HALF = torch.bfloat16
+Branch = Callable[[Tensor], Tensor]
+
+
+def branch(member: CompactExtractor) -> Branch:
+    """Return a compact extractor as a plain function of images in its dtype."""
+    runnable = member.runnable
+
+    def run(images: Tensor) -> Tensor:
+        return true_features(runnable, execute(runnable.arena.ops, runnable.tensors, images))
+
+    return run
+
+
+def parallel(branches: Sequence[Branch], images: Tensor) -> Branch:
+    """Return all branches side by side, each on a stream of its own."""
+    if images.device.type != "cuda":
+        return lambda x: torch.cat([one(x) for one in branches], 1)
+    streams = [torch.cuda.Stream(images.device) for _ in range(min(len(branches), 8))]
+    return lambda x: run_parallel(branches, x, streams)
+
+
+def ours(world: World, count: int, dtype: torch.dtype) -> Branch:
+    """Return all extractors in one launch per layer."""
+    from der_fast.compaction.grouped import GroupedProgram
+
+    return GroupedProgram([world.compact(number, dtype).arena for number in range(count)], dtype, backend=world.setting.backend)
+
+
+class Side:
+    """Runs numbered pieces of work beside one another on several streams; in turn with none, or on a CPU."""
+
+    def __init__(self, setting: Setting, streams: int) -> None:
+        self._streams = [torch.cuda.Stream(setting.device) for _ in range(streams if setting.cuda else 0)]
+
+    def __call__(self, work: Callable[[int], Tensor], count: int) -> list[Tensor]:
+        """Return what `work` gives for 0 … count − 1."""
+        if not self._streams:
+            return [work(number) for number in range(count)]
+        here, found = torch.cuda.current_stream(), []
+        for stream in self._streams:
+            stream.wait_stream(here)
+        for number in range(count):
+            with torch.cuda.stream(self._streams[number % len(self._streams)]):
+                found.append(work(number))
+        for stream in self._streams:
+            here.wait_stream(stream)
+        return found
+
+
+def timesteps(setting: Setting) -> tuple[int, ...]:
+    """Return the numbers of extractors."""
+    return setting.pick((1, 5, 10), (10,), (2,))
+
+
+def _whole(setting: Setting, count: int, batch: int) -> Case:
+    world = World(setting)
+
+    def inputs(generator: torch.Generator) -> Tensors:
+        return {"images": world.images(batch, generator)}
+
+    def run_of(function: Branch, images: Tensor) -> Run:
+        def run() -> Tensors:
+            with torch.no_grad():
+                return {"features": function(images)}
+
+        return run
+
+    def loop(tensors: Tensors, dtype: torch.dtype) -> Run:
+        branches = [branch(world.compact(number, dtype)) for number in range(count)]
+        return run_of(lambda x: torch.cat([one(x) for one in branches], 1), tensors["images"].to(dtype))
+
+    def full(tensors: Tensors, dtype: torch.dtype) -> Run:
+        kept = world.kept_features(count)
+        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(count)]
+        return run_of(lambda x: torch.cat([net(x) for net in nets], 1).index_select(1, kept), tensors["images"].to(dtype))
+
+    def side_by_side(tensors: Tensors) -> Run:
+        images = tensors["images"].to(HALF)
+        return run_of(parallel([branch(world.compact(number, HALF)) for number in range(count)], images), images)
+
+    def own(tensors: Tensors) -> Run:
+        return run_of(ours(world, count, HALF), tensors["images"].to(HALF))
+
+    def expected(tensors: Tensors) -> Tensors:
+        return full(tensors, torch.float64)()
+
+    variants = (
+        Variant("eager_fp32", torch.float32, lambda i: loop(i, torch.float32), True, note="compact extractors in turn"),
+        Variant("eager", HALF, lambda i: loop(i, HALF), True, note="compact extractors in turn, bf16"),
+        Variant("eager_full", HALF, lambda i: full(i, HALF), note="unpruned networks in turn, bf16"),
+        Variant("branches", HALF, side_by_side, note="parallel cuDNN branches"),
+        Variant("ours", HALF, own, deterministic=True),
+    )
+
+    @functools.cache
+    def multiplications() -> int:
+        return sum(macs(world.compact(number, HALF).arena, world.size, world.size) for number in range(count))
+
+    def work(dtype: torch.dtype) -> Work:
+        return Work(flops=2.0 * batch * multiplications(), images=batch)
+
+    floors = {torch.float32: 2e-3 if setting.cuda else 1e-4}
+    return Case("bank.whole", {"t": count, "batch": batch}, inputs, expected, variants, work, cold=False, sets=2, floors=floors)
+
+
+def _layer(setting: Setting, stage: int, count: int, batch: int) -> Case:
+    full, side = stages(setting)[stage]
+    channels = max(4, round(full * SHARE))
+    # Ragged: neighbours of the paper's density, as real masks leave them.
+    widths = [channels + (3 * number) % 5 - 2 for number in range(count)]
+
+    def inputs(generator: torch.Generator) -> Tensors:
+        tensors = {}
+        for number, width in enumerate(widths):
+            tensors[f"x{number}"] = drawn(generator, batch, width, side, side).relu()
+            tensors[f"h{number}"] = drawn(generator, batch, width, side, side).relu()
+            tensors[f"w{number}"] = drawn(generator, width, width, 3, 3, scale=(9 * width) ** -0.5)
+            tensors[f"b{number}"] = drawn(generator, width, scale=0.1)
+        return {name: tensor.to(setting.device) for name, tensor in tensors.items()}
+
+    def library(tensors: Tensors, dtype: torch.dtype, streams: int = 0) -> Run:
+        images = [{name: image_like(tensors[f"{name}{number}"], setting.device, dtype) for name in "xhw"} for number in range(count)]
+        biases = [tensors[f"b{number}"].to(dtype) for number in range(count)]
+
+        def one(number: int) -> Tensor:
+            part = images[number]
+            return F.relu(F.conv2d(part["x"], part["w"], biases[number], 1, 1).add_(part["h"]))
+
+        side = Side(setting, streams)
+
+        def run() -> Tensors:
+            with torch.no_grad():
+                return {f"a{number}": value for number, value in enumerate(side(one, count))}
+
+        return run
+
+    def joined(outputs: Tensors) -> Tensors:
+        return {"a": torch.cat([outputs[f"a{number}"] for number in range(count)], 1)}
+
+    def own(tensors: Tensors) -> Run:
+        starts = [sum(padded(width) for width in widths[:number]) for number in range(count)]
+        total = sum(padded(width) for width in widths)
+        parts = [
+            Part(tensors[f"w{n}"], tensors[f"b{n}"], start, start, width, start, width)
+            for n, (start, width) in enumerate(zip(starts, widths, strict=True))
+        ]
+        layer = pack_layer(parts, kernel=3, stride=1, relu=True, inputs=total, dtype=HALF, device=setting.device)
+        x, h = (torch.zeros(batch, total, side, side, device=setting.device) for _ in range(2))
+        for number, (start, width) in enumerate(zip(starts, widths, strict=True)):
+            x[:, start : start + width], h[:, start : start + width] = tensors[f"x{number}"], tensors[f"h{number}"]
+        x, h = (image_like(tensor, setting.device, HALF) for tensor in (x, h))
+
+        def run() -> Tensors:
+            with torch.no_grad():
+                out = grouped_conv(x, layer, residual=h, backend=setting.backend)
+            return {"a": out}
+
+        return run
+
+    def kept(outputs: Tensors) -> Tensors:
+        starts = [sum(padded(width) for width in widths[:number]) for number in range(count)]
+        return {"a": torch.cat([outputs["a"][:, start : start + width] for start, width in zip(starts, widths, strict=True)], 1)}
+
+    def expected(tensors: Tensors) -> Tensors:
+        return joined(library(tensors, torch.float64)())
+
+    variants = (
+        Variant("eager", HALF, lambda i: library(i, HALF), True, result=joined, note="cuDNN in turn"),
+        Variant("branches", HALF, lambda i: library(i, HALF, 8), result=joined, note="parallel cuDNN branches"),
+        Variant("ours", HALF, own, deterministic=True, result=kept),
+    )
+
+    def work(dtype: torch.dtype) -> Work:
+        pixels = batch * side**2
+        moved = sum(3 * pixels * width + 9 * width**2 for width in widths)
+        return Work(float(dtype.itemsize * moved), sum(2.0 * pixels * 9 * width**2 for width in widths), batch)
+
+    params = {"stage": stage, "t": count, "batch": batch}
+    return Case("bank.layer", params, inputs, expected, variants, work, sets=2)
+
+
+def cases(setting: Setting) -> list[Case]:
+    """Return the group."""
+    batches = setting.pick((128, 512), (128,), (3,))
+    whole = [_whole(setting, count, batch) for batch in batches for count in timesteps(setting)]
+    return whole + [_layer(setting, stage, max(timesteps(setting)), batches[0]) for stage in stages(setting)]

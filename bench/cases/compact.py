@@ -1,0 +1,56 @@
+"""Cutting and packing a trained extractor whose weights lie on the GPU: there, or on the CPU with the copies that takes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from bench.registry import Case, Run, Setting, Tensors, Variant, Work
+from bench.world import World
+from der_fast.compaction import pack
+
+
+def _case(setting: Setting, dtype: torch.dtype, align: int) -> Case:
+    world = World(setting)
+    name = str(dtype).removeprefix("torch.")
+
+    def inputs(generator: torch.Generator) -> Tensors:
+        return {"nothing": torch.zeros(())}
+
+    def packed(tensors: Tensors) -> Run:
+        extractor = copy.deepcopy(world.dense(0)).to(setting.device)
+        return lambda: {"arena": pack(extractor, world.plan(0), dtype=dtype, align=align).storage}
+
+    def by_way_of_the_cpu(tensors: Tensors) -> Run:
+        extractor = copy.deepcopy(world.dense(0)).to(setting.device)
+
+        def run() -> Tensors:
+            arena = pack(copy.deepcopy(extractor).cpu(), world.plan(0), dtype=dtype, align=align)
+            return {"arena": arena.storage.to(setting.device)}
+
+        return run
+
+    def expected(tensors: Tensors) -> Tensors:
+        return {"arena": pack(world.dense(0), world.plan(0), dtype=dtype, align=align).storage}
+
+    variants = (
+        Variant("eager", torch.uint8, by_way_of_the_cpu, True, graphed=False, note="weights to the CPU, packed there, back"),
+        Variant("ours", torch.uint8, packed, graphed=False, deterministic=True, note="on the device"),
+    )
+    return Case(
+        "compact.pack",
+        {"dtype": name, "align": align},
+        inputs,
+        expected,
+        variants,
+        lambda _: Work(bytes=float(pack(world.dense(0), world.plan(0), dtype=dtype, align=align).nbytes + 4 * world.plan(0).parameters)),
+        timing="launch",
+        cold=False,
+        sets=1,
+    )
+
+
+def cases(setting: Setting) -> list[Case]:
+    """Return the group."""
+    return [_case(setting, torch.float32, 1), _case(setting, torch.bfloat16, 8)]

@@ -1,0 +1,97 @@
+"""Training steps of ResNet-18 with masks, alone and as a full DER step beside t − 1 frozen extractors.
+
+Everything of a step is in it: masks, forward pass, loss with sparsity, backward pass, SGD, gradient compensation, clamp. One run is a
+short epoch; times are per step. What is trained after it is compared with the same in float64.
+
+  eager_fp32, eager_bf16, eager_fp16   public style; DER: unpruned frozen networks one after another
+  eager_compact                        DER only: the compact frozen networks one after another
+  compile                              t = 1 only: torch.compile(mode='max-autotune'), which makes CUDA graphs, and fused SGD
+  ours                                 the package's stage, backend auto: the fastest of cuDNN and our kernels as measured
+  ours_fused                           our kernels wherever they can run
+  ours_fp32                            the same in float32, for the comparison's sake
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from bench.cases.bank import timesteps
+from bench.registry import Case, Run, Setting, Tensors, Variant, Work
+from bench.steps import Task, ours, rival
+from bench.world import World
+from der_fast.model.architecture import Architecture
+
+
+def training_flops(net: Architecture, batch: int, size: int) -> float:
+    """Return the multiplications and additions of the convolutions, forward and both gradients; the image needs none."""
+    sides = {(): size}
+    total = 0.0
+    for conv in net.convs():
+        side = (sides[conv.source] - 1) // conv.stride + 1
+        sides.setdefault(conv.target, side)
+        forward = 2.0 * batch * side**2 * net.width(conv.source) * net.width(conv.target) * conv.kernel**2
+        total += forward * (3 if conv.source else 2)
+    return total
+
+
+def _variants(task: Task, backend: str) -> tuple[Variant, ...]:
+    half = torch.bfloat16
+
+    def other(name: str, dtype: torch.dtype, baseline: bool = False, frozen: str = "full", note: str = "", **options: bool) -> Variant:
+        def prepare(tensors: Tensors) -> Run:
+            return rival(task, tensors, dtype, frozen, **options)
+
+        return Variant(name, dtype, prepare, baseline, graphed=False, note=note)
+
+    def own(name: str, chosen: str, note: str, precision: str = "bf16") -> Variant:
+        dtype = half if precision == "bf16" else torch.float32
+        return Variant(name, dtype, lambda tensors: ours(task, tensors, precision, chosen), graphed=False, note=note)
+
+    found = [
+        other("eager_fp32", torch.float32, True, note="contiguous", channels_last=False),
+        other("eager_bf16", half, True, note="autocast, channels-last"),
+    ]
+    if task.setting.cuda:
+        found.append(other("eager_fp16", torch.float16, True, note="autocast, gradient scaler, channels-last"))
+    if task.t > 1:
+        found.append(other("eager_compact", half, frozen="compact", note="compact frozen networks in turn"))
+    if not task.setting.smoke and task.t == 1:
+        # With frozen networks inlined it would compile for longer than everything else takes.
+        found.append(other("compile", half, note="max-autotune with CUDA graphs, fused SGD", compile=True))
+    if backend == "reference":
+        return (*found, own("ours", "reference", "reference backend"), own("ours_fp32", "reference", "reference backend", "fp32"))
+    fastest = own("ours", "auto", "fastest as measured, one CUDA graph") if task.setting.cuda else own("ours", "fused", "interpreted")
+    everywhere = own("ours_fused", "fused", "our kernels everywhere")
+    # Without 16 bits' rounding the comparison is a hundred times as sharp.
+    return (*found, fastest, everywhere, own("ours_fp32", "fused", "our kernels everywhere", "fp32"))
+
+
+def _case(setting: Setting, name: str, t: int, batch: int) -> Case:
+    task = Task(World(setting), t, batch, setting.pick((20,), (10,), (3,))[0])
+    flops = training_flops(task.world.net, batch, task.world.size)
+    params: dict[str, object] = {"batch": batch} if name == "train" else {"t": t, "batch": batch}
+    expected: Callable[[Tensors], Tensors] = lambda tensors: rival(task, tensors, torch.float64, channels_last=False)()  # noqa: E731
+    return Case(
+        f"step.{name}",
+        params,
+        task.inputs,
+        expected,
+        _variants(task, setting.backend),
+        lambda dtype: Work(flops=flops, images=batch),
+        timing="launch",
+        cold=False,
+        batches=task.batches,
+        sets=1,
+        # Rounding decides ReLUs and, through batch-norm's statistics, everything behind them differently: few steps already part the ways.
+        floors={torch.float32: 0.02, torch.bfloat16: 0.1, torch.float16: 0.05},
+        sanity=1.0,
+    )
+
+
+def cases(setting: Setting) -> list[Case]:
+    """Return the group."""
+    batches = setting.pick((128, 512), (128,), (6,))
+    whole = [_case(setting, "train", 1, batch) for batch in batches]
+    return whole + [_case(setting, "der", t, batches[0]) for t in timesteps(setting)]

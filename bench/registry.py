@@ -1,0 +1,202 @@
+"""What is measured: cases, each with the variants that are compared in it.
+
+A case draws inputs, knows the exact result in float64 and the least work that has to be done. A variant is one way of computing it. All
+variants of a case see the same inputs; these are drawn so that bfloat16 holds them exactly (`drawn`), and whatever error is measured is
+the variant's own and not that of rounding its inputs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+Run = Callable[[], Tensors]
+
+# Folders of cases, in the order in which they are run: kernels first, whole steps last.
+GROUPS = ("masked_bn", "channel_masks", "conv", "conv_chain", "bank", "augment", "compact", "step", "inference", "epoch")
+SCALES = ("full", "quick", "smoke")
+OURS = "ours"
+# Relative error in the 2-norm that is accepted of any variant, whatever eager PyTorch's own error.
+FLOORS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.uint8: 0.0}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how large cases are.
+
+    Attributes:
+        device: where everything runs.
+        scale: 'full'; 'quick': fewer and the telling cases; 'smoke': tiny shapes, to see that everything runs, never for a figure.
+        backend: of what is ours, 'fused' or 'reference'.
+        interpreted: "fused" runs in the interpreter, on the CPU; records say so.
+    """
+
+    device: torch.device
+    scale: str = "full"
+    backend: str = "reference"
+    interpreted: bool = False
+
+    @property
+    def cuda(self) -> bool:
+        """Whether a GPU is measured."""
+        return self.device.type == "cuda"
+
+    @property
+    def smoke(self) -> bool:
+        """Whether shapes are tiny."""
+        return self.scale == "smoke"
+
+    def pick(self, full: tuple[int, ...], quick: tuple[int, ...], smoke: tuple[int, ...]) -> tuple[int, ...]:
+        """Return what belongs to the scale."""
+        return {"full": full, "quick": quick, "smoke": smoke}[self.scale]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that has to be done, whoever does it.
+
+    Attributes:
+        bytes: through device memory: each input read once, each output written once, what the method needs a second time read again.
+        flops: multiplications and additions.
+        images: handled by one run; gives images/s.
+    """
+
+    bytes: float = 0.0
+    flops: float = 0.0
+    images: int = 0
+
+
+def no_work(dtype: torch.dtype) -> Work:
+    """For cases of which only the time is of interest."""
+    return Work()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of computing a case.
+
+    Attributes:
+        name: 'eager', 'eager_fp16', 'compile', 'ours' ...
+        dtype: that activations are in.
+        prepare: takes one set of inputs (as drawn) and returns what is timed; casts, copies and allocations of networks belong here.
+        baseline: sets the error that others of its dtype may have (twice its own).
+        graphed: captured in a CUDA graph by the harness, where the case is timed so; False for what makes graphs of its own.
+        deterministic: must give the same bits every time.
+        needs_cuda: cannot run on the CPU.
+        result: makes of a run's outputs what is compared with the expected ones (drops padding, joins parts); not timed.
+        note: how it is done, for the table.
+    """
+
+    name: str
+    dtype: torch.dtype
+    prepare: Callable[[Tensors], Run]
+    baseline: bool = False
+    graphed: bool = True
+    deterministic: bool = False
+    needs_cuda: bool = False
+    result: Callable[[Tensors], Tensors] | None = None
+    note: str = ""
+
+    def shown(self, outputs: Tensors) -> Tensors:
+        """Return what is compared with the expected outputs."""
+        return outputs if self.result is None else self.result(outputs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that is computed in several ways.
+
+    Attributes:
+        name: group and what is done, 'masked_bn.forward'.
+        params: what distinguishes cases of one name, in the order in which it is shown.
+        inputs: draws one set, on the case's device, from a generator on it.
+        expected: the outputs in float64, from inputs as drawn.
+        variants: baselines first.
+        work: by dtype of the activations.
+        timing: 'graph': each run replayed as a CUDA graph, as it is inside a captured training step; 'launch': called from Python, many in
+            a row, launch overhead included; 'once': one run, by the clock.
+        cold: the L2 cache is flushed before every timed run.
+        inner: runs per timed sample.
+        batches: training steps that one run makes; times and work are per step.
+        floors: by dtype, relative errors that are accepted where they exceed FLOORS; the case says why.
+        sanity: largest relative error of a baseline; above it the case itself is broken.
+        sets: most input sets that are rotated.
+    """
+
+    name: str
+    params: Mapping[str, object]
+    inputs: Callable[[torch.Generator], Tensors]
+    expected: Callable[[Tensors], Tensors]
+    variants: tuple[Variant, ...]
+    work: Callable[[torch.dtype], Work] = no_work
+    timing: str = "graph"
+    cold: bool = True
+    inner: int = 1
+    batches: int = 1
+    floors: Mapping[torch.dtype, float] = field(default_factory=dict)
+    sanity: float = 0.5
+    sets: int = 4
+
+    @property
+    def id(self) -> str:
+        """Name and parameters: 'masked_bn.forward[stage=1,batch=128]'."""
+        inner = ",".join(f"{key}={value}" for key, value in self.params.items())
+        return f"{self.name}[{inner}]"
+
+    @property
+    def group(self) -> str:
+        """The part of the name before the dot."""
+        return self.name.split(".")[0]
+
+
+def cases_of(setting: Setting, groups: Iterable[str] = GROUPS) -> list[Case]:
+    """Return every case of the groups, none of them built yet.
+
+    Raises:
+        KeyError: an unknown group.
+    """
+    found: list[Case] = []
+    for group in groups:
+        if group not in GROUPS:
+            raise KeyError(f"unknown group {group!r}: choose from {', '.join(GROUPS)}")
+        module = importlib.import_module(f"bench.cases.{group}")
+        found += module.cases(setting)
+    return found
+
+
+def chosen(cases: Iterable[Case], patterns: Iterable[str]) -> list[Case]:
+    """Return the cases whose id or name fits one of the patterns (`*` for anything); all where there are no patterns."""
+    wanted = list(patterns)
+    return [case for case in cases if not wanted or any(_fits(case, pattern) for pattern in wanted)]
+
+
+def _fits(case: Case, pattern: str) -> bool:
+    # Brackets are part of an id, not a set of characters.
+    literal = pattern.replace("[", "[[]")
+    return any(fnmatch.fnmatchcase(text, literal) for text in (case.id, case.name, case.group))
+
+
+def seeded(device: torch.device, seed: int) -> torch.Generator:
+    """Return a generator on the device: drawing there is faster than the kernels' inputs could be copied."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def drawn(generator: torch.Generator, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+    """Return normally distributed float32 numbers that bfloat16 holds exactly."""
+    return (torch.randn(shape, generator=generator, device=generator.device) * scale + shift).bfloat16().float()
+
+
+def uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """Return float32 numbers in [0, 1) that bfloat16 holds exactly."""
+    return torch.rand(shape, generator=generator, device=generator.device).mul(256).floor().div(256)
+
+
+def image_like(tensor: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Move to the device, channels-last."""
+    return tensor.to(device, dtype).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,301 @@
+"""A residual block's training step as a chain of kernels: forward and backward by hand, one autograd node for the whole block.
+
+    y_l = conv_l(a_{l−1}),  z_l = m ⊙ BN(y_l),  a_l = ReLU(z_l);  out = ReLU(z_last + shortcut)
+
+What is kept for the backward pass: the block's input, every y, its batch statistics, and one bit per element of the output's ReLU. Where
+a layer runs as 'chain' (see `paths`) its input activation a_{l−1} is not stored: it is made of y_{l−1} on load, forward and backward. A
+projection's batch-norm output is never stored either: it is formed while the join is computed. With the sums S1 = Σ g_z, S2 = Σ g_z·x̂
+of each batch-norm, dγ = m·S2, dβ = m·S1, dm = γ·S2 + β·S1 and dy = k0·g_z + k1·y + k2 (DESIGN of `kernels.masked_bn`).
+
+Activations: (N, C, H, W) in channels-last strides, one dtype throughout. γ, β, masks and statistics are float32 (float64 for float64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.masked_bn import Affine, apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
+from der_fast.model.paths import CHAIN, CUDNN, Layer
+
+# What is added before the last ReLU.
+NOTHING, IDENTITY, WIDENED, PROJECTION = "nothing", "identity", "widened identity", "projection"
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Block:
+    """What does not change from step to step.
+
+    Attributes:
+        layers: in order; with a projection, that one last.
+        residual: 'nothing' (a stem), 'identity', 'widened identity' (every stride-th pixel and zero channels behind) or 'projection'.
+        stride: of the whole block.
+        backend: of the kernels: 'reference' or 'fused'.
+    """
+
+    layers: tuple[Layer, ...]
+    residual: str
+    stride: int
+    backend: str
+
+    @property
+    def body(self) -> tuple[Layer, ...]:
+        """The layers without the projection."""
+        return self.layers[:-1] if self.residual == PROJECTION else self.layers
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One layer's tensors: `conv` (K, C, R, R) in the activations' dtype, γ, β and the mask (None: none), (K,) each."""
+
+    conv: Tensor
+    gamma: Tensor
+    beta: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a layer's forward pass leaves for its backward pass.
+
+    Attributes:
+        y: the convolution's output.
+        affine: what batch-norm and mask make of it.
+        source: the convolution's input as it was stored: an activation, or the y of the layer before where that was transformed on load.
+        transformed: whether it was.
+        mean, variance: of the batch, for the running statistics.
+    """
+
+    y: Tensor
+    affine: Affine
+    source: Tensor
+    transformed: bool
+    mean: Tensor
+    variance: Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of one layer's tensors; the mask's is None without a mask."""
+
+    conv: Tensor
+    gamma: Tensor
+    beta: Tensor
+    mask: Tensor | None
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return x in channels-last strides."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def forward(block: Block, x: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, Tensor | None, list[Kept]]:
+    """Return the block's output, the bits of its ReLU (None for a stem, which recomputes them), and what each layer leaves.
+
+    Changes nothing, running statistics included, so that it can be timed.
+
+    Raises:
+        ValueError: one value per channel only, from which no variance can be taken.
+    """
+    kept: list[Kept] = []
+    for layer, weight in zip(block.body, weights, strict=False):
+        source, affine = (kept[-1].y, _pair(kept[-1].affine)) if kept else (x, None)
+        if affine is not None and layer.forward != CHAIN:
+            source, affine = apply(source, affine, relu=True, keep_bits=False, backend=block.backend)[0], None
+        kept.append(_layer_forward(block, layer, weight, source, affine))
+    last, shortcut = kept[-1], None
+    residual, residual_affine = _identity(block, x, last.y), None
+    if block.residual == PROJECTION:
+        shortcut = _layer_forward(block, block.layers[-1], weights[-1], x, None)
+        residual, residual_affine = shortcut.y, _pair(shortcut.affine)
+    out, bits = apply(
+        last.y,
+        _pair(last.affine),
+        residual=residual,
+        residual_affine=residual_affine,
+        relu=True,
+        keep_bits=block.residual != NOTHING,
+        backend=block.backend,
+    )
+    return out, bits, kept if shortcut is None else [*kept, shortcut]
+
+
+def _pair(affine: Affine) -> tuple[Tensor, Tensor]:
+    return affine.scale, affine.shift
+
+
+def _layer_forward(block: Block, layer: Layer, weight: Weights, source: Tensor, prologue: tuple[Tensor, Tensor] | None) -> Kept:
+    if layer.forward == CUDNN:
+        y = channels_last(F.conv2d(source, weight.conv, None, layer.stride, layer.kernel // 2))
+        _check_count(y)
+        partials: Tensor | None = statistics(y, backend=block.backend)
+    else:
+        y, partials = conv_forward(source, weight.conv, stride=layer.stride, prologue=prologue, statistics=True, backend=block.backend)
+        _check_count(y)
+    assert partials is not None
+    affine, mean, variance = finalize(partials, weight.gamma, weight.beta, weight.mask, EPS, backend=block.backend)
+    return Kept(y, affine, source, prologue is not None, mean, variance)
+
+
+def _check_count(y: Tensor) -> None:
+    if y.numel() == y.shape[1]:
+        raise ValueError(
+            f"expected more than 1 value per channel when training, but the convolution's output has the shape {tuple(y.shape)}"
+        )
+
+
+def _identity(block: Block, x: Tensor, like: Tensor) -> Tensor | None:
+    """The shortcut without a projection."""
+    if block.residual == IDENTITY:
+        return x
+    if block.residual != WIDENED:
+        return None
+    wide = torch.zeros_like(like)
+    wide[:, : x.shape[1]] = x[:, :, :: block.stride, :: block.stride]
+    return wide
+
+
+def backward(
+    block: Block, x: Tensor, weights: Sequence[Weights], kept: Sequence[Kept], bits: Tensor | None, g: Tensor, wants_x: bool
+) -> tuple[Tensor | None, list[Gradients]]:
+    """Return the gradient of the block's input (None unless `wants_x`) and of every layer's tensors.
+
+    Args:
+        block, x, weights: as in `forward`.
+        kept, bits: what that returned.
+        g: gradient of the output, channels-last, of its dtype.
+        wants_x: whether the gradient of x is wanted; a stem's is not.
+    """
+    body = len(block.body)
+    projected = kept[body] if block.residual == PROJECTION else None
+    sums, shortcut_sums, g_z = backward_reduce(
+        g,
+        kept[body - 1].y,
+        kept[body - 1].affine,
+        relu_from="recompute" if bits is None else bits,
+        shortcut=None if projected is None else (projected.y, projected.affine),
+        write_gz=block.residual != NOTHING or not _needs_dy(block.layers[body - 1], wants_x or body > 1),
+        backend=block.backend,
+    )
+    at = _Arriving(g if g_z is None else g_z, g_z is None, sums)
+    joined = at
+    gradients: list[Gradients] = []
+    for index in reversed(range(body)):
+        before = kept[index - 1] if index else None
+        writes = index > 0 and not _needs_dy(block.layers[index - 1], wants_x or index > 1)
+        found, leaving = _layer_backward(block, block.layers[index], weights[index], kept[index], at, before, writes, wants_x)
+        gradients.insert(0, found)
+        if leaving is not None:
+            at = leaving
+    dx = at.g if wants_x else None
+    if projected is not None:
+        arriving = _Arriving(joined.g, False, shortcut_sums)
+        found, leaving = _layer_backward(block, block.layers[-1], weights[-1], projected, arriving, None, False, wants_x)
+        gradients.append(found)
+        dx = dx.add_(leaving.g) if dx is not None and leaving is not None else dx
+    elif dx is not None and block.residual != NOTHING:
+        dx = _add_identity(block, dx, joined.g)
+    return dx, gradients
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """The gradient that arrives at a batch-norm.
+
+    Attributes:
+        g: as it is stored.
+        gated: whether the ReLU behind the batch-norm is still to be taken into account, from the sign of z.
+        sums: (P, 2, C) partial sums of g_z and g_z·x̂; None where no batch-norm stands in front of the convolution.
+    """
+
+    g: Tensor
+    gated: bool
+    sums: Tensor | None
+
+
+def _needs_dy(layer: Layer, wants_x: bool) -> bool:
+    """Whether the gradient of the convolution's output must be stored."""
+    return layer.wgrad == CUDNN or (wants_x and layer.dgrad == CUDNN)
+
+
+def _layer_backward(
+    block: Block, layer: Layer, weight: Weights, kept: Kept, at: _Arriving, before: Kept | None, writes: bool, wants_x: bool
+) -> tuple[Gradients, _Arriving | None]:
+    """Return the gradients of a layer's tensors, and what arrives at the layer before; for the block's first layer, at its input.
+
+    Args:
+        block, layer, weight, kept: the layer.
+        at: what arrives at its batch-norm.
+        before: what the layer before left; None for the block's first layer.
+        writes: whether the layer before needs its g_z stored.
+        wants_x: whether the gradient of the block's input is wanted.
+    """
+    assert at.sums is not None
+    count = kept.y.numel() // kept.y.shape[1]
+    k, gamma, beta, mask = backward_coefficients(at.sums, count, kept.affine, weight.gamma, weight.beta, weight.mask, backend=block.backend)
+    wants_source = wants_x or before is not None
+    g = at.g
+    on_load: tuple[Tensor, Tensor] | None = (k, kept.y)
+    if _needs_dy(layer, wants_source):
+        relu_from: Literal["none", "recompute"] = "recompute" if at.gated else "none"
+        g, on_load = backward_apply(at.g, kept.y, k, relu_from=relu_from, affine=kept.affine, backend=block.backend), None
+    conv = _wgrad(block, layer, weight, kept, before, g, on_load)
+    leaving = _dgrad(block, layer, weight, kept.source, before, g, on_load, writes) if wants_source else None
+    return Gradients(conv, gamma, beta, mask), leaving
+
+
+def _wgrad(
+    block: Block, layer: Layer, weight: Weights, kept: Kept, before: Kept | None, g: Tensor, g_affine: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    source, prologue = kept.source, _pair(before.affine) if kept.transformed and before is not None else None
+    if layer.wgrad == CHAIN:
+        return conv_wgrad(source, g, layer.kernel, stride=layer.stride, prologue=prologue, g_affine=g_affine, backend=block.backend)
+    if prologue is not None:
+        source, _ = apply(source, prologue, relu=True, keep_bits=False, backend=block.backend)
+    return _convolution_backward(g, source, weight.conv, layer, (False, True))
+
+
+def _dgrad(
+    block: Block,
+    layer: Layer,
+    weight: Weights,
+    source: Tensor,
+    before: Kept | None,
+    g: Tensor,
+    g_affine: tuple[Tensor, Tensor] | None,
+    writes: bool,
+) -> _Arriving:
+    if layer.dgrad == CHAIN:
+        epilogue = None if before is None else (before.y, before.affine)
+        height, width = source.shape[2:]
+        dx, sums = conv_dgrad(
+            g, weight.conv, (height, width), stride=layer.stride, g_affine=g_affine, epilogue=epilogue, backend=block.backend
+        )
+        return _Arriving(dx, False, sums)
+    dx = channels_last(_convolution_backward(g, source, weight.conv, layer, (True, False)))
+    if before is None:
+        return _Arriving(dx, False, None)
+    sums, _, g_z = backward_reduce(dx, before.y, before.affine, relu_from="recompute", write_gz=writes, backend=block.backend)
+    return _Arriving(dx if g_z is None else g_z, g_z is None, sums)
+
+
+def _convolution_backward(g: Tensor, x: Tensor, weight: Tensor, layer: Layer, wanted: tuple[bool, bool]) -> Tensor:
+    settings = ([layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1], False, [0, 0], 1, [*wanted, False])
+    for_x, for_weight, _ = torch.ops.aten.convolution_backward(g, x, weight, None, *settings)
+    gradient: Tensor = for_x if wanted[0] else for_weight
+    return gradient
+
+
+def _add_identity(block: Block, dx: Tensor, g_z: Tensor) -> Tensor:
+    """Add the gradient that comes through the shortcut, in place: nobody else has dx."""
+    if block.residual == IDENTITY:
+        return dx.add_(g_z)
+    dx[:, :, :: block.stride, :: block.stride] += g_z[:, : dx.shape[1]]
+    return dx

@@ -1,0 +1,73 @@
+"""A residual block's training step as one autograd node."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from der_fast.kernels.masked_bn import Affine
+from der_fast.model import chain
+from der_fast.model.chain import Block, Kept, Weights
+
+# Of a layer, as arguments of the node: the weight, its copy in the activations' dtype, γ, β, mask.
+_PER_LAYER = 5
+_AFFINE = ("mean", "rstd", "scale", "shift")
+
+Flat = Sequence[Tensor | None]
+
+
+class _BlockNode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, block: Block, x: Tensor, *flat: Tensor | None) -> tuple[Tensor, ...]:
+        out, bits, kept = chain.forward(block, x, weights_of(flat))
+        ctx.block, ctx.transformed = block, [layer.transformed for layer in kept]
+        # A layer's source is mostly a tensor that is kept anyway; naming it twice costs nothing.
+        saved = [(layer.y, layer.source, *(getattr(layer.affine, name) for name in _AFFINE)) for layer in kept]
+        ctx.save_for_backward(x, bits, *flat, *itertools.chain.from_iterable(saved))
+        statistics = [value for layer in kept for value in (layer.mean, layer.variance)]
+        ctx.mark_non_differentiable(*statistics)
+        return out, *statistics
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, bits, *rest = ctx.saved_tensors
+        layers = len(ctx.block.layers)
+        flat, saved = rest[: _PER_LAYER * layers], rest[_PER_LAYER * layers :]
+        size = len(saved) // layers
+        kept = []
+        for index, transformed in enumerate(ctx.transformed):
+            y, source, *affine = saved[index * size : (index + 1) * size]
+            kept.append(Kept(y, Affine(*affine), source, transformed, affine[0], affine[1]))
+        g = chain.channels_last(grad_outputs[0].to(x.dtype))
+        dx, gradients = chain.backward(ctx.block, x, weights_of(flat), kept, bits, g, ctx.needs_input_grad[1])
+        found: list[Tensor | None] = []
+        for index, gradient in enumerate(gradients):
+            found += [gradient.conv.to(flat[_PER_LAYER * index].dtype), None, gradient.gamma, gradient.beta, gradient.mask]
+        return None, dx, *found
+
+
+def run_block(block: Block, x: Tensor, flat: Flat) -> tuple[Tensor, list[Tensor]]:
+    """Return the block's output, differentiable, and the mean and unbiased variance of every batch-norm in turn, which are not.
+
+    Args:
+        block: what the block consists of.
+        x: its input, channels-last.
+        flat: of every layer the weight, its copy in x's dtype, γ, β and the mask or None.
+    """
+    out, *statistics = _BlockNode.apply(block, x, *flat)  # type: ignore[no-untyped-call]
+    return out, statistics
+
+
+def weights_of(flat: Flat) -> list[Weights]:
+    """Return the tensors that the chain computes with."""
+    weights = []
+    for start in range(0, len(flat), _PER_LAYER):
+        _, conv, gamma, beta, mask = flat[start : start + _PER_LAYER]
+        assert conv is not None and gamma is not None and beta is not None
+        weights.append(Weights(conv, gamma, beta, mask))
+    return weights

@@ -1,0 +1,215 @@
+"""The training step of an extractor on the kernels: the same modules, parameters and running statistics as `Extractor.forward`.
+
+Every residual block, and the stem, is one autograd node (see `chain`). Pre-activation networks, whose batch-norm stands before its
+convolution, run PyTorch's convolutions and the operation `masked_bn`. Precision: docs/precision.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from der_fast.kernels.choices import Choices, shared
+from der_fast.kernels.masked_bn import masked_bn
+from der_fast.model import chain, paths
+from der_fast.model.chain import IDENTITY, NOTHING, PROJECTION, WIDENED, Block
+from der_fast.model.chain_node import run_block, weights_of
+from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm, ResidualBlock
+from der_fast.model.mask_slices import MaskSlices
+from der_fast.model.measured import fastest_block
+from der_fast.model.paths import Layer
+
+# A layer of the chain: a convolution and the batch-norm behind it.
+Pair = tuple[Convolution, MaskedBatchNorm]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one call computes with.
+
+    Attributes:
+        weights: of every convolution, in the activations' dtype.
+        masks: every batch-norm's, or None.
+        statistics: mean and variance of every batch-norm that a node normalised, in turn.
+    """
+
+    weights: dict[Convolution, Tensor]
+    masks: dict[MaskedBatchNorm, Tensor | None]
+    statistics: list[tuple[MaskedBatchNorm, Tensor, Tensor]] = field(default_factory=list)
+
+
+class FusedTraining:
+    """Maps images (N, 3, H, W) to features (N, F) as `Extractor.forward` does in training mode, on the kernels.
+
+    Args:
+        extractor: the network, full or compact; its parameters are trained and its running statistics move.
+        dtype: of activations and convolutions: bfloat16, float16 or float32 (float64 with backend 'reference'). Parameters stay as they
+            are.
+        path: 'auto' for the fastest as measured, or one of `paths.FORWARD` for every layer that has a choice; the backward pass of a way
+            that only the forward pass has is PyTorch's.
+        backend: of the kernels: 'fused' or 'reference'.
+        choices: remembers what was measured; by default the user's.
+
+    Raises:
+        ValueError: an unknown path.
+    """
+
+    def __init__(
+        self, extractor: Extractor, dtype: torch.dtype, *, path: str = "auto", backend: str = "fused", choices: Choices | None = None
+    ) -> None:
+        if path not in ("auto", *paths.FORWARD):
+            raise ValueError(f"unknown path {path!r}: choose from auto, {', '.join(paths.FORWARD)}")
+        self.extractor, self.dtype, self.path, self.backend = extractor, dtype, path, backend
+        self._choices = choices
+        self._convs = [module for module in extractor.modules() if isinstance(module, Convolution)]
+        self._norms = [module for module in extractor.modules() if isinstance(module, MaskedBatchNorm)]
+        parts = [norm.where for norm in self._norms if norm.where is not None]
+        self._slices = MaskSlices(parts, extractor.maskable) if parts else None
+        self._chosen: dict[tuple[object, ...], Block] = {}
+
+    def __call__(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Return features (N, F), float32 (float64 for float64 activations); `masks` is the flat mask vector (C,), or None for all ones.
+
+        Raises:
+            ValueError: no images, masks that do not fit, or one value per channel at some batch-norm.
+        """
+        extractor = self.extractor
+        extractor.check_masks(masks)
+        if not len(images):
+            raise ValueError(f"a batch without images cannot be trained on; its shape is {tuple(images.shape)}")
+        with torch.autocast(images.device.type, enabled=False):
+            x = chain.channels_last(images.to(self.dtype))
+            step = _Step(self._cast_weights(), self._slice_masks(masks))
+            x = self._preactivation(x, step) if extractor.architecture.preactivation else self._postactivation(x, step)
+            _move_statistics(step)
+            return x.mean((2, 3), dtype=torch.promote_types(self.dtype, torch.float32))
+
+    def _cast_weights(self) -> dict[Convolution, Tensor]:
+        """Every convolution's weight in the activations' dtype and channels-last strides, in one launch."""
+        weights = [conv.weight.detach() for conv in self._convs]
+        if all(weight.dtype == self.dtype and weight.is_contiguous(memory_format=torch.channels_last) for weight in weights):
+            return dict(zip(self._convs, weights, strict=True))
+        copies = [torch.empty_like(weight, dtype=self.dtype, memory_format=torch.channels_last) for weight in weights]
+        torch._foreach_copy_(copies, weights)
+        return dict(zip(self._convs, copies, strict=True))
+
+    def _slice_masks(self, masks: Tensor | None) -> dict[MaskedBatchNorm, Tensor | None]:
+        if masks is None or self._slices is None:
+            return dict.fromkeys(self._norms)
+        return dict(zip(self._norms, self._slices(masks), strict=True))
+
+    def _postactivation(self, x: Tensor, step: _Step) -> Tensor:
+        extractor = self.extractor
+        if extractor.stem.weight.numel():
+            x = self._run("stem", [(extractor.stem, extractor.norm)], NOTHING, x, step)
+        else:
+            x = self._plainly(lambda image: extractor.norm(extractor.stem(image), None), x)
+        if extractor.architecture.pool:
+            x = chain.channels_last(F.max_pool2d(x, 3, 2, 1) if x.shape[1] else x[:, :, ::2, ::2])
+        for index, module in enumerate(extractor.blocks):
+            assert isinstance(module, ResidualBlock)
+            pairs = _pairs(module)
+            residual = WIDENED if module.grow or module.stride > 1 else IDENTITY
+            residual = residual if module.shortcut is None else PROJECTION
+            if all(conv.weight.numel() for conv, _ in pairs):
+                x = self._run(index, pairs, residual, x, step)
+            else:
+                x = self._plainly(partial(module, masks=None), x)
+        return x
+
+    def _run(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, step: _Step) -> Tensor:
+        """Run a block as one node."""
+        flat: list[Tensor | None] = []
+        for conv, norm in pairs:
+            flat += [conv.weight, step.weights[conv], norm.weight, norm.bias, step.masks[norm]]
+        out, statistics = run_block(self._block(name, pairs, residual, x, flat), x, flat)
+        for (_, norm), mean, variance in zip(pairs, statistics[::2], statistics[1::2], strict=True):
+            step.statistics.append((norm, mean, variance))
+        return out
+
+    def _block(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, flat: Sequence[Tensor | None]) -> Block:
+        """The ways that a block takes: chosen at its first batch, and kept for batches of any length."""
+        key = (name, *x.shape[2:])
+        if key not in self._chosen:
+            layers = tuple(Layer(conv.weight.shape[2], conv.stride) for conv, _ in pairs)
+            block = Block(layers, residual, max(layer.stride for layer in layers), self.backend)
+            if self.path == "auto":
+                weights = weights_of([None if value is None else value.detach() for value in flat])
+                self._chosen[key] = fastest_block(block, x.detach(), weights, self._choices or shared())
+            else:
+                self._chosen[key] = _uniform(block, self.path)
+        return self._chosen[key]
+
+    def _plainly(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run what has lost all of its channels somewhere, which the kernels do not take, as the reference does."""
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16)):
+            return chain.channels_last(run(x).to(self.dtype))
+
+    def _preactivation(self, x: Tensor, step: _Step) -> Tensor:
+        extractor = self.extractor
+        x = self._convolve(extractor.stem, x)
+        if extractor.architecture.pool:
+            x = F.max_pool2d(x, 3, 2, 1) if x.shape[1] else x[:, :, ::2, ::2]
+        for block in extractor.blocks:
+            assert isinstance(block, ResidualBlock)
+            convs, norms = list(block.convs), list(block.norms)
+            active = self._normalise(norms[0], x, step)
+            residual = block.identity(x) if block.shortcut is None else self._convolve(block.shortcut, active)
+            for index, (conv, norm) in enumerate(zip(convs, norms, strict=True)):
+                active = self._convolve(conv, active if index == 0 else self._normalise(norm, active, step))
+            x = active + residual
+        return self._normalise(extractor.norm, x, step)
+
+    def _convolve(self, conv: torch.nn.Module, x: Tensor) -> Tensor:
+        assert isinstance(conv, Convolution)
+        if conv.weight.numel() == 0:
+            return conv(x)  # type: ignore[no-any-return]
+        return F.conv2d(x, conv.weight.to(self.dtype), None, conv.stride, conv.padding)
+
+    def _normalise(self, norm: torch.nn.Module, x: Tensor, step: _Step) -> Tensor:
+        assert isinstance(norm, MaskedBatchNorm)
+        if x.shape[1] == 0:
+            return x
+        return masked_bn(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            mask=step.masks[norm],
+            relu=True,
+            training=True,
+            momentum=norm.momentum,
+            backend=self.backend,
+        )
+
+
+def _pairs(module: ResidualBlock) -> list[Pair]:
+    """The layers of a block, its projection last."""
+    convs, norms = list(module.convs), list(module.norms)
+    if module.shortcut is not None and module.shortcut_norm is not None:
+        convs, norms = [*convs, module.shortcut], [*norms, module.shortcut_norm]
+    return [(cast(Convolution, conv), cast(MaskedBatchNorm, norm)) for conv, norm in zip(convs, norms, strict=True)]
+
+
+def _uniform(block: Block, path: str) -> Block:
+    layers = paths.forward_layers(block.layers, path)
+    return replace(block, layers=paths.backward_layers(layers, path if path in paths.BACKWARD else paths.CUDNN))
+
+
+@torch.no_grad()
+def _move_statistics(step: _Step) -> None:
+    """Move all running statistics towards those of the batch, in one launch, as PyTorch's batch-norm does one by one."""
+    by_momentum: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+    for norm, mean, variance in step.statistics:
+        running, batch = by_momentum.setdefault(norm.momentum, ([], []))
+        running += [norm.running_mean, norm.running_var]
+        batch += [mean, variance]
+    for momentum, (running, batch) in by_momentum.items():
+        torch._foreach_lerp_(running, batch, momentum)

@@ -1,0 +1,97 @@
+"""A function of a batch on static tensors: launched kernel by kernel at first, replayed as one CUDA graph from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Batches that run eagerly before the capture: kernels are compiled, ways are measured, and libraries make their workspaces in them.
+WARM_UP = 3
+
+Body = Callable[[Tensor, Tensor], None]
+
+
+class GraphedStep:
+    """Calls `body(images, labels)` with static tensors that hold the batch.
+
+    The first shape is captured after `WARM_UP` batches, all of which count: the body is the same function in both forms, and a capture
+    runs nothing. Batches of other shapes, such as an epoch's last one, run eagerly. Everything that the body reads beside the batch must
+    stay where it is, numbers included.
+
+    Args:
+        body: asks the device for nothing, and returns nothing.
+        device: where it runs; without CUDA it always runs eagerly.
+        say: told, once, why there is no graph, where it cannot be captured.
+    """
+
+    def __init__(self, body: Body, device: torch.device, say: Callable[[str], None]) -> None:
+        self.body, self.device, self.say = body, device, say
+        self._static: tuple[Tensor, Tensor] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._runs = 0
+        self._stream: torch.cuda.Stream | None = None
+        self._captures = device.type == "cuda"
+
+    @property
+    def captured(self) -> bool:
+        """Whether batches of the first shape are replayed."""
+        return self._graph is not None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Run the body on a batch."""
+        static = self._static = self._static or (torch.empty_like(images), torch.empty_like(labels))
+        if not (_alike(images, static[0]) and _alike(labels, static[1])):
+            self._eagerly(images, labels)
+            return
+        for buffer, value in zip(static, (images, labels), strict=True):
+            buffer.copy_(value, non_blocking=True)
+        if self._graph is None and self._captures and self._runs >= WARM_UP:
+            self._graph = self._capture(*static)
+        if self._graph is None:
+            self._eagerly(*static)
+        else:
+            self._graph.replay()
+        self._runs += 1
+
+    def _eagerly(self, images: Tensor, labels: Tensor) -> None:
+        if not self._captures:
+            self.body(images, labels)
+            return
+        # What a graph shall hold must not have been begun on the default stream, which no capture may wait for.
+        here, side = torch.cuda.current_stream(self.device), self._side()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            self.body(images, labels)
+        here.wait_stream(side)
+        for tensor in (images, labels):
+            tensor.record_stream(side)
+
+    def _side(self) -> torch.cuda.Stream:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        return self._stream
+
+    def _capture(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph | None:
+        graph = self._new_graph()
+        try:
+            self._record(graph, images, labels)
+        except RuntimeError as error:
+            self._captures = False
+            reason = str(error).strip().partition("\n")[0]
+            self.say(f"training steps are launched kernel by kernel, because no CUDA graph could be captured: {reason}")
+            return None
+        return graph
+
+    def _new_graph(self) -> torch.cuda.CUDAGraph:
+        return torch.cuda.CUDAGraph()
+
+    def _record(self, graph: torch.cuda.CUDAGraph, images: Tensor, labels: Tensor) -> None:
+        # Other threads may go on loading images meanwhile.
+        with torch.cuda.graph(graph, stream=self._side(), capture_error_mode="thread_local"):
+            self.body(images, labels)
+
+
+def _alike(tensor: Tensor, other: Tensor) -> bool:
+    return tensor.shape == other.shape and tensor.dtype == other.dtype and tensor.device == other.device

@@ -1,0 +1,191 @@
+"""Which way of computing something is the fastest here: measured once, remembered in a file, and pinned where a run must repeat itself.
+
+The ways differ by rounding. A run that shall go on bit for bit keeps `record()` and hands it to `pin` before it goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from der_fast.errors import StorageError
+from der_fast.files import write_json
+from der_fast.kernels.timing import measure
+from der_fast.kernels.triton_runtime import version as triton_version
+
+VERSION = 2
+# How much faster than the usual way another one must be before it is taken: measured times scatter by about as much.
+HYSTERESIS = 0.03
+
+CPU = torch.device("cpu")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One remembered choice: the name of the way, and the milliseconds of all that were measured, by name."""
+
+    chosen: str
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+
+def cache_file() -> Path | None:
+    """Return where this user's choices are kept; None where the user has no home."""
+    try:
+        return _cache_folder() / "der_fast" / "choices.json"
+    except RuntimeError:
+        return None
+
+
+def _cache_folder() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def machine(device: torch.device = CPU) -> str:
+    """Return what a choice holds for: the device and the versions of everything that computes on it."""
+    if device.type == "cuda":
+        return _gpu(torch.cuda.current_device() if device.index is None else device.index)
+    return _processor()
+
+
+@functools.cache
+def _processor() -> str:
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return f"{model}|{torch.backends.cpu.get_cpu_capability()}|torch {torch.__version__}"
+
+
+@functools.cache
+def _gpu(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    libraries = f"torch {torch.__version__}|triton {triton_version()}|cuda {torch.version.cuda}|cudnn {cudnn}"
+    return f"{torch.cuda.get_device_name(index)}|sm_{major}{minor}|{libraries}"
+
+
+class Choices:
+    """Remembers the fastest way by key.
+
+    Args:
+        path: JSON file that is read at first use and added to after every measurement; None for memory only. A file that cannot be
+            read, written or understood is as good as none, and the log says so.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._chosen: dict[str, str] = {}
+        self._filed: dict[str, Choice] | None = None
+
+    def record(self) -> dict[str, str]:
+        """Return every choice that was made, looked up or pinned here, key → name."""
+        return dict(self._chosen)
+
+    def pin(self, record: Mapping[str, str]) -> None:
+        """Let the choices of an earlier `record` stand before all others; on another machine they say nothing."""
+        self._chosen.update(record)
+
+    def filed(self) -> dict[str, Choice]:
+        """Return what the file holds, whatever machine it is about."""
+        if self._filed is None:
+            self._filed = _read(self.path, _log.warning)
+        return dict(self._filed)
+
+    def fastest(
+        self, key: str, runs: Mapping[str, Callable[[], object]], *, device: torch.device = CPU, usual: str | None = None, what: str = ""
+    ) -> str:
+        """Return the name of the fastest run: a remembered one, or else measured now.
+
+        Args:
+            key: what the time depends on, beside the machine.
+            runs: what each way does, by name; a remembered name that is not among them does not count.
+            device: where they run.
+            usual: the name that wins unless another is faster by more than `HYSTERESIS`; None for no favourite.
+            what: what is computed, for the log.
+        """
+        known = self.known(key, runs, device)
+        if known is not None:
+            return known
+        milliseconds = measure(runs, device)
+        choice = Choice(_winner(milliseconds, usual), milliseconds)
+        key = f"{machine(device)}|{key}"
+        self._chosen[key] = choice.chosen
+        self._write(key, choice, what)
+        return choice.chosen
+
+    def known(self, key: str, names: Collection[str], device: torch.device = CPU) -> str | None:
+        """Return what is remembered for `key`, where it is one of `names`; else None. Nothing is measured."""
+        key = f"{machine(device)}|{key}"
+        if self._chosen.get(key) not in names:
+            filed = self.filed().get(key)
+            if filed is None or filed.chosen not in names:
+                return None
+            self._chosen[key] = filed.chosen
+        return self._chosen[key]
+
+    def _write(self, key: str, choice: Choice, what: str) -> None:
+        times = ", ".join(f"{name} {value:.3g} ms" for name, value in choice.milliseconds.items())
+        _log.info("%s: %s (%s) for %s", what or "fastest", choice.chosen, times, key)
+        if self.path is None:
+            return
+        # Another process may have added to the file meanwhile.
+        entries = {**_read(self.path, _log.debug), key: choice}
+        try:
+            write_json(self.path, {"version": VERSION, "choices": {name: asdict(entry) for name, entry in entries.items()}})
+        except StorageError as error:
+            _log.debug("choices are not kept: %s", error)
+
+
+def _winner(milliseconds: Mapping[str, float], usual: str | None) -> str:
+    best = min(milliseconds, key=milliseconds.__getitem__)
+    if usual is not None and usual in milliseconds and milliseconds[best] >= (1 - HYSTERESIS) * milliseconds[usual]:
+        return usual
+    return best
+
+
+def _read(path: Path | None, say: Callable[..., None]) -> dict[str, Choice]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        say("%s is ignored, because it cannot be read: %s", path, error)
+        return {}
+    if not isinstance(content, dict) or content.get("version") != VERSION or not isinstance(content.get("choices"), dict):
+        say("%s is ignored, because it is damaged or of another version", path)
+        return {}
+    entries = {key: _choice(value) for key, value in content["choices"].items()}
+    return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+def _choice(value: Any) -> Choice | None:
+    if not isinstance(value, dict) or not isinstance(value.get("chosen"), str) or not isinstance(value.get("milliseconds"), dict):
+        return None
+    times = {str(name): float(time) for name, time in value["milliseconds"].items() if isinstance(time, (int, float))}
+    return Choice(value["chosen"], times)
+
+
+@functools.cache
+def shared() -> Choices:
+    """Return the choices of this process, kept in the user's file."""
+    return Choices(cache_file())

@@ -1,0 +1,179 @@
+"""3×3 and 1×1 convolutions for NHWC with what stands before and after them: batch-norm's affine and ReLU on load, its sums on store."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from der_fast.kernels import triton_runtime
+from der_fast.kernels.conv import check
+from der_fast.kernels.conv.config import MOST_PARTS, Config, candidates, default_config, default_split, multiprocessors
+from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
+from der_fast.kernels.conv.shape import Affine, ConvShape
+
+__all__ = [
+    "Affine",
+    "Config",
+    "ConvShape",
+    "candidates",
+    "conv_dgrad",
+    "conv_forward",
+    "conv_wgrad",
+    "default_config",
+    "default_split",
+]
+
+
+def conv_forward(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: int,
+    prologue: tuple[Tensor, Tensor] | None,
+    statistics: bool,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    config: Config | None = None,
+    backend: str = "reference",
+) -> tuple[Tensor, Tensor | None]:
+    """Convolve with padding R // 2: y = conv(a, weight) (+ bias) (+ residual), then ReLU if asked.
+
+    Returns y (N, K, H', W') in x's dtype, channels_last, and with `statistics` the partials (P, 3, K) float32: count, mean and
+    Σ(y − mean)² of every block of rows of y as stored (rounded), to be merged in the order of P.
+
+    Args:
+        x: (N, C, H, W) channels_last, bfloat16, float16 or float32 (the reference also float64).
+        weight: (K, C, R, R), R in 1, 3, channels_last strides, x's dtype.
+        stride: 1 or 2.
+        prologue: (scale, shift), each (C,) float32: a = ReLU(x·scale + shift), rounded to x's dtype, zero outside the image; None: a = x.
+        statistics: also return the partials.
+        bias: (K,) float32.
+        residual: like y, added before the ReLU.
+        relu: apply ReLU last.
+        config: tiles of the fused kernel; None for the default of the shape.
+        backend: 'reference' or 'fused'.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+        BackendError: 'fused' does not run here.
+    """
+    check.check_backend(backend, x.dtype, "conv_forward")
+    check.check_image("x", x)
+    check.check_weight(weight, x.shape[1], None, x)
+    batch, channels, height, width = x.shape
+    shape = check.shape_of((batch, channels, height, width), weight.shape[0], weight.shape[2], stride)
+    check.check_affine("prologue", prologue, channels, x)
+    if bias is not None:
+        check.check_vector("bias", bias, (shape.filters,), x)
+    if residual is not None:
+        check.check_image("residual", residual, like=x, shape=(batch, shape.filters, shape.out_height, shape.out_width))
+    if backend == "reference":
+        return conv_forward_reference(
+            x, weight, stride=stride, prologue=prologue, statistics=statistics, bias=bias, residual=residual, relu=relu
+        )
+    triton_runtime.require(x.device, "conv_forward")
+    from der_fast.kernels.conv.triton_forward import forward
+
+    transformed, count = prologue is not None, multiprocessors(x.device)
+    chosen = config or default_config("forward", shape, x.dtype, transformed=transformed, processors=count)
+    return forward(x, weight, shape, chosen, prologue=prologue, statistics=statistics, bias=bias, residual=residual, relu=relu)
+
+
+def conv_dgrad(
+    g: Tensor,
+    weight: Tensor,
+    input_hw: tuple[int, int],
+    *,
+    stride: int,
+    g_affine: tuple[Tensor, Tensor] | None,
+    epilogue: tuple[Tensor, Affine] | None,
+    config: Config | None = None,
+    backend: str = "reference",
+) -> tuple[Tensor, Tensor | None]:
+    """Gradient of a convolution's input.
+
+    Returns dx (N, C, H, W) in g's dtype, channels_last, and None; with `epilogue`, g_z = dx·1[y_in·scale + shift > 0] and the partials
+    (P, 2, C) float32 of S1 = Σ g_z and S2 = Σ g_z·x̂ with x̂ = (y_in − mean)·rstd, to be summed in the order of P.
+
+    Args:
+        g: (N, K, H', W') gradient of the convolution's output, channels_last.
+        weight: (K, C, R, R) in g's dtype, channels_last strides.
+        input_hw: H and W of the convolution's input.
+        stride: of the convolution, 1 or 2.
+        g_affine: (k, y) with k (3, K) float32 and y like g: the gradient is k0·g + k1·y + k2, rounded to g's dtype; None: g itself.
+        epilogue: (y_in, affine), y_in (N, C, H, W) like dx, and the batch-norm that made the convolution's input of it.
+        config: tiles of the fused kernel; None for the default of the shape.
+        backend: 'reference' or 'fused'.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+        BackendError: 'fused' does not run here.
+    """
+    check.check_backend(backend, g.dtype, "conv_dgrad")
+    check.check_image("g", g)
+    check.check_weight(weight, None, g.shape[1], g)
+    batch, filters, out_height, out_width = g.shape
+    shape = check.shape_of((batch, weight.shape[1], *input_hw), filters, weight.shape[2], stride)
+    check.check_output("g", (out_height, out_width), shape)
+    check.check_g_affine(g_affine, g)
+    check.check_epilogue(epilogue, shape, g)
+    if backend == "reference":
+        return conv_dgrad_reference(g, weight, input_hw, stride=stride, g_affine=g_affine, epilogue=epilogue)
+    triton_runtime.require(g.device, "conv_dgrad")
+    from der_fast.kernels.conv.triton_dgrad import dgrad
+
+    transformed, count = g_affine is not None, multiprocessors(g.device)
+    chosen = config or default_config("dgrad", shape, g.dtype, transformed=transformed, processors=count)
+    return dgrad(g, weight, shape, chosen, g_affine=g_affine, epilogue=epilogue)
+
+
+def conv_wgrad(
+    x: Tensor,
+    g: Tensor,
+    kernel: int,
+    *,
+    stride: int,
+    prologue: tuple[Tensor, Tensor] | None = None,
+    g_affine: tuple[Tensor, Tensor] | None = None,
+    split: int | None = None,
+    config: Config | None = None,
+    backend: str = "reference",
+) -> Tensor:
+    """Gradient of a convolution's weight, (K, C, R, R) float32 with channels_last strides; the same bits on every run.
+
+    Args:
+        x: (N, C, H, W) the convolution's input before the prologue, channels_last.
+        g: (N, K, H', W') gradient of its output, channels_last, x's dtype.
+        kernel: R, 1 or 3.
+        stride: 1 or 2.
+        prologue: as in `conv_forward`.
+        g_affine: as in `conv_dgrad`.
+        split: into how many parts the sum over N·H'·W' is cut in the fused kernel; None for the default of the shape.
+        config: tiles of the fused kernel; None for the default of the shape.
+        backend: 'reference' or 'fused'.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+        BackendError: 'fused' does not run here.
+    """
+    check.check_backend(backend, x.dtype, "conv_wgrad")
+    check.check_image("x", x)
+    check.check_image("g", g, like=x)
+    batch, channels, height, width = x.shape
+    shape = check.shape_of((batch, channels, height, width), g.shape[1], kernel, stride)
+    if g.shape[0] != batch:
+        raise ValueError(f"g has a batch of {g.shape[0]}, x one of {batch}")
+    check.check_output("g", (g.shape[2], g.shape[3]), shape)
+    check.check_affine("prologue", prologue, channels, x)
+    check.check_g_affine(g_affine, g)
+    if split is not None and not 1 <= split <= MOST_PARTS:
+        raise ValueError(f"split must be from 1 to {MOST_PARTS}, not {split}")
+    if backend == "reference":
+        return conv_wgrad_reference(x, g, kernel, stride=stride, prologue=prologue, g_affine=g_affine)
+    triton_runtime.require(x.device, "conv_wgrad")
+    from der_fast.kernels.conv.triton_wgrad import wgrad
+
+    transformed, count = prologue is not None or g_affine is not None, multiprocessors(x.device)
+    chosen = config or default_config("wgrad", shape, x.dtype, transformed=transformed, processors=count)
+    parts = split or default_split(shape, chosen, count)
+    return wgrad(x, g, shape, chosen, parts, prologue=prologue, g_affine=g_affine)

@@ -1,0 +1,120 @@
+"""Convolution with what stands before and after it, in plain PyTorch: the definition of correct.
+
+With a = x without prologue, a = ReLU(x·scale + shift) with it (rounded to x's dtype), p = R // 2 and a = 0 outside the image:
+
+    forward  y[n,h,w,k]  = Σ_{r,s,c} a[n, h·S + r − p, w·S + s − p, c] · w[k,r,s,c]   (+ bias, + residual, ReLU)
+    dgrad    dx[n,i,j,c] = Σ_{r,s,k} g[n, (i + p − r)/S, (j + p − s)/S, k] · w[k,r,s,c]   where both quotients are whole and inside
+    wgrad    dw[k,r,s,c] = Σ_{n,h,w} g[n,h,w,k] · a[n, h·S + r − p, w·S + s − p, c]
+
+Where the gradient is that of a batch-norm's output, g = k0·g_z + k1·y + k2 per channel (rounded to g_z's dtype) and never stored.
+
+Layout: activations (N, C, H, W) with channels_last strides, weights (K, C, R, R) likewise. Affine maps, statistics and their sums are
+taken in float32 (float64 for float64 input); the convolution itself runs in x's dtype as eager PyTorch's does, so that wgrad in bfloat16
+is rounded to bfloat16 once. Bytes moved: folder's README.md.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from der_fast.kernels.conv.shape import Affine
+
+
+def conv_forward_reference(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: int,
+    prologue: tuple[Tensor, Tensor] | None,
+    statistics: bool,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return y (N, K, H', W') and, with `statistics`, one block of partials (1, 3, K): count, mean and M2 of y as stored."""
+    out = F.conv2d(_activation(x, prologue), weight, stride=stride, padding=weight.shape[2] // 2)
+    if bias is not None or residual is not None or relu:
+        wide = _wide(out)
+        wide = wide if bias is None else wide + _per_channel(bias)
+        wide = wide if residual is None else wide + residual
+        out = (wide.relu() if relu else wide).to(x.dtype)
+    out = out.contiguous(memory_format=torch.channels_last)
+    return out, _moments(out) if statistics else None
+
+
+def conv_dgrad_reference(
+    g: Tensor,
+    weight: Tensor,
+    input_hw: tuple[int, int],
+    *,
+    stride: int,
+    g_affine: tuple[Tensor, Tensor] | None,
+    epilogue: tuple[Tensor, Affine] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient of the input; with `epilogue`, that of z = y_in·scale + shift before the ReLU, and its sums (1, 2, C)."""
+    batch, (_, channels, kernel, _) = g.shape[0], weight.shape
+    like = g.new_empty((batch, channels, *input_hw)).to(memory_format=torch.channels_last)
+    out = _backward(_gradient(g, g_affine), like, weight, kernel, stride, (True, False, False))
+    out = out.contiguous(memory_format=torch.channels_last)
+    if epilogue is None:
+        return out, None
+    y_in, affine = epilogue
+    wide = _wide(y_in)
+    out = torch.where(wide * _per_channel(affine.scale) + _per_channel(affine.shift) > 0, out, 0)
+    normalised = (wide - _per_channel(affine.mean)) * _per_channel(affine.rstd)
+    sums = torch.stack([_wide(out).sum((0, 2, 3)), (_wide(out) * normalised).sum((0, 2, 3))])
+    return out, sums[None]
+
+
+def conv_wgrad_reference(
+    x: Tensor,
+    g: Tensor,
+    kernel: int,
+    *,
+    stride: int,
+    prologue: tuple[Tensor, Tensor] | None,
+    g_affine: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Return the gradient of the weight (K, C, R, R), float32 (float64 for float64 input), channels_last strides."""
+    like = x.new_empty((g.shape[1], x.shape[1], kernel, kernel)).to(memory_format=torch.channels_last)
+    out = _backward(_gradient(g, g_affine), _activation(x, prologue), like, kernel, stride, (False, True, False))
+    return _wide(out).contiguous(memory_format=torch.channels_last)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _per_channel(vector: Tensor) -> Tensor:
+    return vector.reshape(1, -1, 1, 1)
+
+
+def _activation(x: Tensor, prologue: tuple[Tensor, Tensor] | None) -> Tensor:
+    if prologue is None:
+        return x
+    scale, shift = prologue
+    return (_wide(x) * _per_channel(scale) + _per_channel(shift)).relu().to(x.dtype)
+
+
+def _gradient(g: Tensor, g_affine: tuple[Tensor, Tensor] | None) -> Tensor:
+    if g_affine is None:
+        return g
+    k, y = g_affine
+    return (_per_channel(k[0]) * _wide(g) + _per_channel(k[1]) * _wide(y) + _per_channel(k[2])).to(g.dtype)
+
+
+def _moments(y: Tensor) -> Tensor:
+    wide = _wide(y)
+    variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    count = y.numel() // y.shape[1]
+    return torch.stack([torch.full_like(mean, count), mean, variance * count])[None]
+
+
+def _backward(g: Tensor, x: Tensor, weight: Tensor, kernel: int, stride: int, wanted: tuple[bool, bool, bool]) -> Tensor:
+    # Called directly because torch.nn.grad's dummies have strides of 0, from which the layout is then guessed.
+    settings = (None, (stride, stride), (kernel // 2,) * 2, (1, 1), False, (0, 0), 1, wanted)
+    for_x, for_weight, _ = torch.ops.aten.convolution_backward(g, x, weight, *settings)
+    gradient: Tensor = for_x if wanted[0] else for_weight
+    return gradient

@@ -1,0 +1,168 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+"""Forward convolution as an implicit GEMM: rows (n, h, w) of the output × filters, reduced over (r, s, c); float32 accumulators.
+
+The im2col matrix is never stored: each step loads a (rows × channels) tile of the input at one tap and a tile of the weight. Nothing is
+saved for backward. Statistics are those of the stored (rounded) values of a tile: count, mean, and squared deviations from that mean,
+so that nothing cancels; tiles are numbered by rows and each writes its own line, so the result does not depend on the order they run in.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from der_fast.kernels import triton_runtime
+from der_fast.kernels.compile_case import CompileCase
+from der_fast.kernels.conv.config import Config
+from der_fast.kernels.conv.shape import ConvShape, unit_of
+from der_fast.kernels.conv.triton_tiles import affine_relu, case, constants, cut, launch, multiply, tile_of, within
+
+
+@triton.jit
+def _store_moments(line, stored, live, count, column, filters):
+    """Store count, mean and squared deviations from that mean of the live rows of a tile."""
+    value = stored.to(tl.float32)
+    mean = tl.sum(tl.where(live, value, 0.0), 0) / count
+    deviation = tl.where(live, value - mean[None, :], 0.0)
+    tl.store(line + column, tl.zeros_like(mean) + count, mask=column < filters)
+    tl.store(line + filters + column, mean, mask=column < filters)
+    tl.store(line + 2 * filters + column, tl.sum(deviation * deviation, 0), mask=column < filters)
+
+
+@triton.jit
+def _conv_forward_kernel(
+    x,
+    weight,
+    scale,
+    shift,
+    bias,
+    residual,
+    out,
+    partials,
+    rows,
+    height,
+    width,
+    out_height,
+    out_width,
+    channel_units,
+    filter_units,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    CHANNEL_UNIT: tl.constexpr,
+    FILTER_UNIT: tl.constexpr,
+    RELU: tl.constexpr,
+    FLAT: tl.constexpr,
+    DOT_F32: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    channels = channel_units * CHANNEL_UNIT
+    filters = filter_units * FILTER_UNIT
+    tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.cdiv(filters, BLOCK_N), GROUP)
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    live = row < rows
+    top = (row // out_width) % out_height * STRIDE - KERNEL // 2
+    left = row % out_width * STRIDE - KERNEL // 2
+    image = row // (out_width * out_height)
+    origin = ((image.to(tl.int64) * height + top) * width + left) * channels
+
+    depth = KERNEL * KERNEL * channels
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    steps = tl.cdiv(depth, BLOCK_K) if FLAT else KERNEL * KERNEL * tl.cdiv(channels, BLOCK_K)
+    late = 0
+    for step in range(steps):
+        tap, channel, index, wanted = cut(step, channels, KERNEL * KERNEL, BLOCK_K, FLAT)
+        r = tap // KERNEL
+        s = tap % KERNEL
+        inside = live[:, None] & within(top[:, None] + r, left[:, None] + s, height, width)
+        a = tl.load(x + origin[:, None] + ((r * width + s) * channels + channel[None, :]), mask=inside & wanted[None, :], other=0.0)
+        if scale is not None:
+            by = tl.load(scale + channel, mask=wanted, other=0.0)
+            plus = tl.load(shift + channel, mask=wanted, other=0.0)
+            # Loads run stages ahead. From a counter of its own, the mask is computed where it is used instead of kept in registers.
+            tap, _, _, _ = cut(late, channels, KERNEL * KERNEL, BLOCK_K, FLAT)
+            late += 1
+            a = affine_relu(
+                a, by[None, :], plus[None, :], within(top[:, None] + tap // KERNEL, left[:, None] + tap % KERNEL, height, width)
+            )
+        b = tl.load(weight + column[None, :] * depth + index[:, None], mask=wanted[:, None] & (column < filters)[None, :], other=0.0)
+        total = multiply(a, b, total, DOT_F32)
+
+    kept = live[:, None] & (column < filters)[None, :]
+    place = row.to(tl.int64)[:, None] * filters + column[None, :]
+    if bias is not None:
+        total += tl.load(bias + column, mask=column < filters, other=0.0)[None, :]
+    if residual is not None:
+        total += tl.load(residual + place, mask=kept, other=0.0).to(tl.float32)
+    if RELU:
+        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    stored = total.to(out.dtype.element_ty)
+    tl.store(out + place, stored, mask=kept)
+    if partials is not None:
+        count = tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M)
+        _store_moments(partials + tile_m.to(tl.int64) * 3 * filters, stored, live[:, None], count, column, filters)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    shape: ConvShape,
+    config: Config,
+    *,
+    prologue: tuple[Tensor, Tensor] | None,
+    statistics: bool,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Launch the kernel; arguments as in `conv_forward`, checked."""
+    size = (shape.batch, shape.filters, shape.out_height, shape.out_width)
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    tiles = triton.cdiv(shape.out_rows, config.block_m)
+    partials = torch.empty((tiles, 3, shape.filters), dtype=torch.float32, device=x.device) if statistics else None
+    scale, shift = prologue or (None, None)
+    with torch.cuda.device_of(x):
+        _conv_forward_kernel[(tiles * triton.cdiv(shape.filters, config.block_n),)](
+            x,
+            weight,
+            scale,
+            shift,
+            bias,
+            residual,
+            out,
+            partials,
+            shape.out_rows,
+            shape.height,
+            shape.width,
+            shape.out_height,
+            shape.out_width,
+            shape.channels // unit_of(shape.channels),
+            shape.filters // unit_of(shape.filters),
+            RELU=relu,
+            **constants(shape, config, triton_runtime.dot_in_float32()),
+            **launch(config),
+        )
+    return out, partials
+
+
+def compile_cases() -> list[CompileCase]:
+    """Return the launches of ResNet-18's stages 1 and 3, its stem, and an extractor compacted to odd multiples of 8."""
+    plain = {"x": "act", "weight": "act", "out": "act"}
+    sums = {**plain, "partials": "fp32"}
+    chain = {**sums, "scale": "fp32", "shift": "fp32"}
+    inference = {**plain, "bias": "fp32", "residual": "act"}
+    wide, deep = ConvShape(512, 64, 32, 32, 64, 3, 1), ConvShape(512, 256, 8, 8, 256, 3, 1)
+    stem, compacted = ConvShape(512, 3, 32, 32, 64, 3, 1), ConvShape(512, 24, 32, 32, 40, 3, 1)
+    kernel = _conv_forward_kernel
+    return [
+        # For 10.0 the compiler stops at 80 registers and puts one value aside in the epilogue, once per tile and outside the loop.
+        case(kernel, "conv.forward.bf16.64x64.prologue.statistics", "forward", wide, chain, stack_budget=8, RELU=False),
+        case(kernel, "conv.forward.bf16.256x256.statistics", "forward", deep, sums, RELU=False),
+        case(kernel, "conv.forward.bf16.3x64.statistics", "forward", stem, sums, RELU=False),
+        case(kernel, "conv.forward.bf16.24x40.inference", "forward", compacted, inference, RELU=True),
+    ]

@@ -1,0 +1,66 @@
+"""How the fused kernel is launched: tile sizes as a function of the shapes, without measuring anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from der_fast.kernels.grouped_conv.layer import ALIGN, GroupedLayer
+
+# Multiprocessors where the device was not asked: those of an H100.
+PROCESSORS = 132
+
+
+@dataclass(frozen=True)
+class Config:
+    """One launch.
+
+    Attributes:
+        block_m: output pixels of a tile; a power of two ≥ 16.
+        block_n: output channels of a tile; a power of two ≥ 16.
+        block_k: products that are summed between two synchronisations; a power of two ≥ 16.
+        num_warps, num_stages: of Triton.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("block_m", "block_n", "block_k"):
+            value = getattr(self, name)
+            if value < 16 or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two of at least 16, not {value}")
+
+
+def tile_channels(layer: GroupedLayer) -> int:
+    """Return the output channels of a tile: those that waste the least.
+
+    A tile takes the time of its `block_n` columns and of loading its rows, which costs about as much as 32 columns do. It does not depend
+    on the batch, so that no table is made after the first run.
+    """
+
+    def cost(block_n: int) -> int:
+        return sum(-(-entry.outputs // block_n) * max(entry.inputs, 1) for entry in layer.entries) * (block_n + 32)
+
+    # Without tensor cores the operands of a float32 tile are registers, of which a wider one takes more than there are.
+    return min((128, 64, 32, 16) if layer.weights.dtype.itemsize == 2 else (64, 32, 16), key=cost)
+
+
+def default_config(layer: GroupedLayer, pixels: int, processors: int = PROCESSORS) -> Config:
+    """Return the launch for a result of `pixels` pixels, images × height × width.
+
+    Args:
+        layer: what runs.
+        pixels: rows of the matrix product.
+        processors: multiprocessors of the device.
+    """
+    block_n = tile_channels(layer)
+    columns = sum(-(-entry.outputs // block_n) for entry in layer.entries)
+    # With less than two tiles for every multiprocessor, half as large ones leave fewer of them idle.
+    block_m = 128 if columns * -(-pixels // 128) >= 2 * processors else 64
+    # An image's channels are loaded one by one, each with an address of its own: that takes registers, as float32 does.
+    light = layer.weights.dtype.itemsize == 2 and layer.align == ALIGN
+    num_warps = 8 if block_m * block_n >= 128 * (64 if light else 32) else 4
+    return Config(block_m, block_n, 64 if light else 32, num_warps)

@@ -1,0 +1,87 @@
+"""How the passes are cut into programs: every choice of block size is made here, from the shape alone.
+
+Channels-last rows are contiguous, so r of them can be read as one row of r·C columns, column j belonging to channel j mod C. `view` picks r
+so that columns come in multiples of 64 where the shape allows it: then one, three or seventeen channels are read with full vectors too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+# What rows are folded to a multiple of, and the widest block of columns.
+COLUMNS, WIDEST = 64, 128
+# Folding more channels than this would gain little, and could push offsets inside a tile beyond 2³¹.
+MOST_FOLDED_CHANNELS = 4096
+# Of an H100; what an interpreter pretends to have.
+MULTIPROCESSORS = 132
+
+
+@dataclass(frozen=True)
+class View:
+    """Activations of M rows of C as `rows` rows of `width` columns, each `fold` of the former."""
+
+    rows: int
+    width: int
+    fold: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a pass over the activations is cut.
+
+    Attributes:
+        block_rows, block_columns: the tile that a program holds at a time; powers of two, at least 16, at most 256.
+        tiles: how many tiles, one below the other, a program works through.
+        num_warps: of 32 threads per program.
+    """
+
+    block_rows: int
+    block_columns: int
+    tiles: int
+    num_warps: int = 4
+
+
+def view(rows: int, channels: int, foldable: bool = True) -> View:
+    """Return how (M, C) is read; without `foldable`, row by row."""
+    wanted = COLUMNS // math.gcd(channels, COLUMNS) if foldable and channels <= MOST_FOLDED_CHANNELS else 1
+    fold = math.gcd(rows, wanted)
+    return View(rows // fold, channels * fold, fold)
+
+
+def grid(shape: View, cut: Launch) -> tuple[int, int]:
+    """Return the number of programs down the rows and across the columns."""
+    return -(-shape.rows // (cut.block_rows * cut.tiles)), -(-shape.width // cut.block_columns)
+
+
+def _columns(width: int) -> int:
+    return WIDEST if width % WIDEST == 0 else min(COLUMNS, max(16, 1 << (width - 1).bit_length()))
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors the device has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
+
+
+def elementwise(shape: View, processors: int) -> Launch:
+    """Return the launch of a pass that writes an element for each that it reads."""
+    columns = _columns(shape.width)
+    # 32 elements per thread: of bfloat16, four vectors of 16 bytes under way per operand.
+    block = 4096 // columns
+    tiles = -(-shape.rows // block) * -(-shape.width // columns)
+    # Several tiles share the loads of what is known per channel, as long as every multiprocessor still gets many programs.
+    return Launch(block, columns, min(4, max(1, tiles // (32 * processors))))
+
+
+def reduction(shape: View, processors: int, resident: int) -> Launch:
+    """Return the launch of a pass that sums over rows, with as many programs as are `resident` on each multiprocessor at a time.
+
+    More would wait for the first to end; fewer would leave too few loads under way.
+    """
+    columns = _columns(shape.width)
+    # 16 elements per thread, since each has two or three running sums.
+    block = 2048 // columns
+    programs = max(1, processors * resident // -(-shape.width // columns))
+    return Launch(block, columns, max(1, -(-shape.rows // (programs * block))))

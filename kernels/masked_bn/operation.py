@@ -1,0 +1,118 @@
+"""The whole operation, differentiable: the reference, or one autograd function on the fused passes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from der_fast.errors import BackendError
+from der_fast.kernels import triton_runtime
+from der_fast.kernels.masked_bn import checks
+from der_fast.kernels.masked_bn.fused import FusedMaskedBN, affine_only
+from der_fast.kernels.masked_bn.reference import masked_bn_reference
+from der_fast.kernels.masked_bn.reference_passes import accumulator
+
+
+def masked_bn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    mask: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "reference",
+) -> Tensor:
+    """Return a = [ReLU](m ⊙ (γ·x̂ + β) [+ residual]), x̂ = (x − μ)/√(σ² + ε); DER §3.3 with the mask on batch-norm's output.
+
+    In training mode the running statistics are updated in place. Every floating-point argument but those is differentiable, once.
+
+    Args:
+        x: (N, C, H, W) the convolution's output. Backend 'fused' takes bfloat16, float16 or float32 and works in channels-last strides: it
+            copies what comes in others.
+        weight, bias: (C,) γ and β.
+        running_mean, running_var: (C,) used in evaluation mode, moved by `momentum` towards the batch's in training mode.
+        mask: (C,) in [0, 1], or None for no mask. An entry that is not finite makes its channel NaN, with ReLU too, and no other.
+        residual: (N, C, H, W) of x's dtype, added after the mask, or None.
+        relu: apply ReLU last.
+        training: normalise with the batch's statistics (biased variance) instead of the running ones.
+        backend: 'reference' or 'fused'. The latter computes with float32 vectors whatever x is, and gives the same bits at every call.
+
+    torch.compile traces 'reference'. Of 'fused' it and torch.export trace evaluation without gradients, as the operator
+    `der_fast::masked_bn_apply`; with gradients or in training mode torch.compile runs it as it is, between two graphs.
+
+    Raises:
+        ValueError: an argument does not fit, or one element per channel in training mode.
+        BackendError: backend 'fused' cannot run on x's device.
+    """
+    checks.check_backend(backend)
+    if backend == "reference":
+        return masked_bn_reference(
+            x,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            mask=mask,
+            residual=residual,
+            relu=relu,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+        )
+    if not torch.compiler.is_compiling():
+        triton_runtime.require(x.device, "masked_bn")
+    vectors = {"weight": weight, "bias": bias, "mask": mask, "running_mean": running_mean, "running_var": running_var}
+    _check(x, residual, vectors, training)
+    if x.numel() == 0:
+        return x
+    learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, mask, residual))
+    if not training and not learning:
+        return affine_only(x, running_mean, running_var, weight, bias, mask, residual, relu, eps)
+    if torch.compiler.is_exporting():
+        raise BackendError(
+            "masked_bn with backend 'fused' is traced in evaluation mode without gradients only; call .eval() under torch.no_grad()"
+        )
+    # Not a decorator: that imports torch's compiler, and Triton with it, for everyone who imports this package.
+    run = torch.compiler.disable(_differentiable) if torch.compiler.is_compiling() else _differentiable  # type: ignore[no-untyped-call]
+    return run(x, weight, bias, mask, residual, running_mean, running_var, relu, training, momentum, eps)
+
+
+def _check(x: Tensor, residual: Tensor | None, vectors: dict[str, Tensor | None], training: bool) -> None:
+    checks.check_shape("x", x)
+    if residual is not None:
+        checks.check_shape("residual", residual)
+        checks.check_alike("residual", residual, x)
+    checks.check_vectors(vectors, x.shape[1], accumulator(x.dtype), x.device)
+    if training and x.shape[1] > 0 and x.numel() <= x.shape[1]:
+        raise ValueError(
+            f"masked_bn: x of shape {tuple(x.shape)} has {x.numel() // x.shape[1]} element(s) per channel; training needs 2 or more"
+        )
+
+
+def _differentiable(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    relu: bool,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    statistics = None if training else (running_mean, running_var)
+    out: Tensor
+    out, mean, var = FusedMaskedBN.apply(x, weight, bias, mask, residual, statistics, relu, eps)  # type: ignore[no-untyped-call]
+    if training:
+        # Here, not in a kernel: kernels are run many times when candidates are timed.
+        with torch.no_grad():
+            torch._foreach_lerp_([running_mean, running_var], [mean, var], momentum)
+    return out

@@ -1,0 +1,189 @@
+"""The passes of `masked_bn`, for callers that fuse some of them into their convolutions: arguments are checked, a backend is chosen.
+
+Activations are (N, C, H, W) in channels-last strides, in bfloat16, float16 or float32; vectors are (C,) float32. `M` = N·H·W.
+Every function raises ValueError for arguments that do not fit, and BackendError where backend 'fused' cannot run.
+The ReLU passes z unless z ≤ 0, so NaN stays NaN. `launch` overrides how a Triton kernel is cut into programs (see launch.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from der_fast.kernels import triton_runtime
+from der_fast.kernels.masked_bn import checks
+from der_fast.kernels.masked_bn import reference_passes as reference
+from der_fast.kernels.masked_bn.affine import Affine
+from der_fast.kernels.masked_bn.launch import Launch
+from der_fast.kernels.masked_bn.reference_passes import ReluFrom, accumulator
+
+
+def _fused(backend: str, device: torch.device) -> bool:
+    checks.check_backend(backend)
+    if backend == "fused":
+        triton_runtime.require(device, "masked_bn")
+    return backend == "fused"
+
+
+def _check_vectors(y: Tensor, **vectors: Tensor | None) -> None:
+    checks.check_vectors(vectors, y.shape[1], accumulator(y.dtype), y.device)
+
+
+def _check_affine(name: str, y: Tensor, affine: Affine) -> None:
+    _check_vectors(y, **{f"{name}.{part}": getattr(affine, part) for part in ("mean", "rstd", "scale", "shift")})
+
+
+def statistics(y: Tensor, *, launch: Launch | None = None, backend: str) -> Tensor:
+    """Return the batch statistics of y as partial results, (P, 3, C): of each block of rows the count, the mean and Σ(y − mean)².
+
+    P and which rows a block holds are the implementation's choice, the same at every call with the same shape. Reads y once.
+    """
+    checks.check_activation("y", y)
+    if _fused(backend, y.device):
+        from der_fast.kernels.masked_bn import triton_forward
+
+        return triton_forward.statistics(y, launch)
+    return reference.statistics_reference(y)
+
+
+def finalize(
+    partials: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float, *, backend: str
+) -> tuple[Affine, Tensor, Tensor]:
+    """Merge partial statistics (Chan, Golub and LeVeque, 1979) and return what batch-norm and mask make of them.
+
+    Args:
+        partials: (P, 3, C) from `statistics` or a convolution's epilogue; entries with count 0 are ignored.
+        weight, bias, mask: (C,) γ, β and m (None: no mask).
+        eps: added to the biased variance.
+
+    Returns:
+        the Affine, the batch mean (C,) and the unbiased batch variance (C,), with which the caller moves its running statistics.
+    """
+    checks.check_partials(partials, 3)
+    vectors = {"weight": weight, "bias": bias, "mask": mask}
+    checks.check_vectors(vectors, partials.shape[2], partials.dtype, partials.device)
+    if _fused(backend, partials.device):
+        from der_fast.kernels.masked_bn import triton_vectors
+
+        return triton_vectors.finalize(partials, weight, bias, mask, eps)
+    return reference.finalize_reference(partials, weight, bias, mask, eps)
+
+
+def apply(
+    y: Tensor,
+    affine: tuple[Tensor, Tensor],
+    *,
+    residual: Tensor | None = None,
+    residual_affine: tuple[Tensor, Tensor] | None = None,
+    relu: bool,
+    keep_bits: bool,
+    launch: Launch | None = None,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Return a = [ReLU](y·scale + shift [+ residual]) and, with `keep_bits`, which elements the ReLU passed.
+
+    Args:
+        y: (N, C, H, W) the convolution's output.
+        affine: (scale, shift), (C,) each.
+        residual: of y's shape and dtype, added before the ReLU.
+        residual_affine: (scale, shift) with which the residual is transformed first: a shortcut's batch-norm that is never stored.
+        relu: apply ReLU last.
+        keep_bits: return 1 bit per element for the backward pass, (M, ⌈C/8⌉) uint8: bit j of byte b of a row is channel 8b + j.
+    """
+    checks.check_activation("y", y)
+    _check_vectors(y, scale=affine[0], shift=affine[1])
+    if residual is not None:
+        checks.check_activation("residual", residual, y)
+    if residual_affine is not None:
+        if residual is None:
+            raise ValueError("masked_bn: residual_affine was given without a residual to apply it to")
+        _check_vectors(y, **{"residual scale": residual_affine[0], "residual shift": residual_affine[1]})
+    if _fused(backend, y.device):
+        from der_fast.kernels.masked_bn import triton_forward
+
+        return triton_forward.apply(y, affine, residual, residual_affine, relu, keep_bits, launch)
+    return reference.apply_reference(y, affine, residual, residual_affine, relu, keep_bits)
+
+
+def _check_gradient(g: Tensor, y: Tensor, affine: Affine, relu_from: ReluFrom) -> None:
+    checks.check_activation("y", y)
+    checks.check_activation("g", g, y)
+    _check_affine("affine", y, affine)
+    if isinstance(relu_from, Tensor):
+        checks.check_bits(relu_from, y.numel() // y.shape[1], y.shape[1], y.device)
+    elif relu_from not in ("none", "recompute"):
+        raise ValueError(f"masked_bn: relu_from is {relu_from!r}; give 'none', 'recompute' or the bits that apply() returned")
+
+
+def backward_reduce(
+    g: Tensor,
+    y: Tensor,
+    affine: Affine,
+    *,
+    relu_from: ReluFrom,
+    shortcut: tuple[Tensor, Affine] | None = None,
+    write_gz: bool = False,
+    launch: Launch | None = None,
+    backend: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the partial sums of S1 = Σ g_z and S2 = Σ g_z·x̂ with g_z = g·1[the ReLU passed], and g_z itself if asked.
+
+    Args:
+        g: (N, C, H, W) the gradient that arrives at a; y's shape and dtype.
+        y: (N, C, H, W) what `apply` got.
+        affine: what `finalize` returned.
+        relu_from: 'none': there was no ReLU (g_z = g); 'recompute': from the sign of y·scale + shift, which is right where nothing was
+            added; or the bits from `apply`.
+        shortcut: (y_s, Affine) of the residual's own batch-norm, whose sums are taken in the same pass.
+        write_gz: also return g_z, of g's shape and dtype: the gradient of the residual.
+
+    Returns:
+        (P, 2, C) partial sums, the same of the shortcut or None, g_z or None.
+    """
+    _check_gradient(g, y, affine, relu_from)
+    if shortcut is not None:
+        checks.check_activation("the shortcut's y", shortcut[0], y)
+        _check_affine("the shortcut's affine", y, shortcut[1])
+    if _fused(backend, y.device):
+        from der_fast.kernels.masked_bn import triton_backward
+
+        return triton_backward.backward_reduce(g, y, affine, relu_from, shortcut, write_gz, launch)
+    return reference.backward_reduce_reference(g, y, affine, relu_from, shortcut, write_gz)
+
+
+def backward_coefficients(
+    partials: Tensor, count: float, affine: Affine, weight: Tensor, bias: Tensor, mask: Tensor | None, *, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return k (3, C), with which dy = k0·g_z + k1·y + k2, and the gradients of γ, β and m (None without a mask), (C,) each.
+
+    Args:
+        partials: (P, 2, C) from `backward_reduce` or a convolution's epilogue.
+        count: M, the elements per channel; math.inf where the statistics were the running ones and so depend on nothing.
+        affine, weight, bias, mask: as in `finalize`.
+    """
+    checks.check_partials(partials, 2)
+    vectors = {"weight": weight, "bias": bias, "mask": mask, "affine.mean": affine.mean, "affine.rstd": affine.rstd}
+    checks.check_vectors({**vectors, "affine.scale": affine.scale}, partials.shape[2], partials.dtype, partials.device)
+    if not count > 0:
+        raise ValueError(f"masked_bn: count is {count}; it is the number of elements per channel, N·H·W, or math.inf")
+    if _fused(backend, partials.device):
+        from der_fast.kernels.masked_bn import triton_vectors
+
+        return triton_vectors.backward_coefficients(partials, count, affine, weight, bias, mask)
+    return reference.backward_coefficients_reference(partials, count, affine, weight, bias, mask)
+
+
+def backward_apply(
+    g: Tensor, y: Tensor, k: Tensor, *, relu_from: ReluFrom, affine: Affine, launch: Launch | None = None, backend: str
+) -> Tensor:
+    """Return dy = k0·g_z + k1·y + k2, of y's shape and dtype; arguments as in `backward_reduce` and from `backward_coefficients`.
+
+    Where `backward_reduce` wrote g_z, give that as g with relu_from='none'.
+    """
+    _check_gradient(g, y, affine, relu_from)
+    checks.check_coefficients(k, y.shape[1], accumulator(y.dtype), y.device)
+    if _fused(backend, y.device):
+        from der_fast.kernels.masked_bn import triton_backward
+
+        return triton_backward.backward_apply(g, y, k, relu_from, affine, launch)
+    return reference.backward_apply_reference(g, y, k, relu_from, affine)

@@ -1,0 +1,108 @@
+"""How long each of several ways to compute something takes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+
+# Each way runs twice, and again for these seconds unless it is far behind.
+BUDGET = 0.1
+_FAR_BEHIND = 2.0
+# Of a CUDA graph: replays per sample, and samples.
+_REPLAYS, _SAMPLES = 10, 9
+
+Run = Callable[[], object]
+
+_log = logging.getLogger(__name__)
+
+
+def measure(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
+    """Return the milliseconds of every run: on a CPU its best of several, for noise only ever adds time; on a GPU the median.
+
+    A run that fails is left out with a warning: a kernel that does not fit this device must not end what can go on without it.
+
+    Raises:
+        Exception: the first run's, where all of them fail.
+    """
+    problems: list[Exception] = []
+    times = _measure_on_gpu(runs, device, problems) if device.type == "cuda" else _measure_on_cpu(runs, problems)
+    if not times:
+        raise problems[0]
+    return times
+
+
+def _measure_on_cpu(runs: Mapping[str, Run], problems: list[Exception]) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for name, run in runs.items():
+        with _left_out_if_it_fails(name, problems):
+            # The first run also builds what the way keeps.
+            times = [_milliseconds(run), _milliseconds(run)]
+            until = time.perf_counter() + BUDGET
+            while min(times) < _FAR_BEHIND * min(best.values(), default=min(times)) and time.perf_counter() < until:
+                times.append(_milliseconds(run))
+            best[name] = min(times)
+    return best
+
+
+@contextlib.contextmanager
+def _left_out_if_it_fails(name: str, problems: list[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        problems.append(error)
+        _log.warning("%s is left out of a measurement, because it failed: %s: %s", name, type(error).__name__, error)
+
+
+def _milliseconds(run: Run) -> float:
+    started = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device, problems: list[Exception]) -> dict[str, float]:
+    """Time the runs in turns, so that a clock that changes meanwhile changes for all of them."""
+    with torch.cuda.device(device):
+        replays: dict[str, Run] = {}
+        for name, run in runs.items():
+            with _left_out_if_it_fails(name, problems):
+                replays[name] = _replay(run, device)
+        samples: dict[str, list[float]] = {name: [] for name in replays}
+        for _ in range(_SAMPLES):
+            for name, replay in replays.items():
+                samples[name].append(_gpu_milliseconds(replay))
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def _replay(run: Run, device: torch.device) -> Run:
+    """Return the run as a CUDA graph, in which launching costs nothing, as in training; as it is where that cannot be captured."""
+    here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        # Kernels are compiled and libraries choose their algorithms here, which no capture allows.
+        for _ in range(2):
+            run()
+    here.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            run()
+    except RuntimeError:
+        torch.cuda.synchronize(device)
+        return run
+    return graph.replay
+
+
+def _gpu_milliseconds(replay: Run) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    replay()
+    begin.record()
+    for _ in range(_REPLAYS):
+        replay()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / _REPLAYS

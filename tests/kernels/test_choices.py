@@ -1,0 +1,199 @@
+"""The fastest way is measured once, remembered, and pinned; a bad file is as good as none, and the log says so."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+import torch
+
+from der_fast.kernels import choices, timing
+from der_fast.kernels.choices import HYSTERESIS, Choice, Choices, cache_file, machine
+from der_fast.kernels.timing import measure
+
+
+def runs(calls, **seconds):
+    """Ways that note their name and sleep."""
+
+    def run(name, duration):
+        calls.append(name)
+        time.sleep(duration)
+
+    return {name: lambda name=name, duration=duration: run(name, duration) for name, duration in seconds.items()}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(timing, "BUDGET", 0.002)
+
+
+def table(monkeypatch, **milliseconds):
+    """Let measurements have this result, whatever the machine does."""
+    monkeypatch.setattr(choices, "measure", lambda runs, device: {name: milliseconds[name] for name in runs})
+
+
+def test_every_way_is_run_and_timed():
+    calls = []
+    found = measure(runs(calls, slow=0.03, fast=0.001), torch.device("cpu"))
+    assert set(calls) == set(found) == {"slow", "fast"}
+    # A sleep never ends early: these bounds hold however busy the machine is.
+    assert found["slow"] >= 30 and found["fast"] >= 1
+
+
+def test_a_way_that_fails_is_left_out_and_named(caplog):
+    def fail():
+        raise RuntimeError("out of shared memory")
+
+    with caplog.at_level(logging.WARNING):
+        assert Choices().fastest("key", {"bad": fail, **runs([], good=0.0)}, usual="bad") == "good"
+    assert [record.getMessage() for record in caplog.records] == [
+        "bad is left out of a measurement, because it failed: RuntimeError: out of shared memory"
+    ]
+    with pytest.raises(RuntimeError, match="out of shared memory"):
+        Choices().fastest("key", {"bad": fail})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_what_cannot_be_captured_is_timed_as_it_is():
+    device = torch.device("cuda")
+    small, large = (torch.ones(size, device=device) for size in (2**10, 2**28))
+
+    def refusing():
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("no graphs today")
+        return small + 1
+
+    found = measure({"small": lambda: small + 1, "large": lambda: large + 1, "refusing": refusing}, device)
+    assert set(found) == {"small", "large", "refusing"} and 0 < found["small"] < found["large"]
+
+
+def test_measured_once_then_remembered_in_the_file(tmp_path, monkeypatch):
+    table(monkeypatch, slow=3.0, fast=1.0)
+    path, offers = tmp_path / "deep" / "choices.json", runs([], slow=0, fast=0)
+    first = Choices(path)
+    assert first.fastest("key", offers) == "fast"
+    table(monkeypatch, slow=1.0, fast=3.0)
+    assert first.fastest("key", offers) == Choices(path).fastest("key", offers) == "fast"
+    assert Choices(path).fastest("other key", offers) == "slow"
+    assert Choices(path).fastest("key", offers) == "fast"
+    assert json.loads(path.read_text())["choices"] == {
+        f"{machine()}|key": {"chosen": "fast", "milliseconds": {"slow": 3.0, "fast": 1.0}},
+        f"{machine()}|other key": {"chosen": "slow", "milliseconds": {"slow": 1.0, "fast": 3.0}},
+    }
+    assert Choices(path).filed()[f"{machine()}|key"] == Choice("fast", {"slow": 3.0, "fast": 1.0})
+    assert first.record() == {f"{machine()}|key": "fast"}
+
+
+def test_a_pinned_record_stands_before_the_file(tmp_path, monkeypatch):
+    table(monkeypatch, slow=3.0, fast=1.0)
+    path, offers = tmp_path / "choices.json", runs([], slow=0, fast=0)
+    Choices(path).fastest("key", offers)
+    pinned = Choices(path)
+    pinned.pin({f"{machine()}|key": "slow"})
+    assert pinned.fastest("key", offers) == "slow" and pinned.record() == {f"{machine()}|key": "slow"}
+
+
+def test_a_choice_made_is_kept_when_a_record_is_pinned_later(monkeypatch):
+    table(monkeypatch, slow=3.0, fast=1.0)
+    remembered, offers = Choices(), runs([], slow=0, fast=0)
+    assert remembered.fastest("key", offers) == "fast"
+    remembered.pin({f"{machine()}|key": "slow"})
+    assert remembered.fastest("key", offers) == "slow"
+
+
+def test_a_remembered_way_that_is_gone_is_measured_anew(tmp_path, monkeypatch):
+    path = tmp_path / "choices.json"
+    table(monkeypatch, slow=3.0, gone=1.0)
+    assert Choices(path).fastest("key", runs([], slow=0, gone=0)) == "gone"
+    table(monkeypatch, slow=3.0, fast=5.0)
+    assert Choices(path).fastest("key", runs([], slow=0, fast=0)) == "slow"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b"[]",
+        b'{"version": 99, "choices": {}}',
+        b'{"version": 2, "choices": 3}',
+    ],
+)
+def test_a_bad_file_is_as_good_as_none_and_the_log_says_so_once(tmp_path, monkeypatch, caplog, content):
+    table(monkeypatch, fast=1.0)
+    path = tmp_path / "choices.json"
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        remembered = Choices(path)
+        assert remembered.fastest("key", runs([], fast=0)) == remembered.fastest("other", runs([], fast=0)) == "fast"
+    assert [record.getMessage().startswith(f"{path} is ignored") for record in caplog.records] == [True]
+    assert set(json.loads(path.read_text())["choices"]) == {f"{machine()}|key", f"{machine()}|other"}
+
+
+@pytest.mark.parametrize(
+    "entry", [7, "fast", {}, {"chosen": 3, "milliseconds": {}}, {"chosen": "fast", "milliseconds": 1}, {"chosen": "fast"}]
+)
+def test_a_bad_entry_does_not_count(tmp_path, monkeypatch, entry):
+    table(monkeypatch, fast=1.0, slow=3.0)
+    path = tmp_path / "choices.json"
+    path.write_text(json.dumps({"version": 2, "choices": {f"{machine()}|key": entry, "good": {"chosen": "x", "milliseconds": {}}}}))
+    remembered = Choices(path)
+    assert remembered.filed() == {"good": Choice("x", {})}
+    assert remembered.fastest("key", runs([], fast=0, slow=0)) == "fast"
+    assert Choices(path).filed() == {"good": Choice("x", {}), f"{machine()}|key": Choice("fast", {"fast": 1.0, "slow": 3.0})}
+
+
+def test_no_file_is_nothing_to_speak_of(tmp_path, monkeypatch, caplog):
+    table(monkeypatch, fast=1.0)
+    with caplog.at_level(logging.WARNING):
+        assert Choices(tmp_path / "none" / "choices.json").fastest("key", runs([], fast=0)) == "fast"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("other", "winner"), [(1.0, "usual"), (1 - HYSTERESIS, "usual"), (1 - 1.01 * HYSTERESIS, "other"), (2.0, "usual")])
+def test_the_usual_way_wins_unless_another_is_clearly_faster(monkeypatch, other, winner):
+    table(monkeypatch, usual=1.0, other=other)
+    assert Choices().fastest("key", runs([], usual=0, other=0), usual="usual") == winner
+
+
+def test_a_gpu_is_known_by_its_name_its_capability_and_the_versions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Some GPU {index}")
+    choices._gpu.cache_clear()
+    found = machine(torch.device("cuda", 3))
+    choices._gpu.cache_clear()
+    assert found.startswith("Some GPU 3|sm_90|")
+    for words in (f"torch {torch.__version__}", "triton ", f"cuda {torch.version.cuda}", "cudnn "):
+        assert words in found
+
+
+def test_a_file_that_cannot_be_written_does_no_harm(tmp_path, monkeypatch):
+    table(monkeypatch, fast=1.0)
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    remembered = Choices(blocked / "choices.json")
+    assert remembered.fastest("key", runs([], fast=0)) == "fast"
+    assert blocked.read_text() == "not a folder" and sorted(tmp_path.iterdir()) == [blocked]
+
+
+def test_the_file_lies_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(choices.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_file() == tmp_path / "der_fast" / "choices.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_file() == tmp_path / ".cache" / "der_fast" / "choices.json"
+
+
+def test_what_is_known_is_told_without_measuring(tmp_path, monkeypatch):
+    table(monkeypatch, slow=3.0, fast=1.0)
+    path, names = tmp_path / "choices.json", ("slow", "fast")
+    first = Choices(path)
+    assert first.known("key", names) is None and first.record() == {}
+    first.fastest("key", runs([], slow=0, fast=0))
+    assert first.known("key", names) == Choices(path).known("key", names) == "fast"
+    assert first.known("key", ("slow",)) is None

@@ -1,0 +1,327 @@
+"""Training on the kernels: the step function is the same eagerly and in a CUDA graph, asks the device for nothing, and does what the
+reference does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from der_fast.compaction.bank import FrozenBank
+from der_fast.config.schema import Config
+from der_fast.config.tree import replace_keys
+from der_fast.data import MemorySource
+from der_fast.errors import BackendError, DivergenceError
+from der_fast.kernels import triton_runtime
+from der_fast.kernels.backend import Backend
+from der_fast.model.architecture import build_architecture
+from der_fast.model.extractor import Extractor
+from der_fast.model.fused import FusedTraining
+from der_fast.training import batch_step
+from der_fast.training.batch_step import BatchStep
+from der_fast.training.context import Context
+from der_fast.training.graphed import WARM_UP, GraphedStep
+from der_fast.training.learner import Learner
+from der_fast.training.progress import Observer
+from der_fast.training.representation import RepresentationStage
+from der_fast.training.run import run_protocol
+from der_fast.training.state import StepState
+from der_fast.training.step import Model, begin_step, schedule_of
+
+Tiny = Callable[..., Config]
+Images = Callable[..., MemorySource]
+Contexts = Callable[..., Context]
+
+FUSED = Backend("fused", "a test asks for it")
+# Powers of two are the same in every precision: the learning rate is a float32 on the device.
+# Rounding grows about twofold per batch in so small a network, and less at a low rate.
+EXACT_RATES = {"later.lr": 2.0**-7, "later.gamma": 0.5, "masks.lr": 0.5}
+
+
+@pytest.fixture
+def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine compute in double precision on the kernels' references."""
+
+    def make(extractor: Extractor, dtype: torch.dtype, path: str) -> FusedTraining:
+        return FusedTraining(extractor, torch.float64, path=path, backend="reference")
+
+    monkeypatch.setattr(batch_step, "FusedTraining", make)
+    monkeypatch.setattr(Context, "features", lambda self, extractor, images, *masks: extractor(images.double(), *masks))
+
+
+@pytest.fixture
+def reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the engine compute on the kernels' references."""
+    monkeypatch.setattr(batch_step, "FusedTraining", partial(FusedTraining, backend="reference"))
+
+
+def second_step(context: Context, backbone: str = "resnet20") -> tuple[Model, StepState]:
+    architecture = build_architecture(backbone, width=4)
+    old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
+    dense = {name: value.clone() for name, value in old.state_dict().items()}
+    model = Model(architecture, FrozenBank([old]), None, dense, None, [("a", "b")])
+    return model, begin_step(context, model, 2)
+
+
+def stage_of(context: Context, source: MemorySource, state: StepState, model: Model) -> RepresentationStage:
+    return RepresentationStage(context, state, model.bank, source, 2, schedule_of(context, state.step))
+
+
+def trained(context: Context, source: MemorySource, backbone: str) -> StepState:
+    model, state = second_step(context, backbone)
+    for module in (model.bank, *state.modules().values()):
+        module.double()
+    stage_of(context, source, state, model).run()
+    return state
+
+
+@pytest.mark.parametrize("backbone", ["resnet20", "resnet18", "preact_resnet18"])
+def test_a_whole_stage_does_what_the_reference_does(
+    backbone: str, tiny: Tiny, synthetic: Images, context_for: Contexts, exact_kernels: None
+) -> None:
+    """Four epochs of three full batches and an odd one, of which the last two on the compact network."""
+    source = synthetic("abcd", per_class=7, side=16)
+    changes = {**EXACT_RATES, "later.epochs": 4, "later.warmup_epochs": 1, "later.warmup_lr": 2.0**-8, "masks.target_params": 0.5}
+    context = context_for(tiny(changes), source)
+    wanted = trained(context, source, backbone)
+    found = trained(replace(context, backend=FUSED), source, backbone)
+    assert found.remainder is not None and wanted.remainder is not None
+    assert found.remainder.plan.widths == wanted.remainder.plan.widths
+    losses = [record.loss for record in wanted.records]
+    assert [record.loss for record in found.records] == pytest.approx(losses, rel=1e-9)
+    assert [record.accuracy for record in found.records] == [record.accuracy for record in wanted.records]
+    assert [record.sparsity_weight for record in found.records] == pytest.approx([record.sparsity_weight for record in wanted.records])
+    assert len(set(losses)) == len(losses)
+    one, other = found.tensors(), wanted.tensors()
+    for name, value in other.items():
+        assert torch.allclose(one[name].double(), value.double(), rtol=1e-8, atol=1e-10), name
+    # A parameter that no loss reached has no momentum in one form, and zeros in the other.
+    assert all(not one[name].any() for name in set(one) - set(other))
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_an_interrupted_stage_goes_on_bit_for_bit(
+    done: int, tiny: Tiny, synthetic: Images, context_for: Contexts, reference_kernels: None
+) -> None:
+    changes = {"later.epochs": 4, "later.warmup_epochs": 2, "masks.settle": 0.5, "masks.target_params": 0.4, "masks.sparsity": 1e6}
+    source = synthetic("abcd")
+    written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
+
+    def note(state: StepState) -> None:
+        written.append(({name: value.clone() for name, value in state.tensors().items()}, state.facts()))
+
+    context = replace(context_for(tiny(changes), source, save=note), backend=FUSED)
+    model, straight = second_step(context)
+    stage_of(context, source, straight, model).run()
+    model, resumed = second_step(context)
+    resumed.restore(*written[done - 1])
+    stage_of(context, source, resumed, model).run()
+    one, other = written[3][0], written[-1][0]
+    assert len(written) == 4 + (4 - done) and one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_checkpoint_of_one_backend_serves_the_other(
+    tiny: Tiny, synthetic: Images, context_for: Contexts, reference_kernels: None
+) -> None:
+    source = synthetic("abcd")
+    written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
+
+    def note(state: StepState) -> None:
+        written.append(({name: value.clone() for name, value in state.tensors().items()}, state.facts()))
+
+    context = context_for(tiny({"later.epochs": 3}), source, save=note)
+    for first, second in ((context, replace(context, backend=FUSED)), (replace(context, backend=FUSED), context)):
+        written.clear()
+        model, state = second_step(first)
+        stage_of(first, source, state, model).run()
+        model, resumed = second_step(second)
+        resumed.restore(*written[0])
+        stage_of(second, source, resumed, model).run()
+        assert [record.loss for record in resumed.records] == pytest.approx([record.loss for record in state.records], rel=0.02)
+
+
+class NoQuestions(TorchDispatchMode):
+    """Refuses every operation that waits for the device, or whose result's size depends on what it finds."""
+
+    REFUSED = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.seen.add(name)
+        assert name not in self.REFUSED, f"{name} asks the device for a number"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_batch_asks_the_device_for_nothing(
+    settled: bool, tiny: Tiny, synthetic: Images, context_for: Contexts, reference_kernels: None
+) -> None:
+    source = synthetic("abcd", per_class=4)
+    context = replace(context_for(tiny({"masks.target_params": 0.4}), source), backend=FUSED)
+    model, state = second_step(context)
+    stage = stage_of(context, source, state, model)
+    step = BatchStep(context, state, model.bank, 2, stage.optimizer, stage.controller, settled)
+    batch = next(iter(source.batches(None, 16, transform=context.test_transform)))
+    step(batch.images, batch.labels, 0.5, 0)
+    with NoQuestions() as mode:
+        step(batch.images, batch.labels, 0.75, 1)
+    assert "_fused_sgd_" in mode.seen and "convolution" in mode.seen
+    with pytest.raises(AssertionError, match="asks the device"), NoQuestions():
+        float(step.totals[0])
+    assert step.totals.tolist()[0] > 0
+
+
+def test_the_batch_lies_in_the_same_place_every_time() -> None:
+    seen: list[tuple[int, int, float]] = []
+    step = GraphedStep(lambda images, labels: seen.append((images.data_ptr(), labels.data_ptr(), float(images.sum()))), CPU, pytest.fail)
+    odd = torch.full((2, 3, 4, 4), 7.0), torch.zeros(2, dtype=torch.int64)
+    for number in range(6):
+        images = torch.full((3, 3, 4, 4), float(number)).contiguous(memory_format=torch.channels_last)
+        step(images, torch.full((3,), number))
+        step(*odd)
+    assert len(seen) == 12 and not step.captured
+    assert [value for *_, value in seen[::2]] == [144.0 * number for number in range(6)]
+    assert len({place[:2] for place in seen[::2]}) == 1
+    assert {place[:2] for place in seen[1::2]} == {(odd[0].data_ptr(), odd[1].data_ptr())}
+
+
+CPU = torch.device("cpu")
+
+
+class Pretending(GraphedStep):
+    """A step that believes to be on a GPU; what would be captured is a list of calls."""
+
+    def __init__(self, body: Any, say: Any, problem: str | None = None) -> None:
+        super().__init__(body, CPU, say)
+        self._captures, self.problem, self.captures = True, problem, 0
+
+    def _eagerly(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.body(images, labels)
+
+    def _record(self, graph: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.captures += 1
+        if self.problem is not None:
+            raise RuntimeError(self.problem)
+        graph.replay = lambda: self.body(images, labels)
+
+    def _new_graph(self) -> Any:
+        return type("Graph", (), {})()
+
+
+def test_every_batch_counts_once_before_and_after_the_capture() -> None:
+    seen: list[float] = []
+    step = Pretending(lambda images, labels: seen.append(float(images[0])), pytest.fail)
+    for number in range(WARM_UP + 4):
+        assert step.captured == (number > WARM_UP)
+        step(torch.tensor([float(number), 0.0]), torch.zeros(2))
+        step(torch.tensor([-float(number)]), torch.zeros(1))
+    assert step.captures == 1 and step.captured
+    assert seen == [value for number in range(WARM_UP + 4) for value in (float(number), -float(number))]
+
+
+def test_where_no_graph_can_be_captured_one_line_says_so_and_every_batch_still_counts() -> None:
+    seen: list[float] = []
+    said: list[str] = []
+    step = Pretending(
+        lambda images, labels: seen.append(float(images[0])), said.append, "operation not permitted\nwhen a stream is capturing"
+    )
+    for number in range(WARM_UP + 4):
+        step(torch.tensor([float(number)]), torch.zeros(1))
+    assert seen == [float(number) for number in range(WARM_UP + 4)]
+    assert step.captures == 1 and not step.captured
+    assert said == ["training steps are launched kernel by kernel, because no CUDA graph could be captured: operation not permitted"]
+
+
+class Steps(Observer):
+    """Notes which function trained each batch."""
+
+    def __init__(self) -> None:
+        self.stage: RepresentationStage | None = None
+        self.seen: list[BatchStep] = []
+
+    def batch_ends(self, *event: Any) -> None:
+        assert self.stage is not None and self.stage._step is not None
+        self.seen.append(self.stage._step)
+
+
+@pytest.mark.parametrize(("changes", "made"), [({"masks.settle": 0.5}, 2), ({"masks.settle": 0.0}, 1), ({"masks.enabled": False}, 1)])
+def test_a_new_function_is_made_when_the_masks_settle_and_at_no_other_batch(
+    changes: dict[str, Any], made: int, tiny: Tiny, synthetic: Images, context_for: Contexts, reference_kernels: None
+) -> None:
+    source, observer = synthetic("abcd"), Steps()
+    context = replace(context_for(tiny({**changes, "later.epochs": 4}), source, observer), backend=FUSED)
+    model, state = second_step(context)
+    observer.stage = stage_of(context, source, state, model)
+    observer.stage.run()
+    assert len(observer.seen) == 4 * 3
+    assert len(dict.fromkeys(observer.seen)) == made
+    assert all(len(set(observer.seen[start : start + 6])) == 1 for start in (0, 6))
+
+
+def test_mask_logits_that_are_no_numbers_end_the_run_and_say_where(
+    tiny: Tiny, synthetic: Images, context_for: Contexts, reference_kernels: None
+) -> None:
+    source = synthetic("abcd")
+    context = replace(context_for(tiny(), source), backend=FUSED)
+    model, state = second_step(context)
+    assert state.masks is not None
+    state.masks.logits.data[3] = torch.nan
+    with pytest.raises(DivergenceError, match=r"the loss became nan in step 2, representation stage, epoch 1.*masks\.lr"):
+        stage_of(context, source, state, model).run()
+
+
+def test_the_backend_decides_about_the_path(tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[torch.dtype, str]] = []
+
+    def note(extractor: Extractor, dtype: torch.dtype, path: str) -> FusedTraining:
+        made.append((dtype, path))
+        return FusedTraining(extractor, dtype, path=path, backend="reference")
+
+    monkeypatch.setattr(batch_step, "FusedTraining", note)
+    source = synthetic("abcd")
+    for measured, precision in ((True, "fp32"), (False, "bf16")):
+        context = replace(
+            context_for(tiny({"runtime.precision": precision}), source), backend=Backend("fused", "a test asks for it", measured)
+        )
+        model, state = second_step(context)
+        stage = stage_of(context, source, state, model)
+        BatchStep(context, state, model.bank, 2, stage.optimizer, stage.controller, settled=False)
+    assert made == [(torch.float32, "auto"), (torch.bfloat16, "chain")]
+
+
+def test_a_run_says_once_which_backend_it_takes_and_why(
+    tiny: Tiny, synthetic: Images, reference_kernels: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tiny({"protocol.name": "B0-2", "runtime.backend": "fused", "later.epochs": 1, "first.epochs": 1, "classifier.epochs": 1})
+    monkeypatch.setattr(triton_runtime, "usable", lambda device: (True, "Triton for a test"))
+    for run, reason in (
+        (config, "asked for; Triton for a test"),
+        (replace_keys(config, {"runtime.backend": "auto"}), "auto: no CUDA device"),
+    ):
+        said: list[str] = []
+        observer = Observer()
+        monkeypatch.setattr(observer, "message", said.append)
+        learner = run_protocol(run, synthetic("abcd"), synthetic("abcd", 2, seed=1), tmp_path / run.runtime.backend, observer=observer)
+        assert [text for text in said if text.startswith("backend ")] == [
+            f"backend {learner.backend.name} ({learner.backend.reason}), device cpu"
+        ]
+        assert learner.backend.reason.startswith(reason)
+        assert learner.metrics()["backend"] == f"{learner.backend.name} ({learner.backend.reason})"
+
+
+def test_fused_refuses_to_run_where_it_cannot(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_runtime, "usable", lambda device: (False, "Triton is not installed"))
+    with pytest.raises(BackendError, match="'fused' does not work here: Triton is not installed"):
+        Learner(tiny({"runtime.backend": "fused"}))
+    assert Learner(tiny({"runtime.backend": "auto"})).backend.name == "reference"

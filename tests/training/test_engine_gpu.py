@@ -1,0 +1,164 @@
+"""On a GPU: a replayed CUDA graph trains as its launches one by one do, and nothing waits for the device within an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from der_fast.compaction.bank import FrozenBank
+from der_fast.config.schema import Config
+from der_fast.data import MemorySource
+from der_fast.kernels.backend import Backend
+from der_fast.model.architecture import build_architecture
+from der_fast.model.extractor import Extractor
+from der_fast.training import graphed
+from der_fast.training.batch_step import BatchStep
+from der_fast.training.context import Context
+from der_fast.training.graphed import WARM_UP, GraphedStep
+from der_fast.training.progress import Observer
+from der_fast.training.representation import RepresentationStage
+from der_fast.training.state import StepState
+from der_fast.training.step import Model, begin_step
+
+Tiny = Callable[..., Config]
+Images = Callable[..., MemorySource]
+Contexts = Callable[..., Context]
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
+
+# Nine batches an epoch, of which the last is odd; the learning rate changes twice, and the masks settle in the last two epochs.
+CHANGES: dict[str, Any] = {
+    "later.epochs": 5, "later.batch_size": 16, "later.milestones": [1, 4], "later.warmup_epochs": 1, "masks.settle": 0.4,
+    "masks.target_params": 0.5,
+}  # fmt: skip
+
+
+class Watching(Observer):
+    def __init__(self) -> None:
+        self.stage: RepresentationStage | None = None
+        self.captured: list[bool] = []
+        self.messages: list[str] = []
+
+    def batch_ends(self, *event: Any) -> None:
+        assert self.stage is not None and self.stage._step is not None
+        run = self.stage._step._run
+        self.captured.append(isinstance(run, GraphedStep) and run.captured)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> Iterator[None]:
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
+        yield
+
+
+def trained(context: Context, source: MemorySource, backbone: str = "resnet18") -> tuple[StepState, Watching]:
+    """The second step's representation stage on the GPU."""
+    watching = Watching()
+    context = replace(context, device=torch.device("cuda"), observer=watching, backend=Backend("fused", "a test asks for it"))
+    architecture = build_architecture(backbone, width=8)
+    old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
+    dense = {name: value.clone() for name, value in old.state_dict().items()}
+    model = Model(architecture, FrozenBank([old]).to("cuda"), None, dense, None, [("a", "b")])
+    state = begin_step(context, model, 2)
+    watching.stage = RepresentationStage(context, state, model.bank, source, 2, context.config.later)
+    watching.stage.run()
+    return state, watching
+
+
+def same(one: StepState, other: StepState) -> None:
+    tensors = one.tensors()
+    assert tensors.keys() == other.tensors().keys()
+    for name, value in other.tensors().items():
+        assert torch.equal(tensors[name], value), name
+    assert [record.loss for record in one.records] == [record.loss for record in other.records]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet20", "preact_resnet18"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replays_do_what_launches_do(
+    backbone: str, precision: str, tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = synthetic("abcd", per_class=34, side=32)
+    context = context_for(tiny({**CHANGES, "runtime.precision": precision}), source)
+    state, watching = trained(context, source, backbone)
+    # Eight full batches and an odd one per epoch; a new graph where the compact network begins, after three epochs.
+    full = [number % 9 != 8 for number in range(45)]
+    counted, expected = 0, []
+    for number in range(45):
+        counted = 0 if number == 27 else counted
+        counted += full[number]
+        expected.append(counted > WARM_UP)
+    assert watching.captured == expected and watching.messages == []
+    monkeypatch.setattr(graphed, "WARM_UP", 10**9)
+    eager, watching = trained(context, source, backbone)
+    assert not any(watching.captured)
+    same(state, eager)
+
+
+def test_where_no_graph_can_be_captured_training_goes_on_with_one_line(
+    tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = synthetic("abcd", per_class=34, side=32)
+    context = context_for(tiny({**CHANGES, "masks.settle": 0.0}), source)
+    state, _ = trained(context, source)
+    original = BatchStep._body
+
+    # A real refusal by the driver would leave marks on the process and on the tests behind this one.
+    def refusing(self: BatchStep, images: torch.Tensor, labels: torch.Tensor) -> None:
+        original(self, images, labels)
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("no graphs today")
+
+    monkeypatch.setattr(BatchStep, "_body", refusing)
+    eager, watching = trained(context, source)
+    assert len(watching.messages) == 1 and "no CUDA graph could be captured: no graphs today" in watching.messages[0]
+    assert not any(watching.captured)
+    same(state, eager)
+
+
+def test_nothing_waits_for_the_device_within_an_epoch(
+    tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = synthetic("abcd", per_class=34, side=32)
+    context = context_for(tiny(CHANGES), source)
+    original = BatchStep.__call__
+    calls: list[int] = []
+
+    def watched(self: BatchStep, images: torch.Tensor, labels: torch.Tensor, scale: float, batch: int) -> None:
+        calls.append(batch)
+        # Ways are chosen, kernels compiled and the graph captured in the first batches.
+        strict = isinstance(self._run, GraphedStep) and self._run._runs > WARM_UP + 1
+        torch.cuda.set_sync_debug_mode("error" if strict else "default")
+        try:
+            original(self, images, labels, scale, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(BatchStep, "__call__", watched)
+    trained(context, source)
+    assert len(calls) == 45
+
+
+def test_one_step_is_a_handful_of_launches_from_the_host(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
+    source = synthetic("abcd", per_class=34, side=32)
+    context = context_for(tiny({**CHANGES, "masks.settle": 0.0}), source)
+    _, watching = trained(context, source)
+    assert watching.stage is not None and watching.stage._step is not None
+    step = watching.stage._step
+    batch = next(iter(source.batches(None, 16, transform=context.test_transform, device="cuda")))
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step(batch.images, batch.labels, 1.0, 1)
+    names = [event.key for event in profile.key_averages() if event.key.startswith("cuda")]
+    assert "cudaGraphLaunch" in names
+    launches = sum(
+        event.count for event in profile.key_averages() if event.key in ("cudaLaunchKernel", "cudaMemcpyAsync", "cuLaunchKernel")
+    )
+    assert launches <= 6
