@@ -96,7 +96,7 @@ class Walk:
         return brightness(numbers, self.transform.brightness) if numbers is not None and self.jitters else np.ones(count)
 
     def finished(self, pixels: Tensor, numbers: Floats | None) -> Tensor:
-        """Mirror, jitter and normalise decoded pixels.
+        """Mirror, jitter and, where the result is floating, normalise decoded pixels.
 
         Args:
             pixels: uint8, n × H × W × 3.
@@ -107,21 +107,28 @@ class Walk:
         """
         count, device = len(pixels), pixels.device
         mirrored = torch.from_numpy(self.flips(numbers, count)).to(device)
+        factors = torch.from_numpy(self.factors(numbers, count)).float().to(device)
         if self.dtype == torch.uint8:
-            return torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+            return brightened(pixels, factors[:, None, None, None]) if self.jitters else pixels
         nowhere = torch.zeros(count, dtype=torch.int64, device=device)
         images = augment(
             pixels,
             row=nowhere,
             col=nowhere,
             flip=mirrored,
-            brightness=torch.from_numpy(self.factors(numbers, count)).float().to(device),
+            brightness=factors,
             padding=0,
             mean=self.transform.mean,
             std=self.transform.std,
             dtype=self.dtype,
         )
         return images.permute(0, 2, 3, 1)
+
+
+def brightened(pixels: Tensor, factor: Tensor | float) -> Tensor:
+    """Return uint8 pixels times `factor` (which broadcasts), rounded and clipped to [0, 255]."""
+    return (pixels.float() * factor).clamp_(0, 255).round_().to(torch.uint8)
 
 
 @dataclass(frozen=True)

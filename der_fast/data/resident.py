@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
 import numpy as np
@@ -17,7 +17,8 @@ from der_fast.data.decode import reason_of, to_rgb
 from der_fast.data.draws import Ints
 from der_fast.data.encoded import open_upright, read_bytes
 from der_fast.data.progress import progress_bar
-from der_fast.data.reading import Loaded, ReadSettings, Walk
+from der_fast.data.reading import Loaded, ReadSettings, Walk, brightened
+from der_fast.data.threads import FileThreads
 from der_fast.errors import DataError
 
 # A photo of 4:3, as most are, stands for those that were not decoded yet.
@@ -43,17 +44,17 @@ class Resident:
         self._images: dict[str, Tensor] = {}
         self._broken: dict[str, str] = {}
         self._too_many: int | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: FileThreads | None = None
 
     def holds(self, walk: Walk) -> bool:
         """Make every image of a walk resident if they fit in the budget, and return whether they are."""
+        if self._too_many is not None and sum(map(len, walk.batches)) >= self._too_many:
+            return False
         wanted = {walk.path(position) for batch in walk.batches for position in batch.tolist()}
         missing = sorted(wanted - self._images.keys() - self._broken.keys())
         if not missing:
             return True
         side = walk.transform.stored_size[0]
-        if self._too_many is not None and len(wanted) >= self._too_many:
-            return False
         expected = len(missing) * 3 * side * side * _USUAL_ASPECT
         if self.used + expected > self.budget:
             self._forget_others(wanted)
@@ -92,9 +93,9 @@ class Resident:
                     return False
         return True
 
-    def _pool(self) -> ThreadPoolExecutor:
+    def _pool(self) -> FileThreads:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(max(self.settings.workers, 1), thread_name_prefix="der_fast-resident")
+            self._threads = FileThreads(max(self.settings.workers, 1), "der_fast-resident")
         return self._threads
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
@@ -143,7 +144,7 @@ class Resident:
         self._images.clear()
         self.used = 0
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()
             self._threads = None
 
 
@@ -190,12 +191,13 @@ def finish_into(out: Tensor, pixels: Tensor, mirrored: bool, factor: float, rows
         pixels: uint8, H × W × 3.
         mirrored: whether to mirror.
         factor: of brightness; 1 does nothing.
-        rows: scale and shift of a row of W × 3 numbers, float32: three at a time would use a fraction of a vector register. None copies.
+        rows: scale and shift of a row of W × 3 numbers, float32: three at a time would use a fraction of a vector register. None stays
+            with whole grey levels.
     """
     if mirrored:
         pixels = pixels.flip(1)
     if rows is None:
-        out.copy_(pixels)
+        out.copy_(pixels if factor == 1.0 else brightened(pixels, factor))
         return
     scale, shift = rows
     values = pixels.reshape(len(pixels), len(scale)).float()

@@ -8,10 +8,9 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib
-import sklearn.datasets
 import torch
 
 from der_fast.config.schema import DataConfig
@@ -19,11 +18,19 @@ from der_fast.data import load_dataset, transforms_for
 from der_fast.data.library import Library
 from der_fast.seeds import generator
 
+
+def shipped(package: str, path: str) -> Path:
+    """Return a file of an installed package without importing it."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / path
+
+
 # Real photos that ship with what der_fast depends on.
 PHOTOS = [
-    Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg",
-    Path(sklearn.datasets.__file__).parent / "images" / "china.jpg",
-    Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg",
+    shipped("sklearn", "datasets/images/flower.jpg"),
+    shipped("sklearn", "datasets/images/china.jpg"),
+    shipped("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -126,8 +128,9 @@ def test_readers_cut_mirror_and_jitter_alike(photos, open_photos):
             assert (one.images - other.images).abs().mean() < 0.02
 
 
-def test_types_of_the_result(photos, open_photos, reader):
-    train, _, transform, _ = open_photos(photos, reader)
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_types_of_the_result(photos, open_photos, reader, jitter):
+    train, _, transform, _ = open_photos(photos, reader, brightness=jitter)
     wanted = by_index(epoch(train, transform))
     mean, std = torch.tensor(transform.mean)[:, None, None], torch.tensor(transform.std)[:, None, None]
     for dtype, error in ((torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
@@ -193,7 +196,7 @@ def test_a_drive_that_does_not_answer_ends_in_an_error(photos, open_photos, read
 
     def slow(path):
         if path.endswith("3.jpg"):
-            time.sleep(3)
+            time.sleep(1.5)
         return read(path)
 
     for module in ("encoded", "pillow_reader"):
@@ -210,6 +213,38 @@ def test_what_decodes_is_said_once(photos, open_photos, reader):
         list(test.batches(None, 4, transform=test_transform))
     assert [("nvidia-dali" in note) for note in train.notes] == [False, True]
     assert ("with nvidia-dali" in train.notes[1]) == (reader == "pillow")
+
+
+def test_without_dali_pillow_reads_the_same_folders_and_says_so(photos, open_photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    train, _, transform, _ = open_photos(photos, "auto", workers=0)
+    assert same(epoch(train, transform), epoch(open_photos(photos, "pillow")[0], transform))
+    assert train.notes[1:] == ("images are decoded by Pillow in 0 process(es); with nvidia-dali (der_fast[dali]) it is faster",)
+    asked, _, transform, _ = open_photos(photos, "dali")
+    with pytest.raises(DataError, match=r"which is not installed: pip install 'der_fast\[dali\]'"):
+        epoch(asked, transform)
+
+
+def test_a_dali_that_does_not_load_is_named(photos, open_photos, monkeypatch):
+    monkeypatch.setattr("der_fast.data.dali.is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "der_fast.data.dali.reader", None)
+    train, _, transform, _ = open_photos(photos, "dali")
+    with pytest.raises(DataError, match=r"does not load: .*data\.reader='pillow'"):
+        epoch(train, transform)
+
+
+def test_dali_is_imported_by_whoever_decodes_with_it_only(photos):
+    code = f"""
+import sys
+from der_fast.config.schema import DataConfig
+from der_fast.data import load_dataset, transforms_for
+import der_fast.data.dali
+config = DataConfig(name={str(photos)!r}, reader="auto", image_size=48, random_resized_crop=True, workers=1)
+train, _ = load_dataset(config)
+assert "nvidia.dali" not in sys.modules
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
 
 
 def test_auto_leaves_photos_in_their_files_and_decodes_small_images(photos, open_photos, write_images, tmp_path):

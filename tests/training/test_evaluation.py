@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,3 +92,23 @@ def test_images_that_cannot_be_read_do_not_shift_the_others(
     for label, positions, rows in found:
         assert positions.tolist() == [index for index in range(10) if index % 3 and source.labels[index] == label]
         assert torch.allclose(rows, features[positions], atol=1e-6)
+
+
+def test_features_of_one_class_and_one_batch_are_held_at_a_time(
+    tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
+) -> None:
+    """Counted in tensors that are alive: herding over a million images takes no more memory than over its largest class."""
+    source = synthetic("abcdef", 8)
+    context = context_for(tiny({"runtime.eval_batch_size": 3}), source)
+    width = 37
+
+    class Wide(FrozenBank):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.ones(len(images), width)
+
+    def held() -> int:
+        return sum(len(entry) for entry in gc.get_objects() if isinstance(entry, torch.Tensor) and entry.shape[1:] == (width,))
+
+    counts = [(len(rows), held()) for _, _, rows in features_by_class(context, Wide(), source)]
+    # A class in one piece and in those of its batches, and the batch that begins the next class: of 48 rows in all.
+    assert [count for count, _ in counts] == [8] * 6 and 0 < max(most for _, most in counts) <= 2 * 8 + 2 * 3

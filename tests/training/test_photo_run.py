@@ -106,3 +106,30 @@ def test_broken_files_are_in_the_report(folder: Path, tmp_path: Path) -> None:
     assert all(path.name in page for path in broken) and "could not be read" in page
     # The broken test image is in no count.
     assert sum(map(sum, result.learner.results[-1].confusion or [])) == 11
+
+
+def test_more_than_one_broken_file_in_a_hundred_stops_the_run_with_the_list(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [folder / "train" / name / f"{index}.jpg" for name in "ab" for index in (1, 4)]
+    for path in broken:
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="4 of the first images read, of 12 in all, cannot be read") as refused:
+        api.train(folder, "B0-2", out=tmp_path / "run", settings=KEYS)
+    assert all(f"{path}: the file is empty" in str(refused.value) and str(path) in caplog.text for path in broken)
+
+
+def test_a_resident_cache_is_in_the_report_and_the_log(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = []
+
+    class Listening(api.Observer):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    with caplog.at_level("INFO", logger="der_fast.data"):
+        result = api.train(folder, "B0-2", out=tmp_path / "run", settings={**KEYS, "data.cache_gib": 1.0}, observer=Listening())
+    line = "resident cache: 12 images decoded once, "
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert line in page and line in caplog.text
+    for lines in (said, result.metrics["notes"]):
+        assert any(text.startswith(line) and "of 1 GiB" in text for text in lines)

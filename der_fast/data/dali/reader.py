@@ -10,7 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +25,7 @@ from der_fast.data.decode import reason_of
 from der_fast.data.draws import Ints
 from der_fast.data.encoded import Encoded, read_encoded
 from der_fast.data.reading import Loaded, ReadSettings, Walk
+from der_fast.data.threads import FileThreads
 from der_fast.errors import DataError
 
 _MOST_PIPELINES = 3
@@ -156,7 +157,7 @@ class DaliReader:
     def __init__(self, settings: ReadSettings) -> None:
         self.settings = settings
         self._idle: dict[Form, list[tuple[Pipeline, Feed]]] = {}
-        self._files: ThreadPoolExecutor | None = None
+        self._files: FileThreads | None = None
         self._refused: set[str] = set()
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
@@ -190,7 +191,7 @@ class DaliReader:
         """Let go of pipelines and threads."""
         self._idle.clear()
         if self._files is not None:
-            self._files.shutdown(wait=False, cancel_futures=True)
+            self._files.close()
             self._files = None
 
     def _drive(self, walk: Walk, results: queue.Queue[Any], stop: threading.Event) -> None:
@@ -253,7 +254,7 @@ class DaliReader:
     def _ahead(self, walk: Walk) -> Iterator[list[Future[Prepared]]]:
         """Yield every batch's reading in parts, some batches ahead of the one that is asked for."""
         if self._files is None:
-            self._files = ThreadPoolExecutor(max(self.settings.workers, 1), thread_name_prefix="der_fast-files")
+            self._files = FileThreads(max(self.settings.workers, 1), "der_fast-files")
         ahead: deque[list[Future[Prepared]]] = deque()
         for positions in walk.batches:
             parts = np.array_split(positions, -(-len(positions) // _PART))
