@@ -11,7 +11,7 @@ from der_fast.data.reading import ReadSettings
 
 pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
 
-from der_fast.data.dali import pipeline  # noqa: E402
+from der_fast.data.dali import pipeline
 
 SETTINGS = ReadSettings("dali", 3, prefetch=4, hardware_load=0.9, width_hint=640, height_hint=480)
 

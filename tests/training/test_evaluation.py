@@ -107,7 +107,7 @@ def test_features_of_one_class_and_one_batch_are_held_at_a_time(
             return torch.ones(len(images), width)
 
     def held() -> int:
-        return sum(len(entry) for entry in gc.get_objects() if isinstance(entry, torch.Tensor) and entry.shape[1:] == (width,))
+        return sum(len(entry) for entry in gc.get_objects() if type(entry) is torch.Tensor and entry.shape[1:] == (width,))
 
     counts = [(len(rows), held()) for _, _, rows in features_by_class(context, Wide(), source)]
     # A class in one piece and in those of its batches, and the batch that begins the next class: of 48 rows in all.
