@@ -133,6 +133,7 @@ RULES: dict[str, Rule] = {
     "runtime.tune_allocator": _SWITCH,
     "runtime.eval_batch_size": _at_least(1),
     "runtime.keep_checkpoints": _at_least(1),
+    "runtime.checkpoint_seconds": _at_least(0, "a number"),
     "runtime.tensorboard": _SWITCH,
 }
 

@@ -160,6 +160,9 @@ class RuntimeConfig:
     tune_allocator: bool = key(True, "keep large CPU buffers instead of returning them to the system after every batch (glibc)")
     eval_batch_size: int = key(256, "images per batch when nothing is trained")
     keep_checkpoints: int = key(2, "how many of the last checkpoints stay on disk")
+    checkpoint_seconds: float = key(
+        600.0, "seconds of training between checkpoints within an epoch, beside those after every epoch and stage; 0 = only those"
+    )
     tensorboard: bool = key(False, "also write TensorBoard event files (needs the extra 'tensorboard')")
 
 

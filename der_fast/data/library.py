@@ -68,12 +68,12 @@ class Library:
                 self.say_to(line)
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
-        """Yield the batches of a walk, from the resident cache if there is one and they fit; count what cannot be read.
+        """Yield the batches of a walk from its start on, out of the resident cache if there is one and they fit; count what cannot be read.
 
         Raises:
             DataError: more than three and more than 1 % of the images cannot be read, or a batch did not come in time.
         """
-        total, found = sum(map(len, walk.batches)), 0
+        total, found = sum(map(len, walk.batches)), walk.start.faults
         resident = self._cache(walk.device)
         reader = resident if resident is not None and resident.holds(walk) else self.reader()
         for loaded in reader.read(walk):

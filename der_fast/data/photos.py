@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from der_fast.data.decode import decode_files
 from der_fast.data.draws import Ints, key_of
 from der_fast.data.files import FileTable
 from der_fast.data.library import Library
+from der_fast.data.place import BEGINNING, Place
 from der_fast.data.reading import Walk
 from der_fast.data.shards import shard_of
 from der_fast.data.source import Batch, check_indices, check_same_names, positions_of, selection_of
@@ -78,6 +79,17 @@ class PhotoSource:
     def notes(self) -> tuple[str, ...]:
         """How the images are read, for the report."""
         return tuple(self.library.notes)
+
+    def recall(self, unreadable: Mapping[str, str]) -> dict[str, str]:
+        """Return path → reason of the files of this data set that could not be read; it is written into as more are found.
+
+        Args:
+            unreadable: what an interrupted run found of it; files that lie elsewhere now are left to be found anew.
+        """
+        roots = [Path(root) for root in self.table.roots]
+        here = {path: reason for path, reason in unreadable.items() if any(Path(path).is_relative_to(root) for root in roots)}
+        self.library.broken.update(here)
+        return self.library.broken
 
     def of_classes(self, names: Sequence[str]) -> PhotoSource:
         """Return the images of these classes only; see `ImageSource.of_classes`."""
@@ -145,16 +157,15 @@ class PhotoSource:
         shuffle: bool = False,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
+        start: Place = BEGINNING,
         dtype: torch.dtype = torch.float32,
-        start: int = 0,
     ) -> Iterator[Batch]:
         """Go through the images once; see `ImageSource.batches`.
 
         Args:
-            indices, batch_size, transform, generator, shuffle, device, channels_last: as there; the transform must be one of
+            indices, batch_size, transform, generator, shuffle, device, channels_last, start: as there; the transform must be one of
                 random-resized-crop.
             dtype: of the images: floating and normalised, or uint8 and not.
-            start: leave out so many batches: the others are those of a whole pass, bit for bit.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -172,17 +183,18 @@ class PhotoSource:
         parts = [order[at : at + batch_size].numpy() for at in range(0, len(order), batch_size)]
         if shuffle and len(parts) > 1 and len(parts[-1]) == 1 < batch_size:
             parts.pop()
-        walk = Walk(self.table, self.rows, parts[start:], batch_size, key, transform, dtype, torch.device(device))
+        walk = Walk(self.table, self.rows, parts, batch_size, key, transform, dtype, torch.device(device), start)
         return self._walk(walk, channels_last, shuffle and batch_size > 1)
 
     def _walk(self, walk: Walk, channels_last: bool, needs_two: bool) -> Iterator[Batch]:
         alone = len(walk.batches) == 1 and len(walk.batches[0]) == 1
+        faults = walk.start.faults
         for loaded in self.library.read(walk):
-            count = len(loaded.positions)
+            count, faults = len(loaded.positions), faults + len(loaded.problems)
             # What is left of a batch of unreadable images may be too little for batch-norm.
             if count == 0 or (needs_two and count == 1 and not alone):
                 continue
             images = loaded.images.to(walk.device, non_blocking=True).permute(0, 3, 1, 2)
             positions = torch.from_numpy(loaded.positions)
             labels = self.labels[positions].to(walk.device)
-            yield Batch(images if channels_last else images.contiguous(), labels, positions)
+            yield Batch(images if channels_last else images.contiguous(), labels, positions, Place(loaded.number + 1, faults))

@@ -26,10 +26,10 @@ class _Batches(Dataset[_Part]):
         self.walk = walk
 
     def __len__(self) -> int:
-        return len(self.walk.batches)
+        return max(len(self.walk.batches) - self.walk.start.batches, 0)
 
     def __getitem__(self, number: int) -> _Part:
-        return decode_batch(self.walk, self.walk.batches[number])
+        return decode_batch(self.walk, self.walk.batches[self.walk.start.batches + number])
 
 
 def decode_batch(walk: Walk, positions: Ints) -> _Part:
@@ -89,9 +89,10 @@ class PillowReader:
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
         """Yield the batches of a walk in order; see `Reader.read`."""
-        workers = min(self.settings.workers, len(walk.batches))
+        batches = _Batches(walk)
+        workers = min(self.settings.workers, len(batches))
         loader = DataLoader(
-            _Batches(walk),
+            batches,
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=workers,
@@ -99,8 +100,8 @@ class PillowReader:
             timeout=self.settings.timeout if workers else 0,
         )
         try:
-            for pixels, positions, problems in loader:
-                yield Loaded(walk.finished(torch.from_numpy(pixels), walk.numbers(positions)), positions, problems)
+            for number, (pixels, positions, problems) in enumerate(loader, walk.start.batches):
+                yield Loaded(walk.finished(torch.from_numpy(pixels), walk.numbers(positions)), positions, number, problems)
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from der_fast.data.draws import Floats, Ints, brightness, central_squares, flips, random_windows, uniform
 from der_fast.data.files import FileTable
+from der_fast.data.place import BEGINNING, Place
 from der_fast.data.transform import Transform
 from der_fast.kernels.augment import augment
 
@@ -48,12 +49,13 @@ class Walk:
     Args:
         table: the files.
         rows: (N,) every image's row in the table.
-        batches: positions of the images (into `rows`), batch by batch.
+        batches: positions of the images (into `rows`), batch by batch; of the whole pass, wherever it starts.
         batch_size: the most that a batch holds.
         key: of the epoch's random numbers; None for evaluation.
         transform: size, jitter, mean and std.
         dtype: of the result: floating and normalised, or uint8 and not.
         device: where the result is wanted; a reader may leave it elsewhere.
+        start: the place in the pass from which on batches are read.
     """
 
     table: FileTable
@@ -64,6 +66,12 @@ class Walk:
     transform: Transform
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    start: Place = BEGINNING
+
+    @property
+    def rest(self) -> list[tuple[int, Ints]]:
+        """The batches that are read, each with its number in the pass, 0-based."""
+        return list(enumerate(self.batches))[self.start.batches :]
 
     @property
     def resized(self) -> tuple[int, int]:
@@ -138,11 +146,13 @@ class Loaded:
     Args:
         images: n × H × W × 3, ready for the network but for its device.
         positions: (n,) positions of these images in the source.
+        number: of the batch in the pass, 0-based.
         problems: for every image that could not be read its path and the reason.
     """
 
     images: Tensor
     positions: Ints
+    number: int
     problems: Sequence[tuple[str, str]] = ()
 
 
@@ -152,7 +162,7 @@ class Reader(Protocol):
     name: str
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
-        """Yield the batches of a walk in order.
+        """Yield the batches of a walk in order, from its start on.
 
         Raises:
             DataError: a batch did not come within the timeout, or the decoder died.

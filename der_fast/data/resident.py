@@ -52,13 +52,14 @@ class Resident:
             return False
         wanted = {walk.path(position) for batch in walk.batches for position in batch.tolist()}
         missing = sorted(wanted - self._images.keys() - self._broken.keys())
-        if not missing:
-            return True
         side = walk.transform.stored_size[0]
-        expected = len(missing) * 3 * side * side * _USUAL_ASPECT
-        if self.used + expected > self.budget:
+        # By what is wanted and not by what is there already: a run that was interrupted shall read from where it read before.
+        fits = len(wanted) * 3 * side * side * _USUAL_ASPECT <= self.budget
+        if fits and not missing:
+            return True
+        if self.used + len(missing) * 3 * side * side * _USUAL_ASPECT > self.budget:
             self._forget_others(wanted)
-        if self.used + expected > self.budget or not self._fill(missing, side):
+        if not fits or not self._fill(missing, side, wanted):
             self._too_many = len(wanted)
             self._forget_others(set())
             self.say(
@@ -72,8 +73,8 @@ class Resident:
         for path in [path for path in self._images if path not in wanted]:
             self.used -= self._images.pop(path).numel()
 
-    def _fill(self, paths: list[str], side: int) -> bool:
-        """Decode files; returns False, leaving it there, as soon as they are more than the budget allows."""
+    def _fill(self, paths: list[str], side: int, wanted: set[str]) -> bool:
+        """Decode files; returns False, leaving it there, as soon as what is wanted is more than the budget allows."""
         with progress_bar("decoding into the resident cache", len(paths)) as advance:
             for start in range(0, len(paths), 64 * _PART):
                 chunk = paths[start : start + 64 * _PART]
@@ -90,6 +91,8 @@ class Resident:
                     self.used += image.numel()
                 advance(len(chunk))
                 if self.used > self.budget:
+                    self._forget_others(wanted)
+                if self.used > self.budget:
                     return False
         return True
 
@@ -101,14 +104,14 @@ class Resident:
     def read(self, walk: Walk) -> Iterator[Loaded]:
         """Yield the batches of a walk in order; see `Reader.read`."""
         ahead: deque[tuple[Loaded, list[Future[None]]]] = deque()
-        for positions in walk.batches:
-            ahead.append(self._begin(walk, positions))
+        for number, positions in walk.rest:
+            ahead.append(self._begin(walk, number, positions))
             if len(ahead) > self.settings.prefetch:
                 yield self._done(*ahead.popleft(), walk)
         while ahead:
             yield self._done(*ahead.popleft(), walk)
 
-    def _begin(self, walk: Walk, positions: Ints) -> tuple[Loaded, list[Future[None]]]:
+    def _begin(self, walk: Walk, number: int, positions: Ints) -> tuple[Loaded, list[Future[None]]]:
         paths = {position: walk.path(position) for position in positions.tolist()}
         kept = np.array([position for position, path in paths.items() if path not in self._broken], dtype=np.int64)
         problems = [(path, self._broken[path]) for path in paths.values() if path in self._broken]
@@ -131,8 +134,8 @@ class Resident:
         if not on_cpu:
             for start in range(0, len(images), _PART):
                 work(start)
-            return Loaded(walk.finished(out, numbers), kept, problems), []
-        return Loaded(out, kept, problems), [self._pool().submit(work, start) for start in range(0, len(images), _PART)]
+            return Loaded(walk.finished(out, numbers), kept, number, problems), []
+        return Loaded(out, kept, number, problems), [self._pool().submit(work, start) for start in range(0, len(images), _PART)]
 
     def _done(self, loaded: Loaded, parts: list[Future[None]], walk: Walk) -> Loaded:
         for part in parts:

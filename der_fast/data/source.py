@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from der_fast.data.place import BEGINNING, Place
 from der_fast.data.transform import Transform
 from der_fast.errors import DataError
 
@@ -26,11 +27,13 @@ class Batch:
         images: floating, N × 3 × H × W, normalised, on the device asked for.
         labels: int64, N, on the same device: positions in the source's `class_names`.
         indices: int64, N, on the CPU: positions of the images in the source.
+        place: where the pass stands after this batch; None where its source cannot go on in the middle of a pass.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    place: Place | None = None
 
 
 class ImageSource(Protocol):
@@ -108,6 +111,7 @@ class ImageSource(Protocol):
         shuffle: bool = False,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
+        start: Place = BEGINNING,
     ) -> Iterator[Batch]:
         """Go through the images once.
 
@@ -122,6 +126,8 @@ class ImageSource(Protocol):
                 batch-norm cannot train on one value.
             device: where images and labels shall be.
             channels_last: memory layout of the images.
+            start: where to begin, as a batch of the same pass said: what follows is what would have followed there, bit for bit on the
+                CPU. The generator must be in the state in which that pass found it.
 
         Raises:
             DataError: an index out of range.
@@ -251,6 +257,7 @@ class MemorySource:
         shuffle: bool = False,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
+        start: Place = BEGINNING,
     ) -> Iterator[Batch]:
         """Go through the images once; see `ImageSource.batches`."""
         if batch_size < 1:
@@ -258,7 +265,7 @@ class MemorySource:
         if shuffle and generator is None:
             raise ValueError("shuffling needs a torch.Generator: without one its result could not be repeated")
         order = torch.arange(len(self)) if indices is None else check_indices(indices, len(self))
-        return self._walk(order, batch_size, transform, generator, shuffle, device, channels_last)
+        return self._walk(order, batch_size, transform, generator, shuffle, device, channels_last, start.batches)
 
     def _walk(
         self,
@@ -269,17 +276,21 @@ class MemorySource:
         shuffle: bool,
         device: str | torch.device,
         channels_last: bool,
+        skipped: int,
     ) -> Iterator[Batch]:
         if shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
         draw = transform.draw(len(order), generator)
-        for start in range(0, len(order), batch_size):
+        for number, start in enumerate(range(0, len(order), batch_size), 1):
             chosen = order[start : start + batch_size]
             if shuffle and start > 0 and len(chosen) == 1 < batch_size:
                 return
+            if number <= skipped:
+                transform.draw_for_nothing(len(chosen), self.image_size, generator)
+                continue
             part = draw.part(start, start + len(chosen))
             images = transform(self._images.index_select(0, chosen), generator, draw=part, device=device, channels_last=channels_last)
-            yield Batch(images, self._labels[chosen].to(device), chosen)
+            yield Batch(images, self._labels[chosen].to(device), chosen, Place(number))
 
     def _with(self, indices: Tensor, labels: Tensor, names: tuple[str, ...]) -> MemorySource:
         files = None if self._files is None else tuple(self._files[index] for index in indices.tolist())

@@ -106,7 +106,7 @@ class Learner:
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
             announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
             begin: called with the step as it begins; may bring it to a checkpoint and then returns True.
-            save: called with the step's state after every epoch and stage.
+            save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
 
         Raises:
             DataError: a class that is already known, images of another size than before, an empty source.
@@ -125,7 +125,7 @@ class Learner:
         state = begin_step(context, model, len(new))
         if begin is not None and not begin(state):
             state = begin_step(context, model, len(new))
-        before = state.elapsed
+        before = state.spent
         finished, pruned = learn_step(context, model, state, train)
         seconds = before + time.perf_counter() - started
         wanted = self.config.method.fwt and state.step > 1

@@ -140,6 +140,8 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
     known = model.class_names
     new = tuple(name for name in train.class_names if name not in known)
     source = rehearsal(model, train, method.bound)
+    if isinstance(source, PhotoSource):
+        state.unreadable = source.recall(state.unreadable)
     expands = method.expand and not method.bound
     frozen = model.bank if expands else FrozenBank()
     schedule = schedule_of(context, step)

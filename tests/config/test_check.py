@@ -79,6 +79,7 @@ REFUSED: dict[str, list[Any]] = {
     "runtime.threads": [0],
     "runtime.eval_batch_size": [0],
     "runtime.keep_checkpoints": [0],
+    "runtime.checkpoint_seconds": [-1.0, float("inf")],
 }
 
 

@@ -13,6 +13,7 @@ import torch
 
 from der_fast.data import encoded, load_dataset
 from der_fast.data.dali import is_installed
+from der_fast.data.place import Place
 from der_fast.data.source import MemorySource
 from der_fast.errors import DataError
 from der_fast.seeds import generator
@@ -106,7 +107,7 @@ def test_an_epoch_goes_on_in_its_middle(photos, open_photos, reader):
     train, _, transform, _ = open_photos(photos, reader)
     whole = epoch(train, transform)
     for start in range(len(whole) + 2):
-        assert same(whole[start:], epoch(open_photos(photos, reader)[0], transform, start=start))
+        assert same(whole[start:], epoch(open_photos(photos, reader)[0], transform, start=Place(start)))
 
 
 def test_an_image_is_cut_alike_in_batches_of_any_size(photos, open_photos, reader):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from der_fast.data import encoded, resident
+from der_fast.data.place import Place
 from der_fast.seeds import generator
 
 
@@ -48,7 +49,7 @@ def test_it_repeats_itself_bit_for_bit(photos, open_photos):
     train, _, transform, _ = open_photos(photos, "pillow", cache_gib=1.0, workers=2)
     other, *_ = open_photos(photos, "pillow", cache_gib=1.0, workers=1)
     for start in (0, 3):
-        first, again = epoch(train, transform)[start:], epoch(other, transform, start=start)
+        first, again = epoch(train, transform)[start:], epoch(other, transform, start=Place(start))
         assert len(first) == len(again) and all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
 
 

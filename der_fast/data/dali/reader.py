@@ -36,8 +36,9 @@ _PART = 32
 
 @dataclass
 class Prepared:
-    """A batch before decoding: what was read of it, and what was not."""
+    """A batch before decoding, or a part of one: its number in the pass, what was read of it, and what was not."""
 
+    number: int
     positions: Ints
     images: list[Encoded]
     problems: list[tuple[str, str]]
@@ -49,7 +50,7 @@ class Prepared:
 
     def one(self, index: int) -> Prepared:
         """Return a batch of one of the images alone."""
-        return Prepared(self.positions[index : index + 1], [self.images[index]], [])
+        return Prepared(self.number, self.positions[index : index + 1], [self.images[index]], [])
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Feed:
             except StopIteration:
                 self.fed.append(batch)
                 raise
-            batch = Prepared(following.positions, following.images, batch.problems + following.problems)
+            batch = Prepared(following.number, following.positions, following.images, batch.problems + following.problems)
         self.fed.append(batch)
         assert self.walk is not None
         return inputs_of(self.walk, batch)
@@ -94,6 +95,7 @@ class Feed:
             return self.again.popleft()
         parts = [part.result(self.timeout) for part in next(self.reading)]
         return Prepared(
+            parts[0].number,
             np.concatenate([part.positions for part in parts]),
             [image for part in parts for image in part.images],
             [problem for part in parts for problem in part.problems],
@@ -221,11 +223,11 @@ class DaliReader:
                     continue
                 batch = feed.fed.popleft()
                 if not stop.is_set():
-                    yield Loaded(_as_torch(output, walk.dtype), batch.positions, batch.problems)
+                    yield Loaded(_as_torch(output, walk.dtype), batch.positions, batch.number, batch.problems)
                 feed.stopped = stop.is_set()
             # What is left were batches without a single readable file.
             for batch in feed.fed:
-                yield Loaded(torch.zeros(0, *walk.transform.size, 3, dtype=walk.dtype), batch.positions, batch.problems)
+                yield Loaded(torch.zeros(0, *walk.transform.size, 3, dtype=walk.dtype), batch.positions, batch.number, batch.problems)
             feed.fed.clear()
             pipeline.reset()
             self._give_back(form, pipeline, feed)
@@ -256,14 +258,14 @@ class DaliReader:
         if self._files is None:
             self._files = FileThreads(max(self.settings.workers, 1), "der_fast-files")
         ahead: deque[list[Future[Prepared]]] = deque()
-        for positions in walk.batches:
+        for number, positions in walk.rest:
             parts = np.array_split(positions, -(-len(positions) // _PART))
-            ahead.append([self._files.submit(self._prepare, walk, part) for part in parts])
+            ahead.append([self._files.submit(self._prepare, walk, number, part) for part in parts])
             if len(ahead) > self.settings.prefetch:
                 yield ahead.popleft()
         yield from ahead
 
-    def _prepare(self, walk: Walk, positions: Ints) -> Prepared:
+    def _prepare(self, walk: Walk, number: int, positions: Ints) -> Prepared:
         kept, images, problems = [], [], []
         for position in positions.tolist():
             path = walk.path(position)
@@ -275,7 +277,7 @@ class DaliReader:
                 problems.append((path, reason_of(error)))
             else:
                 kept.append(position)
-        return Prepared(np.array(kept, dtype=np.int64), images, problems)
+        return Prepared(number, np.array(kept, dtype=np.int64), images, problems)
 
     def _sort_out(self, form: Form, feed: Feed, error: RuntimeError) -> None:
         """Find out which images a pipeline failed on, and have everything it was fed with come again without them.
@@ -299,13 +301,15 @@ class DaliReader:
     def _without(self, walk: Walk, batch: Prepared, refused: list[int]) -> Prepared:
         """Decode with Pillow what DALI refused; what Pillow refuses too is a problem."""
         self._refused.update(walk.path(int(batch.positions[index])) for index in refused)
-        again = self._prepare(walk, batch.positions[refused])
+        again = self._prepare(walk, batch.number, batch.positions[refused])
         replaced = dict(zip(again.positions.tolist(), again.images, strict=True))
         images = dict(zip(batch.positions.tolist(), batch.images, strict=True))
         lost = {int(batch.positions[index]) for index in refused} - set(replaced)
         images.update(replaced)
         kept = [position for position in batch.positions.tolist() if position not in lost]
-        return Prepared(np.array(kept, dtype=np.int64), [images[position] for position in kept], batch.problems + again.problems)
+        return Prepared(
+            batch.number, np.array(kept, dtype=np.int64), [images[position] for position in kept], batch.problems + again.problems
+        )
 
 
 def _failed(error: RuntimeError) -> str:
