@@ -71,15 +71,22 @@ class Library:
         """Yield the batches of a walk from its start on, out of the resident cache if there is one and they fit; count what cannot be read.
 
         Raises:
-            DataError: more than three and more than 1 % of the images cannot be read, or a batch did not come in time.
+            DataError: more than three and more than 1 % of the images cannot be read, or a batch did not come in time,
+                or the reader lost some.
         """
         total, found = sum(map(len, walk.batches)), walk.start.faults
         resident = self._cache(walk.device)
         reader = resident if resident is not None and resident.holds(walk) else self.reader()
+        due = sum(len(positions) for _, positions in walk.rest)
         for loaded in reader.read(walk):
             found += len(loaded.problems)
+            due -= len(loaded.positions) + len(loaded.problems)
             self._note_problems(loaded, found, total)
             yield loaded
+        if due:
+            raise DataError(
+                f"{due} of {total} images came neither read nor refused; this is a fault of the reader {reader.name!r}, report it"
+            )
 
     def _note_problems(self, loaded: Loaded, found: int, total: int) -> None:
         for path, reason in loaded.problems:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from der_fast.data import encoded, load_dataset
+from der_fast.data import load_dataset, members
 from der_fast.data.dali import is_installed
 from der_fast.data.place import Place
 from der_fast.data.source import MemorySource
@@ -193,7 +193,7 @@ def test_worker_processes_give_the_same(photos, open_photos):
 
 
 def test_a_drive_that_does_not_answer_ends_in_an_error(photos, open_photos, reader, monkeypatch):
-    read = encoded.read_bytes
+    read = members.read_bytes
 
     def slow(path):
         if path.endswith("3.jpg"):
@@ -328,3 +328,62 @@ def test_the_transform_must_fit(photos, open_photos):
     with pytest.raises(ValueError, match="batch_size"):
         train.batches(None, 0, transform=transform, generator=generator(1))
     assert np.array_equal(train.rows, np.arange(21))
+
+
+def test_a_pipeline_that_was_given_back_is_let_alone(photos, open_photos, monkeypatch):
+    """Whoever takes it may have begun before the walk that gave it back has ended."""
+    pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
+    from der_fast.data.dali.reader import DaliReader
+
+    give_back, walks = DaliReader._give_back, []
+
+    def taken_at_once(self, form, pipeline, feed):
+        give_back(self, form, pipeline, feed)
+        walks.append((feed, wanted := iter(("of the next walk",))))
+        feed.reading = wanted
+
+    monkeypatch.setattr(DaliReader, "_give_back", taken_at_once)
+    train, _, transform, _ = open_photos(photos, "dali")
+    for number in range(3):
+        epoch(train, transform, number)
+        assert len(walks) == number + 1 and all(feed.reading is wanted for feed, wanted in walks[-1:])
+
+
+def test_nothing_of_a_walk_that_was_left_comes_in_the_next(photos, open_photos):
+    """A pass over files that DALI refuses is left while it sorts them out; others read the same pipeline afterwards."""
+    pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
+    from der_fast.data.dali.reader import Feed, Prepared
+
+    train, _, transform, _ = open_photos(photos, "dali")
+    feed = Feed()
+    for left in (feed.fed, feed.again):
+        left.append(Prepared(0, np.arange(2), [], []))
+    feed.stopped = True
+    feed.begin(None, 1.0, iter(()))
+    assert not (feed.fed or feed.again or feed.stopped)
+    wanted = epoch(train, transform)
+    data = (photos / "train" / "ape" / "1.jpg").read_bytes()
+    (photos / "train" / "ape" / "1.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    for _ in range(4):
+        next(iter(train.batches(None, 4, transform=transform, generator=generator(1, 0), shuffle=True)))
+    (photos / "train" / "ape" / "1.jpg").write_bytes(data)
+    found = epoch(train, transform)
+    assert [batch.indices.tolist() for batch in found] == [batch.indices.tolist() for batch in wanted]
+
+
+def test_a_reader_that_loses_images_is_found_out(photos, open_photos, reader):
+    train, _, transform, _ = open_photos(photos, reader)
+    whole = train.library.reader()
+
+    class Losing:
+        name = "losing"
+
+        def read(self, walk):
+            yield from list(whole.read(walk))[:-1]
+
+        def close(self):
+            whole.close()
+
+    train.library._reader = Losing()
+    with pytest.raises(DataError, match="4 of 20 images came neither read nor refused"):
+        epoch(train, transform)

@@ -73,6 +73,18 @@ class Feed:
     again: deque[Prepared] = field(default_factory=deque)
     stopped: bool = False
 
+    def begin(self, walk: Walk, timeout: float, reading: Iterator[list[Future[Prepared]]]) -> None:
+        """Feed a walk from now on; whatever is left of another one is forgotten."""
+        self.walk, self.timeout, self.reading, self.stopped = walk, timeout, reading, False
+        self.fed.clear()
+        self.again.clear()
+
+    def end(self) -> None:
+        """Hold nothing of a walk any more."""
+        self.reading = iter(())
+        self.fed.clear()
+        self.again.clear()
+
     def __call__(self) -> tuple[Any, ...]:
         """Return the next batch's inputs; raises StopIteration at the end."""
         if self.stopped:
@@ -161,6 +173,7 @@ class DaliReader:
         self._idle: dict[Form, list[tuple[Pipeline, Feed]]] = {}
         self._files: FileThreads | None = None
         self._refused: set[str] = set()
+        self._lock = threading.Lock()
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
         """Yield the batches of a walk in order; see `Reader.read`."""
@@ -191,10 +204,11 @@ class DaliReader:
 
     def close(self) -> None:
         """Let go of pipelines and threads."""
-        self._idle.clear()
-        if self._files is not None:
-            self._files.close()
-            self._files = None
+        with self._lock:
+            self._idle.clear()
+            if self._files is not None:
+                self._files.close()
+                self._files = None
 
     def _drive(self, walk: Walk, results: queue.Queue[Any], stop: threading.Event) -> None:
         """Run the pipeline over a walk and put every batch into `results`, then None, or what went wrong."""
@@ -210,29 +224,27 @@ class DaliReader:
     def _batches(self, walk: Walk, stop: threading.Event) -> Iterator[Loaded]:
         form = self._form(walk)
         pipeline, feed = self._take(form)
-        feed.walk, feed.timeout, feed.stopped, feed.reading = walk, self.settings.timeout, False, self._ahead(walk)
-        try:
-            while True:
-                try:
-                    (output,) = pipeline.run()
-                except StopIteration:
-                    break
-                except RuntimeError as error:
-                    self._sort_out(form, feed, error)
-                    pipeline = build(form, self.settings, feed)
-                    continue
-                batch = feed.fed.popleft()
-                if not stop.is_set():
-                    yield Loaded(_as_torch(output, walk.dtype), batch.positions, batch.number, batch.problems)
-                feed.stopped = stop.is_set()
-            # What is left were batches without a single readable file.
-            for batch in feed.fed:
-                yield Loaded(torch.zeros(0, *walk.transform.size, 3, dtype=walk.dtype), batch.positions, batch.number, batch.problems)
-            feed.fed.clear()
-            pipeline.reset()
-            self._give_back(form, pipeline, feed)
-        finally:
-            feed.reading = iter(())
+        feed.begin(walk, self.settings.timeout, self._ahead(walk))
+        while True:
+            try:
+                (output,) = pipeline.run()
+            except StopIteration:
+                break
+            except RuntimeError as error:
+                self._sort_out(form, feed, error)
+                pipeline = build(form, self.settings, feed)
+                continue
+            batch = feed.fed.popleft()
+            if not stop.is_set():
+                yield Loaded(_as_torch(output, walk.dtype), batch.positions, batch.number, batch.problems)
+            feed.stopped = stop.is_set()
+        # What is left were batches without a single readable file.
+        for batch in feed.fed:
+            yield Loaded(torch.zeros(0, *walk.transform.size, 3, dtype=walk.dtype), batch.positions, batch.number, batch.problems)
+        feed.end()
+        pipeline.reset()
+        # From here on they may be another walk's.
+        self._give_back(form, pipeline, feed)
 
     def _form(self, walk: Walk) -> Form:
         transform = walk.transform
@@ -241,26 +253,27 @@ class DaliReader:
 
     def _take(self, form: Form) -> tuple[Pipeline, Feed]:
         """Return an idle pipeline, or a new one: two walks at a time need two."""
-        waiting = self._idle.get(form)
-        if waiting:
-            return waiting.pop()
+        with self._lock:
+            if waiting := self._idle.get(form):
+                return waiting.pop()
         feed = Feed()
         return build(form, self.settings, feed), feed
 
     def _give_back(self, form: Form, pipeline: Pipeline, feed: Feed) -> None:
-        rest = self._idle.pop(form, [])
-        self._idle[form] = [(pipeline, feed), *rest][:1]
-        while len(self._idle) > _MOST_PIPELINES:
-            self._idle.pop(next(iter(self._idle)))
+        with self._lock:
+            rest = self._idle.pop(form, [])
+            self._idle[form] = [(pipeline, feed), *rest][:1]
+            while len(self._idle) > _MOST_PIPELINES:
+                self._idle.pop(next(iter(self._idle)))
 
     def _ahead(self, walk: Walk) -> Iterator[list[Future[Prepared]]]:
         """Yield every batch's reading in parts, some batches ahead of the one that is asked for."""
-        if self._files is None:
-            self._files = FileThreads(max(self.settings.workers, 1), "der_fast-files")
+        with self._lock:
+            files = self._files = self._files or FileThreads(max(self.settings.workers, 1), "der_fast-files")
         ahead: deque[list[Future[Prepared]]] = deque()
         for number, positions in walk.rest:
             parts = np.array_split(positions, -(-len(positions) // _PART))
-            ahead.append([self._files.submit(self._prepare, walk, number, part) for part in parts])
+            ahead.append([files.submit(self._prepare, walk, number, part) for part in parts])
             if len(ahead) > self.settings.prefetch:
                 yield ahead.popleft()
         yield from ahead
