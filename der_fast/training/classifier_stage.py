@@ -32,7 +32,7 @@ def train_classifier(context: Context, state: StepState, bank: FrozenBank, sourc
     chosen = balanced_subset(source.labels, generator(*names, "subset"))
     optimizer = NamedSGD({"head": state.head}, schedule)
     optimizer.restore(state.momentum)
-    batches = count_batches(len(chosen), schedule.batch_size)
+    count = count_batches(len(chosen), schedule.batch_size)
 
     def write_down() -> None:
         state.momentum = optimizer.momentum()
@@ -40,8 +40,8 @@ def train_classifier(context: Context, state: StepState, bank: FrozenBank, sourc
     while state.epoch < schedule.epochs:
         lr = learning_rate(schedule, state.epoch)
         optimizer.set_lr(lr)
-        meter = EpochMeter(context, state, schedule.epochs, batches)
-        for batch in source.batches(
+        meter = EpochMeter(context, state, schedule.epochs, count)
+        batches = source.batches(
             chosen,
             schedule.batch_size,
             transform=context.train_transform,
@@ -50,7 +50,8 @@ def train_classifier(context: Context, state: StepState, bank: FrozenBank, sourc
             device=context.device,
             channels_last=context.config.runtime.channels_last,
             start=meter.start,
-        ):
+        )
+        for batch in meter.timed(batches):
             logits = state.head(context.features(bank, batch.images))
             loss = F.cross_entropy(logits / schedule.temperature, batch.labels)
             optimizer.step(loss)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from der_fast.data.place import BEGINNING, Place
+from der_fast.data.source import Batch
 from der_fast.errors import DivergenceError
 from der_fast.training.context import Context
 from der_fast.training.position import Position
@@ -39,6 +40,7 @@ class EpochMeter:
     Attributes:
         start: where the pass over the images begins.
         batch: how many batches were trained.
+        waited: seconds spent waiting for images.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class EpochMeter:
         self.stage = stage or state.stage
         self.totals = torch.zeros(2, dtype=torch.float64, device=context.device) if totals is None else totals.zero_()
         self.images = self.batch = 0
+        self.waited = 0.0
         self.start = BEGINNING
         self.started = self._saved = time.perf_counter()
         if state.position is not None:
@@ -58,6 +61,17 @@ class EpochMeter:
         self.start, self.batch, self.images = position.place, position.batches, position.images
         self.totals.copy_(position.totals)
         self.started -= position.seconds
+        self.waited = position.waited
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on and measure how long each lets wait; what a GPU has still to do meanwhile is not asked."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count one batch: its mean loss, and hits of `logits` (N, classes) against `labels` (N,)."""
@@ -88,7 +102,7 @@ class EpochMeter:
         write_down()
         totals = self.totals.cpu().clone()
         self._check_finite(float(totals[0]), self.state.epoch + 1, lr)
-        self.state.position = Position(place, self.batch, self.images, totals, now - self.started)
+        self.state.position = Position(place, self.batch, self.images, totals, now - self.started, self.waited)
         self.context.save(self.state)
         self.state.position = None
         self._saved = time.perf_counter()
@@ -126,6 +140,8 @@ class EpochMeter:
             self.images / max(seconds, 1e-9),
             settled,
             kept_channels,
+            seconds,
+            self.waited,
         )
         self.state.records.append(record)
         self.context.observer.epoch_ends(record)

@@ -34,7 +34,7 @@ from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
-from der_fast.training.results import StepResult, metrics_of
+from der_fast.training.results import StepResult, metrics_of, times_of
 from der_fast.training.runtime import apply_runtime
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
@@ -131,6 +131,8 @@ class Learner:
         wanted = self.config.method.fwt and state.step > 1
         reference, records = train_reference(context, model, train, test) if wanted else (None, [])
         result = self._measure(context, finished, pruned, test, reference, seconds)
+        spent, waited = times_of(state.records)
+        result = replace(result, training_seconds=spent, data_seconds=waited)
         self._model, self.image_size = finished, train.image_size
         self._mask_logs.pop(state.step, None)
         if state.masks is not None:

@@ -21,6 +21,7 @@ class Position:
         images: in these.
         totals: (2,) float64 on the CPU: sums of loss and hits over these, as `epoch.tally` makes them.
         seconds: spent on them.
+        waited: of these, spent waiting for images.
     """
 
     place: Place
@@ -28,6 +29,7 @@ class Position:
     images: int
     totals: Tensor
     seconds: float
+    waited: float = 0.0
 
     def facts(self) -> dict[str, Any]:
         """Everything but the totals, as plain JSON values."""
@@ -36,9 +38,10 @@ class Position:
             "batches": self.batches,
             "images": self.images,
             "seconds": self.seconds,
+            "waited": self.waited,
         }
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], totals: Tensor) -> Position:
         """The inverse of `facts`; raises KeyError or TypeError where it does not fit."""
-        return cls(Place(*facts["place"]), facts["batches"], facts["images"], totals, facts["seconds"])
+        return cls(Place(*facts["place"]), facts["batches"], facts["images"], totals, facts["seconds"], facts.get("waited", 0.0))

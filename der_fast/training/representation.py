@@ -90,7 +90,7 @@ class RepresentationStage:
             channels_last=self.context.config.runtime.channels_last,
             start=meter.start,
         )
-        for number, batch in enumerate(batches, meter.batch + 1):
+        for number, batch in enumerate(meter.timed(batches), meter.batch + 1):
             scale = mask_scale(number, self.batches, self.context.config.masks.s_max)
             step(batch.images, batch.labels, scale, epoch * self.batches + number - 1)
             if state.masks is not None and not settled and is_noted(number, self.batches, self.settle_at):

@@ -99,11 +99,12 @@ def test_broken_files_are_in_the_report(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:300])
     result = api.train(folder, "B0-2", out=tmp_path / "run", settings=KEYS)
     notes = result.metrics["notes"]
+    assert all(0 < part < whole for part, whole in zip(result.metrics["data_seconds"], result.metrics["training_seconds"], strict=True))
     assert all(any(str(path) in note for note in notes) for path in broken)
     assert any("decoded by Pillow" in note for note in notes)
     assert any("herding over 12 images" in note and "MiB of features" in note for note in notes)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert all(path.name in page for path in broken) and "could not be read" in page
+    assert all(path.name in page for path in broken) and "could not be read" in page and "waiting for images" in page
     # The broken test image is in no count.
     assert sum(map(sum, result.learner.results[-1].confusion or [])) == 11
 
