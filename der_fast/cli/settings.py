@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ _FLAGS = {
     "tensorboard": ("runtime.tensorboard", True),
     "download": ("data.download", True),
 }
+
+# "n01440764 tench, Tinca tinca": so the lists of ImageNet-100 and ImageNet's own are written.
+_SYNSET = re.compile(r"^(n\d{8})\s.*$")
 
 
 def changes_from(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def class_order_keys(text: str) -> dict[str, Any]:
 
 
 def read_names(text: str, option: str, other: str = "") -> tuple[str, ...]:
-    """Read class names separated by commas, or a file with one name per line (UTF-8).
+    """Read class names separated by commas, or a file with one name per line (UTF-8); what follows an ImageNet synset is its meaning.
 
     Args:
         text: what was given.
@@ -104,7 +108,7 @@ def read_names(text: str, option: str, other: str = "") -> tuple[str, ...]:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{option}: cannot read {path}: {error}; it takes a text file with one class name per line") from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = [_SYNSET.sub(r"\1", line.strip()) for line in lines if line.strip()]
     else:
         names = split_list(text)
         if len(names) < 2:
