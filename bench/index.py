@@ -61,8 +61,8 @@ class NoReader:
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
         """Yield black images for every batch of a walk."""
-        for positions in walk.batches:
-            yield Loaded(torch.zeros(1, 1, 1, 3).expand(len(positions), *walk.transform.size, 3), positions)
+        for number, positions in walk.rest:
+            yield Loaded(torch.zeros(1, 1, 1, 3).expand(len(positions), *walk.transform.size, 3), positions, number)
 
     def close(self) -> None:
         """There is nothing to let go of."""

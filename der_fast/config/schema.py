@@ -17,7 +17,8 @@ class DataConfig:
 
     name: str = key(
         "digits",
-        "'digits', 'cifar10', 'cifar100', a folder of class folders (with or without train/ and test/), or a text file of 'path class'",
+        "'digits', 'cifar10', 'cifar100', a folder of class folders (with or without train/ and test/) or of WebDataset tars, or a text "
+        "file of 'path class'",
     )
     root: str | None = key(None, "folder that holds the official cifar archives; default: the user's cache folder")
     download: bool = key(False, "download a missing official archive")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
-import stat
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from der_fast.data.decode import to_rgb
 from der_fast.data.jpeg import plain_size
+from der_fast.data.members import read_bytes
 
 
 @dataclass(frozen=True)
@@ -27,22 +25,6 @@ class Encoded:
     data: bytes
     height: int
     width: int
-
-
-def read_bytes(path: str) -> bytes:
-    """Return a regular file's contents; raises OSError for anything else, and never waits for a pipe or a device."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        mode = os.fstat(handle).st_mode
-        if not stat.S_ISREG(mode):
-            raise OSError("a folder, not an image file" if stat.S_ISDIR(mode) else "not a regular file")
-        with os.fdopen(handle, "rb", closefd=False) as file:
-            data = file.read()
-    finally:
-        os.close(handle)
-    if not data:
-        raise OSError("the file is empty")
-    return data
 
 
 def read_encoded(path: str, *, plainly: bool = True) -> Encoded:
@@ -73,11 +55,3 @@ def open_upright(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         ImageOps.exif_transpose(image, in_place=True)
     return image
-
-
-def is_same_size(path: Path, size: int) -> bool:
-    """Whether a file is there and has as many bytes as it had."""
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False

@@ -1,4 +1,4 @@
-"""Folders of class folders, and lists of files, as image sources: decoded into memory, or left in their files."""
+"""Folders of class folders, lists of files, and tars, as image sources: decoded into memory, or left in their files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from PIL import Image
 from der_fast.config.schema import DataConfig
 from der_fast.data.decode import Decoded, decode_files
 from der_fast.data.files import FileTable
+from der_fast.data.layout import find_tars
 from der_fast.data.library import Library, read_settings
 from der_fast.data.listing import Listing, Part, list_folder, list_texts
+from der_fast.data.members import openable
 from der_fast.data.photos import PhotoSource
 from der_fast.data.progress import progress_bar
 from der_fast.data.sizes import LARGE_SIDE, SMALL_SIDE, default_side, refuse_too_much, stored_side
 from der_fast.data.source import ImageSource, MemorySource
+from der_fast.data.tars import list_tars
 from der_fast.errors import DataError
 
 _MOST_LISTED = 20
@@ -29,21 +32,24 @@ _log = logging.getLogger(__name__)
 def load_folder(
     folder: Path, config: DataConfig, *, cache: Path | None = None, say: Callable[[str], None] | None = None
 ) -> tuple[ImageSource, ImageSource]:
-    """Return (train, test) of a folder of class folders, or of a text file of "path class".
+    """Return (train, test) of a folder of class folders, of a text file of "path class", or of WebDataset tars.
 
     Unreadable files are left out, logged and listed in the source's `skipped`: in memory now, else when they are read.
 
     Args:
-        folder: the folder, or the text file.
+        folder: the folder, the text file, or a tar.
         config: everything but `name`, `root` and `download` is used.
         cache: where the folder's index is kept; None keeps none.
         say: told how images are read, where they stay in their files.
 
     Raises:
-        DataError: no class folders, an empty class, a class that is in one part only, a class too small to be split, more images than
-            `max_gib` allows, or more unreadable files than three and than 1 % of all.
+        DataError: no class folders, an empty class, a class that is in one part only, a class too small to be split, a damaged tar, more
+            images than `max_gib` allows, or more unreadable files than three and than 1 % of all.
     """
-    if folder.is_dir():
+    tars = find_tars(folder)
+    if tars:
+        listing = list_tars(folder, tars, config, cache)
+    elif folder.is_dir():
         listing = list_folder(folder, config, cache)
     else:
         listing = list_texts(folder, None if config.test_list is None else Path(config.test_list).expanduser(), config)
@@ -107,10 +113,8 @@ def _guess_side(paths: Iterable[Path]) -> int:
     largest = 1
     for path in paths:
         # Whatever is wrong with a file is reported when it is decoded.
-        with contextlib.suppress(Exception):
-            if path.is_file():
-                with Image.open(path) as image:
-                    largest = max(largest, *image.size)
+        with contextlib.suppress(Exception), Image.open(openable(path)) as image:
+            largest = max(largest, *image.size)
         if largest > SMALL_SIDE:
             break
     return default_side(largest)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from der_fast.data.encoded import is_same_size, read_bytes
 from der_fast.data.files import FileTable
 from der_fast.data.library import Library
+from der_fast.data.members import is_same_size, read_bytes
 from der_fast.data.photos import PhotoSource
 from der_fast.errors import DataError
 

@@ -2,6 +2,7 @@
 
     photos/cat/1.jpg …                      every class held out in part for testing
     photos/train/cat/1.jpg  photos/test/cat/9.jpg …    ("val", "valid" and "validation" also name the test part)
+    shards/train/0000.tar …  shards/val/0000.tar …     WebDataset tars instead of class folders, with or without the split
 
 Names that begin with a dot are ignored.
 """
@@ -28,6 +29,26 @@ def find_parts(folder: Path) -> dict[str, Path]:
     if not _holds_folders(train):
         return {WHOLE: folder}
     return {WHOLE: train} if test is None else {TRAIN: train, TEST: test}
+
+
+def find_tars(place: Path) -> dict[str, list[Path]]:
+    """Return the tars of `TRAIN` and `TEST`, or of the `WHOLE` set: those in train/ and test/, those of a folder, or the one tar.
+
+    Empty where there are class folders, beside which tars are nothing but what these came out of.
+    """
+    if place.is_file():
+        return {WHOLE: [place]} if place.suffix == ".tar" else {}
+    train = _tars(place / "train")
+    if not train:
+        return {WHOLE: whole} if (whole := _tars(place)) else {}
+    test = next((found for name in _TEST_NAMES if (found := _tars(place / name))), None)
+    return {WHOLE: train} if test is None else {TRAIN: train, TEST: test}
+
+
+def _tars(folder: Path) -> list[Path]:
+    if not folder.is_dir() or _holds_folders(folder):
+        return []
+    return sorted(entry for entry in folder.glob("*.tar") if not entry.name.startswith(".") and entry.is_file())
 
 
 def class_folders(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,18 +145,43 @@ def list_texts(train: Path, test: Path | None, config: DataConfig) -> Listing:
         DataError: a list that cannot be read, or whose lines are not of that form; a class that is in one list only.
     """
     table, by_class = _read_text(train, config.classes)
-    names = sorted(by_class)
-    note = f"list of {len(table):,} files: {train}"
+    note, tested = f"list of {len(table):,} files: {train}", None
+    if test is not None:
+        second, found = _read_text(test, config.classes)
+        tested, table = {name: rows + len(table) for name, rows in found.items()}, table.joined(second)
+    return listing_of(table, by_class, tested, config, note, (str(train), str(test)))
+
+
+def listing_of(
+    table: FileTable,
+    train: Mapping[str, Int64s],
+    test: Mapping[str, Int64s] | None,
+    config: DataConfig,
+    note: str,
+    places: tuple[str, str],
+) -> Listing:
+    """Return a listing of files whose classes are known.
+
+    Args:
+        table: all files.
+        train: class name → rows of the training images, or of all where there are no others.
+        test: class name → rows of the test images.
+        config: `train_per_class`, `test_per_class` and `test_share` are used.
+        note: where the list came from.
+        places: where training and test images were listed, for messages.
+
+    Raises:
+        DataError: a class that is in one part only, or one too small to be split.
+    """
+    names = sorted(train)
     if test is None:
-        parts = _split(table, [by_class[name] for name in names], names, config.test_share)
+        parts = _split(table, [train[name] for name in names], names, config.test_share)
+    elif odd := sorted(test.keys() ^ train.keys())[:_MOST_LISTED]:
+        raise DataError(
+            f"class {', '.join(map(repr, odd))} is in only one of {places[0]} and {places[1]}; every class needs images in both"
+        )
     else:
-        second, tested = _read_text(test, config.classes)
-        if set(tested) != set(by_class):
-            odd = sorted(set(tested) ^ set(by_class))[:_MOST_LISTED]
-            raise DataError(f"class {', '.join(map(repr, odd))} is in only one of {train} and {test}; every class needs images in both")
-        shift = len(table)
-        table = table.joined(second)
-        parts = [by_class[name] for name in names], [tested[name] + shift for name in names]
+        parts = [train[name] for name in names], [test[name] for name in names]
     return Listing(table, tuple(names), _part(parts[0], config.train_per_class), _part(parts[1], config.test_per_class), note)
 
 

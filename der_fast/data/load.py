@@ -25,7 +25,7 @@ def load_dataset(
 
     Args:
         config: `name` is a known name (it wins over a folder of the same name; write ./digits for the folder), a folder, or a text file
-            of "path class".
+            of "path class", or a WebDataset tar.
         cache: the folder that keeps the index of a folder of images; None keeps none.
         say: told how images are read, where they stay in their files.
 
@@ -40,12 +40,12 @@ def load_dataset(
     if config.name in ARCHIVES:
         return _limited(load_cifar(config.name, archive_folder(config.root), allow_download=config.download), config)
     folder = Path(config.name).expanduser()
-    if folder.is_dir() or (folder.is_file() and folder.suffix == ".txt"):
+    if folder.is_dir() or (folder.is_file() and folder.suffix in (".txt", ".tar")):
         return load_folder(folder, config, cache=cache, say=say)
     if folder.exists():
         raise DataError(
             f"{folder.absolute()} is a file; give the path of a folder of class folders (unpack an archive "
-            "first), or a text file (.txt) of 'path class'"
+            "first), a text file (.txt) of 'path class', or a WebDataset tar (.tar)"
         )
     if folder.is_absolute():
         raise DataError(f"there is no folder {folder}; give the path of a folder of class folders, or the new place of one that was moved")

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from der_fast.data.decode import Pixels, reason_of, to_rgb
 from der_fast.data.draws import Ints
-from der_fast.data.encoded import open_upright, read_bytes
+from der_fast.data.encoded import open_upright
+from der_fast.data.members import read_bytes
 from der_fast.data.reading import Loaded, ReadSettings, Walk
 from der_fast.errors import DataError
 

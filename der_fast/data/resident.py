@@ -15,7 +15,8 @@ from torch import Tensor
 
 from der_fast.data.decode import reason_of, to_rgb
 from der_fast.data.draws import Ints
-from der_fast.data.encoded import open_upright, read_bytes
+from der_fast.data.encoded import open_upright
+from der_fast.data.members import read_bytes
 from der_fast.data.progress import progress_bar
 from der_fast.data.reading import Loaded, ReadSettings, Walk, brightened
 from der_fast.data.threads import FileThreads

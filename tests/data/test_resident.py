@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from der_fast.data import encoded, resident
+from der_fast.data import members, resident
 from der_fast.data.place import Place
 from der_fast.seeds import generator
 
@@ -21,7 +21,7 @@ def reads(monkeypatch):
 
     def read(path):
         seen.append(path)
-        return encoded.read_bytes(path)
+        return members.read_bytes(path)
 
     monkeypatch.setattr(resident, "read_bytes", read)
     return seen

@@ -57,9 +57,9 @@ def test_a_drive_that_never_answers_keeps_no_process_alive(photos, reader):
     code = f"""
 import threading
 from der_fast.config.schema import DataConfig
-from der_fast.data import encoded, load_dataset, pillow_reader, transforms_for
+from der_fast.data import encoded, load_dataset, members, pillow_reader, transforms_for
 from der_fast.errors import DataError
-read = encoded.read_bytes
+read = members.read_bytes
 def stuck(path):
     return threading.Event().wait() if path.endswith("3.jpg") else read(path)
 encoded.read_bytes = pillow_reader.read_bytes = stuck
