@@ -26,7 +26,10 @@ from der_fast.training.store import load_manifest, save_manifest
 PLACE_KEYS = ("data.name", "data.root", "data.test_list")
 # These decide where and how a run computes, not what it learns.
 FREE_KEYS = (
-    *(f"runtime.{name}" for name in ("device", "backend", "threads", "tune_allocator", "keep_checkpoints", "checkpoint_seconds", "tensorboard")),
+    *(
+        f"runtime.{name}"
+        for name in ("device", "backend", "threads", "tune_allocator", "keep_checkpoints", "checkpoint_seconds", "tensorboard")
+    ),
     *(*PLACE_KEYS, "data.download", "data.max_gib"),
     # Whether a folder is held in memory or left in its files shows in the images' checksum.
     *(f"data.{name}" for name in ("reader", "workers", "prefetch", "timeout", "cache_gib", "hardware_load", "width_hint", "height_hint")),

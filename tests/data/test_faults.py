@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from der_fast.data.decode import decode
+from der_fast.data.place import Place
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 
@@ -110,6 +111,25 @@ def test_broken_files_are_left_out_and_counted(photos, open_photos, reader, name
     again = batches_of(test, transform)
     assert len(test.skipped) == 1
     assert all(torch.equal(one.images, other.images) for one, other in zip(batches, again, strict=True))
+
+
+def test_what_was_unreadable_before_an_interruption_counts(many, open_photos, reader):
+    for name in ("ape/0", "ape/1", "bee/1", "cow/copy398", "cow/copy399"):
+        (many / "val" / f"{name}.jpg").unlink()
+        (many / "val" / f"{name}.jpg").write_bytes(b"no image")
+    _, test, _, transform = open_photos(many, reader)
+    with pytest.raises(DataError, match=r"5 of the first images read, of 409 in all"):
+        batches_of(test, transform)
+    _, test, _, transform = open_photos(many, reader)
+    place = next(iter(test.batches(None, 16, transform=transform))).place
+    assert place == Place(1, 3)
+    assert test.recall({}) == test.library.broken and len(test.library.broken) == 3
+    elsewhere = str(many.parent / "elsewhere" / "0.jpg")
+    _, resumed, _, transform = open_photos(many, reader)
+    assert resumed.recall({**test.library.broken, elsewhere: "gone"}) == test.library.broken
+    with pytest.raises(DataError, match=r"(?s)5 of the first images read, of 409 in all.*ape/0.jpg.*copy399.jpg"):
+        list(resumed.batches(None, 16, transform=transform, start=place))
+    assert sum(len(batch.indices) for batch in resumed.batches(None, 16, transform=transform, start=Place(1, 2))) == 409 - 16 - 2
 
 
 def test_a_file_deleted_after_it_was_listed(photos, open_photos, reader):
