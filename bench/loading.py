@@ -4,6 +4,10 @@
 
 All variants read the same files with the same two cores and give the same output: random-resized crops of 224 pixels, half of them
 mirrored, normalised, float32. The variants take turns, so that whatever else the machine does falls on all of them alike.
+
+    python bench/loading.py --train FOLDER --photos … --json FILE
+
+also trains ResNet-18 on a folder of class folders (two steps, the photos in their files) and says which part of it was waiting for images.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from der_fast import api
 from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset, transforms_for
 from der_fast.data.dali import is_installed
@@ -33,6 +38,8 @@ from der_fast.seeds import generator
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 224
 CLASSES = 2
+# Batches that are not timed: as many as any variant reads ahead.
+AHEAD = 4
 
 
 def unpack(photos: Path, place: Path, repeat: int) -> Path:
@@ -134,12 +141,35 @@ def source_of(folder: Path, batch: int, threads: int, cache_gib: float) -> Calla
 
 
 def measure(once: Callable[[], Iterator[Any]]) -> float:
-    """Return images per second of one pass; every batch is looked at."""
-    started, count = time.perf_counter(), 0
-    for images in once():
+    """Return images per second of one pass; every batch is looked at.
+
+    The clock starts after the first batches: some of the variants read them ahead while another one has its turn.
+    """
+    started, count = 0.0, 0
+    for number, images in enumerate(once(), 1):
         count += len(images)
         images[0, 0, 0, 0].item()
+        if number == AHEAD:
+            started, count = time.perf_counter(), 0
     return count / (time.perf_counter() - started)
+
+
+def train(folder: Path, side: int, epochs: int, threads: int) -> dict[str, Any]:
+    """Return how long a run over a folder of photos trained, and how long of that it waited for images."""
+    settings: dict[str, Any] = {
+        "data.image_size": side,
+        "data.random_resized_crop": True,
+        "data.workers": threads,
+        "model.backbone": "resnet18",
+        "model.stem": "imagenet",
+        "runtime.device": "cpu",
+        "runtime.threads": threads,
+    }
+    for stage in ("first", "later", "classifier"):
+        settings |= {f"{stage}.epochs": epochs, f"{stage}.milestones": (), f"{stage}.warmup_epochs": 0, f"{stage}.batch_size": 32}
+    metrics = api.train(folder, "B0-2", settings=settings).metrics
+    spent, waited = sum(metrics["training_seconds"]), sum(metrics["data_seconds"])
+    return {"side": side, "training_seconds": round(spent, 2), "data_seconds": round(waited, 2), "share": round(waited / spent, 4)}
 
 
 def main() -> None:
@@ -150,12 +180,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2, help="cores, for every variant")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--train", type=Path, help="also train on this folder of class folders and say how long it waited for images")
+    parser.add_argument("--side", type=int, default=112, help="pixels, for --train")
+    parser.add_argument("--epochs", type=int, default=2, help="of every stage, for --train")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = unpack(options.photos, Path(scratch), options.repeat)
         files = sorted((folder / "train").rglob("*.jpg"))
+        if len(files) < 4 * AHEAD * options.batch:
+            raise SystemExit(f"{len(files)} images are too few for batches of {options.batch}: repeat them more often, or give more")
         sizes = (options.batch, options.threads)
         variants = {"dataloader_pillow": dataloader_pillow(files, *sizes)}
         if is_installed():
@@ -177,8 +212,15 @@ def main() -> None:
     print(f"{len(files)} images of {SIDE} × {SIDE}, batch {options.batch}, {options.threads} cores, median of {options.rounds}")
     for row in rows:
         print(f"{row['variant']:20} {row['images_per_s']:8.1f} images/s ({row['low']} … {row['high']})  × {row['images_per_s'] / base:.2f}")
+    facts: dict[str, Any] = {"threads": options.threads, "batch": options.batch, "rows": rows}
+    if options.train:
+        facts["training"] = found = train(options.train, options.side, options.epochs, options.threads)
+        print(
+            f"training ResNet-18 at {options.side} pixels: {found['training_seconds']} s, of which {found['data_seconds']} s waiting for "
+            f"images ({100 * found['share']:.2f} %)"
+        )
     if options.json:
-        options.json.write_text(json.dumps({"threads": options.threads, "batch": options.batch, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
