@@ -18,8 +18,9 @@ from der_fast.data.files import FileTable
 from der_fast.data.library import Library
 from der_fast.data.place import BEGINNING, Place
 from der_fast.data.reading import Walk
-from der_fast.data.shards import shard_of
-from der_fast.data.source import Batch, check_indices, check_same_names, positions_of, selection_of
+from der_fast.data.selection import check_indices, positions_of, selection_of
+from der_fast.data.shards import check_process, shard_of
+from der_fast.data.source import Batch, check_same_names
 from der_fast.data.transform import Transform
 from der_fast.errors import DataError
 
@@ -35,7 +36,7 @@ class PhotoSource:
         class_names: distinct names.
         image_size: (height, width) in pixels to which images are brought for a test, before the centre crop.
         library: what reads the files.
-        groups: (N,) int8: 0 for the images a source began with, 1 for those that were put behind them, and so on; shards get
+        groups: (N,) int32: 0 for the images a source began with, 1 for those that were put behind them, and so on; shards get
             equal parts of every group.
         rank, world: which shard of an epoch is read.
     """
@@ -55,7 +56,7 @@ class PhotoSource:
         table: FileTable, rows: Ints, labels: Tensor, class_names: Sequence[str], image_size: tuple[int, int], library: Library
     ) -> PhotoSource:
         """Make a source of one group."""
-        return PhotoSource(table, rows, labels, tuple(class_names), image_size, library, torch.zeros(len(rows), dtype=torch.int8))
+        return PhotoSource(table, rows, labels, tuple(class_names), image_size, library, torch.zeros(len(rows), dtype=torch.int32))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -125,14 +126,16 @@ class PhotoSource:
             table=self.table if same else self.table.joined(other.table.taken(other.rows)),
             rows=np.concatenate([self.rows, other.rows if same else np.arange(len(other)) + shift]),
             labels=torch.cat([self.labels, other.labels]),
-            groups=torch.cat([self.groups, other.groups + last]),
+            groups=torch.cat([self.groups, torch.full_like(other.groups, last)]),
         )
 
     def sharded(self, rank: int, world: int) -> PhotoSource:
-        """Return the source as process `rank` of `world` reads it: every epoch another share, equally many batches for all.
+        """Return the source as process `rank` of `world` reads it; see `ImageSource.sharded`.
 
-        Only `batches` with `shuffle` is dealt out; whatever is read for a test is read whole.
+        A file that cannot be read is missing in its own process only: of two batches with the same number, one may be smaller, or left
+        out where fewer than two of its images were read. A batch's `place` says its number.
         """
+        check_process(rank, world)
         return replace(self, rank=rank, world=world)
 
     def fingerprint(self) -> str:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 
+def check_process(rank: int, world: int) -> None:
+    """Refuse a process that is none; raises ValueError."""
+    if not 0 <= rank < world:
+        raise ValueError(f"there is no process {rank} of {world}: they are numbered from 0")
+
+
 def shard_of(order: Tensor, groups: Tensor, rank: int, world: int) -> Tensor:
     """Return what process `rank` of `world` reads of an epoch, in its order.
 
@@ -19,8 +25,7 @@ def shard_of(order: Tensor, groups: Tensor, rank: int, world: int) -> Tensor:
     Raises:
         ValueError: no such process, or fewer images than processes.
     """
-    if not 0 <= rank < world:
-        raise ValueError(f"there is no process {rank} of {world}: they are numbered from 0")
+    check_process(rank, world)
     if world == 1:
         return order
     share = len(order) // world

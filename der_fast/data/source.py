@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from der_fast.data.place import BEGINNING, Place
+from der_fast.data.selection import check_indices, check_names, few, positions_of, selection_of
+from der_fast.data.shards import check_process, shard_of
 from der_fast.data.transform import Transform
 from der_fast.errors import DataError
 
@@ -93,6 +94,19 @@ class ImageSource(Protocol):
         """
         ...
 
+    def sharded(self: Source, rank: int, world: int) -> Source:
+        """Return the source as process `rank` of `world` reads it.
+
+        With `shuffle`, `batches` then gives every process another share of each epoch: equally many batches and images for all, no
+        image to two, and of every part that was put together by `concatenated` (new images, rehearsal memory) equally many to each, but
+        for one. Fewer images than there are processes are left out, in every epoch others. Processes must use the same seed. Without
+        `shuffle`, and by every other method, all images are given.
+
+        Raises:
+            ValueError: no such process.
+        """
+        ...
+
     def fingerprint(self) -> str:
         """Return the SHA-256 (hexadecimal) over labels, class names, and pixels, or for files their relative paths and sizes."""
         ...
@@ -146,6 +160,10 @@ class MemorySource:
         files: a name for every image, used in messages.
         skipped: files that could not be read, each as "path: reason".
 
+    Attributes:
+        groups: (N,) int32: 0 for the images a source began with, 1 for those that were put behind them, and so on.
+        rank, world: which shard of an epoch is read.
+
     Raises:
         DataError: a wrong shape or dtype, a label out of range, repeated class names; the message names the image.
     """
@@ -164,9 +182,11 @@ class MemorySource:
         self.skipped = tuple(skipped)
         self._fingerprint: str | None = None
         _check_images(images)
-        _check_names(self._class_names)
+        check_names(self._class_names)
         self._labels = _checked_labels(labels, images.shape[0], self._class_names, self._files)
         self._images = images.contiguous()
+        self.groups = torch.zeros(len(self._labels), dtype=torch.int32)
+        self.rank, self.world = 0, 1
 
     @property
     def images(self) -> Tensor:
@@ -210,7 +230,8 @@ class MemorySource:
     def relabelled(self, class_names: Sequence[str]) -> MemorySource:
         """Return the same images with labels into `class_names`; see `ImageSource.relabelled`."""
         position = positions_of(self._class_names, class_names)
-        return MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped)
+        source = MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped)
+        return source._dealt(self.groups, self.rank, self.world)
 
     def subset(self, indices: Tensor) -> MemorySource:
         """Return the images at `indices`; see `ImageSource.subset`."""
@@ -226,13 +247,21 @@ class MemorySource:
             )
         check_same_names(self, other)
         files = self._files + other._files if self._files is not None and other._files is not None else None
-        return MemorySource(
+        source = MemorySource(
             torch.cat([self._images, other._images]),
             torch.cat([self._labels, other._labels]),
             self._class_names,
             files=files,
             skipped=tuple(dict.fromkeys(self.skipped + other.skipped)),
         )
+        behind = int(self.groups.max()) + 1 if len(self) else 0
+        return source._dealt(torch.cat([self.groups, torch.full_like(other.groups, behind)]), self.rank, self.world)
+
+    def sharded(self, rank: int, world: int) -> MemorySource:
+        """Return the source as process `rank` of `world` reads it; see `ImageSource.sharded`."""
+        check_process(rank, world)
+        source = MemorySource(self._images, self._labels, self._class_names, files=self._files, skipped=self.skipped)
+        return source._dealt(self.groups, rank, world)
 
     def pixels(self, indices: Tensor) -> Tensor:
         """Return the images at `indices`; see `ImageSource.pixels`."""
@@ -278,84 +307,48 @@ class MemorySource:
         channels_last: bool,
         skipped: int,
     ) -> Iterator[Batch]:
+        rank, world, places = 0, 1, torch.arange(len(order))
         if shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
+            rank, world = self.rank, self.world
+            places = shard_of(places, self.groups[order], rank, world)
         draw = transform.draw(len(order), generator)
-        for number, start in enumerate(range(0, len(order), batch_size), 1):
-            chosen = order[start : start + batch_size]
-            if shuffle and start > 0 and len(chosen) == 1 < batch_size:
+        for number, start in enumerate(range(0, len(places), batch_size), 1):
+            part = places[start : start + batch_size]
+            if shuffle and start > 0 and len(part) == 1 < batch_size:
                 return
-            if number <= skipped:
-                transform.draw_for_nothing(len(chosen), self.image_size, generator)
-                continue
-            part = draw.part(start, start + len(chosen))
-            images = transform(self._images.index_select(0, chosen), generator, draw=part, device=device, channels_last=channels_last)
-            yield Batch(images, self._labels[chosen].to(device), chosen, Place(number))
+            for process in range(world):
+                # What the other processes draw for their batches, or was drawn before the start, must not be drawn again.
+                if process != rank or number <= skipped:
+                    transform.draw_for_nothing(len(part), self.image_size, generator)
+                    continue
+                chosen = order[part]
+                pixels = self._images.index_select(0, chosen)
+                images = transform(pixels, generator, draw=draw.at(part), device=device, channels_last=channels_last)
+                batch = Batch(images, self._labels[chosen].to(device), chosen, Place(number))
+            if number > skipped:
+                yield batch
 
     def _with(self, indices: Tensor, labels: Tensor, names: tuple[str, ...]) -> MemorySource:
         files = None if self._files is None else tuple(self._files[index] for index in indices.tolist())
-        return MemorySource(self._images.index_select(0, indices), labels, names, files=files, skipped=self.skipped)
+        source = MemorySource(self._images.index_select(0, indices), labels, names, files=files, skipped=self.skipped)
+        return source._dealt(self.groups[indices], self.rank, self.world)
 
-
-def check_indices(indices: Tensor, count: int) -> Tensor:
-    """Return positions in a source of `count` images as int64 on the CPU; raises DataError for any that is out of range."""
-    if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
-        raise DataError(f"indices must be a one-dimensional tensor of integers, not {indices.dtype}, {tuple(indices.shape)}")
-    indices = indices.to("cpu", torch.int64)
-    wrong = ((indices < 0) | (indices >= count)).nonzero().flatten()
-    if len(wrong):
-        raise DataError(f"index {int(indices[wrong[0]])} is out of range: there are {count} images, numbered from 0")
-    return indices
-
-
-def selection_of(labels: Tensor, class_names: Sequence[str], names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return the positions of the images of some classes, and their labels into `names`.
-
-    Raises:
-        DataError: an unknown or repeated name, or a class without images.
-    """
-    _check_names(names)
-    known = {name: number for number, name in enumerate(class_names)}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DataError(f"unknown class {', '.join(map(repr, unknown))}; there are {_few(class_names)}")
-    position = torch.full((len(class_names),), -1, dtype=torch.int64)
-    for label, name in enumerate(names):
-        position[known[name]] = label
-    found = position[labels]
-    chosen = (found >= 0).nonzero().flatten()
-    counts = torch.bincount(found[chosen], minlength=len(names))
-    empty = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
-    if empty:
-        raise DataError(f"no images of class {', '.join(map(repr, empty))}; add images or leave the class out")
-    return chosen, found[chosen]
-
-
-def positions_of(names: Sequence[str], class_names: Sequence[str]) -> Tensor:
-    """Return where every name of a source stands in `class_names`, (C,) int64; raises DataError where one is missing."""
-    _check_names(class_names)
-    place = {name: number for number, name in enumerate(class_names)}
-    missing = [name for name in names if name not in place]
-    if missing:
-        raise DataError(f"cannot relabel: class {', '.join(map(repr, missing))} is not among the new class names")
-    return torch.tensor([place[name] for name in names], dtype=torch.int64)
+    def _dealt(self, groups: Tensor, rank: int, world: int) -> MemorySource:
+        """Take over how epochs are dealt out, on a new source."""
+        self.groups, self.rank, self.world = groups, rank, world
+        return self
 
 
 def check_same_names(one: ImageSource, other: ImageSource) -> None:
     """Refuse to put sources of other class names or image sizes together; raises DataError."""
     if other.class_names != one.class_names:
         raise DataError(
-            f"cannot put sources together: their class names differ ({_few(one.class_names)} and {_few(other.class_names)}); "
+            f"cannot put sources together: their class names differ ({few(one.class_names)} and {few(other.class_names)}); "
             "use relabelled() first"
         )
     if other.image_size != one.image_size:
         raise DataError(f"cannot put sources together: images of {one.image_size} and of {other.image_size} pixels; load both alike")
-
-
-def _few(names: Sequence[str], most: int = 10) -> str:
-    """List names for a message, the first few only."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _check_images(images: Tensor) -> None:
@@ -366,12 +359,6 @@ def _check_images(images: Tensor) -> None:
         )
     if images.device.type != "cpu":
         raise DataError(f"images must be on the CPU, not on {images.device}; batches travel to the device by themselves")
-
-
-def _check_names(names: Sequence[str]) -> None:
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise DataError(f"class name {', '.join(map(repr, repeated))} comes more than once; class names must be distinct")
 
 
 def _checked_labels(labels: Tensor, count: int, names: tuple[str, ...], files: tuple[str, ...] | None) -> Tensor:

@@ -18,6 +18,7 @@ from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.progress import Observer
 from der_fast.training.protocol import class_order, split_steps
+from der_fast.training.runtime import refuse_several_processes
 from der_fast.training.saved import saved_steps
 from der_fast.training.sources import counts_by_class
 from der_fast.training.store import load_manifest, save_manifest
@@ -55,10 +56,12 @@ def run_protocol(
         observer: told about progress.
 
     Raises:
-        ConfigError: the protocol does not fit the classes; `out` holds a run and `resume` is off, or the other way round.
+        ConfigError: one of several processes of torchrun; the protocol does not fit the classes; `out` holds a run
+            and `resume` is off, or the other way round.
         CheckpointError: the run in `out` belongs to another configuration or data set, or nothing in it can be read.
         DataError, DivergenceError, StorageError: see `Learner.learn` and `Learner.save`.
     """
+    refuse_several_processes()
     watcher = observer or Observer()
     steps = split_steps(class_order(train.class_names, config.protocol), config.protocol.name)
     _check_classes(train, test, steps)
@@ -238,9 +241,10 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
 
     Raises:
         DataError: a class that is already known, or images of another size.
-        ConfigError: a key on which what was learned before depends.
+        ConfigError: one of several processes of torchrun; a key on which what was learned before depends.
         CheckpointError, StorageError: see `Learner.load` and `Learner.save`.
     """
+    refuse_several_processes()
     watcher = observer or Observer()
     with held(run):
         learner = Learner.load(run, device=config.runtime.device, backend=config.runtime.backend, observer=watcher)

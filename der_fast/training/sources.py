@@ -74,8 +74,10 @@ def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] 
         bound: the upper bound is trained: on the images of all seen classes.
 
     Raises:
-        DataError: too few images, a class that is already known, nothing new, or images of another size.
+        DataError: a shard, too few images, a class that is already known, nothing new, or images of another size.
     """
+    if getattr(train, "world", 1) > 1:
+        raise DataError("a step is trained by one process on all of its images; give the source itself instead of a shard of it (sharded)")
     if len(train) < 2:
         raise DataError(f"{len(train)} training image(s): batch-norm needs at least two; add images")
     empty = [name for name, count in counts_by_class(train).items() if not count]
