@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from der_fast.config.datasets import absolute
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
@@ -80,7 +82,10 @@ def train(
 
 def train_run(config: Config, out: Path | None, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
     """Run a resolved configuration; see `train`."""
-    train_source, test_source = load_dataset(config.data)
+    if out is not None:
+        check_out(out, resume=resume)
+    # The index of a folder of photos is kept beside the run: the next start need not list a million files.
+    train_source, test_source = load_dataset(config.data, cache=out, say=observer.message if observer else None)
     return _train(config, train_source, test_source, out, resume, observer)
 
 
@@ -112,13 +117,19 @@ def _watched(config: Config, out: Path | None, observer: Observer | None) -> Ite
 
 
 def learn_run(
-    run: str | Path, folder: str | Path, *, overrides: Mapping[str, Any] | None = None, observer: Observer | None = None
+    run: str | Path,
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
 ) -> RunResult:
     """Teach a saved run the classes of a folder, save it, and write its report anew.
 
     Args:
         run: the run's folder.
         folder: class folders, with or without a train/test split; every class must be new.
+        data: where the images of the run's own data set lie now, if they were moved.
         overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``.
         observer: told about progress.
 
@@ -130,11 +141,18 @@ def learn_run(
     """
     run, watcher = Path(run), observer or Observer()
     saved, overrides = Learner.load(run), dict(overrides or {})
+    if data is not None:
+        overrides["data.name"] = absolute(str(data))
     config = replace_keys(saved.config, overrides)
+    if isinstance(saved.model.memory, MemorySource):
+        # New images are put together with the memory, so they are held as it is.
+        config = replace_keys(config, {"data.reader": "memory"})
     limits = {key: None for key in ("data.train_per_class", "data.test_per_class") if key not in overrides}
-    new_data = replace_keys(config, {**limits, "data.name": str(folder), "data.image_size": _input_side(saved)}).data
-    train_source, test_source = load_dataset(new_data)
-    old = old_test_images(saved.config, saved.class_names, load_dataset)
+    everything = {**limits, "data.classes": None, "data.test_list": None, "data.image_size": _input_side(saved)}
+    new_data = replace_keys(config, {**everything, "data.name": str(folder)}).data
+    train_source, test_source = load_dataset(new_data, say=watcher.message)
+    own = {"data.name": config.data.name, "data.reader": config.data.reader, "data.image_size": _input_side(saved)}
+    old = old_test_images(replace_keys(saved.config, own), saved.class_names, partial(load_dataset, cache=run))
     if old is None:
         name = saved.config.data.name
         watcher.message(f"the run's own data set ({name}) cannot be read here: accuracy is measured on the new classes only")
@@ -143,7 +161,11 @@ def learn_run(
         names = (*old.class_names, *(name for name in test_source.class_names if name not in old.class_names))
         test = old.relabelled(names).concatenated(test_source.relabelled(names))
     # How much of the new folder is read says nothing about the data set that the run was trained on.
-    of_run = {f"data.{key}": getattr(saved.config.data, key) for key in ("name", "train_per_class", "test_per_class", "test_share")}
+    of_run = {
+        f"data.{key}": getattr(saved.config.data, key) for key in ("name", "train_per_class", "test_per_class", "test_share", "reader")
+    }
+    if data is not None:
+        del of_run["data.name"]
     learner = learn_more(run, train_source, test, replace_keys(config, of_run), observer=watcher)
     write_report(run)
     return RunResult(learner.metrics(), learner, run)
@@ -167,7 +189,8 @@ def evaluate_run(
     learner = Learner.load(run, device=device, observer=observer)
     wanted = learner.config.data
     if data is not None:
-        whole = replace(wanted, name=str(data), image_size=_input_side(learner), train_per_class=None, test_per_class=None)
+        side = _input_side(learner)
+        whole = replace(wanted, name=str(data), image_size=side, train_per_class=None, test_per_class=None, classes=None, test_list=None)
         train, test = load_dataset(whole)
         return learner.evaluate(train.concatenated(test) if _has_no_split(train) else test)
     if wanted.name == GIVEN:
@@ -177,16 +200,17 @@ def evaluate_run(
             f"the images of the run in {run} are not in {wanted.name} any more; give a folder of test images, or tell the run where they "
             f"are now: der-fast train NEW_PLACE --out {run} --resume"
         )
-    _, test = load_dataset(wanted)
+    _, test = load_dataset(wanted, cache=Path(run))
     known = [name for name in learner.class_names if name in test.class_names]
     if not known:
         raise DataError(f"data set {wanted.name!r} has none of the classes that the run in {run} knows; give a folder of test images")
     return learner.evaluate(test.of_classes(known))
 
 
-def _has_no_split(train: MemorySource) -> bool:
+def _has_no_split(train: ImageSource) -> bool:
     """Whether images come from a folder without train/ and test/: their names are then <class>/<file>."""
-    return train.files is not None and all(name.count("/") == 1 for name in train.files)
+    files = getattr(train, "files", None)
+    return files is not None and all(name.count("/") == 1 for name in files)
 
 
 def _input_side(learner: Learner) -> int:

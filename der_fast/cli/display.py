@@ -87,18 +87,18 @@ class LiveDisplay(StepLines):
 
     def batch_ends(self, step: int, stage: str, epoch: int, epochs: int, batch: int, batches: int, images: int) -> None:
         """Move the bar within the epoch."""
-        self._advance(step, stage, epoch - 1 + batch / batches, epochs)
+        self._advance(step, stage, epoch - 1 + batch / batches, epochs, epoch - 1 + (batch - 1) / batches)
 
     def epoch_ends(self, record: EpochRecord) -> None:
         """Show the epoch's figures."""
         self.record = record
         self._advance(record.step, record.stage, record.epoch, record.epochs)
 
-    def _advance(self, step: int, stage: str, done: float, epochs: int) -> None:
+    def _advance(self, step: int, stage: str, done: float, epochs: int, before: float | None = None) -> None:
         if stage != self.stage:
             self.stage, self.record = stage, self.record if self.record and self.record.stage == stage else None
         if self.left is not None:
-            self.left.progress(stage, done, epochs)
+            self.left.progress(stage, done, epochs, before)
         self._show(f"step {step}/{self.steps} {stage}", done, epochs)
 
     def _show(self, description: str, done: float, epochs: int) -> None:

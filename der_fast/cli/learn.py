@@ -22,6 +22,7 @@ def learn(
     ctx: typer.Context,
     run: opt.Run,
     folder: Folder,
+    data: opt.MovedData = None,
     epochs: opt.LearnEpochs = None,
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
@@ -42,7 +43,7 @@ def learn(
     def work(observer: Any) -> None:
         from der_fast.api import learn_run
 
-        learn_run(run, folder, overrides=overrides, observer=observer)
+        learn_run(run, folder, data=data, overrides=overrides, observer=observer)
 
     run_and_show(work, run, quiet=quiet)
 

@@ -19,7 +19,13 @@ _RUN = "Where and how it runs"
 
 Data = Annotated[
     str | None,
-    typer.Argument(metavar="DATA", help="digits, cifar10, cifar100, or a folder of class folders (with or without train/ and test/)"),
+    typer.Argument(
+        metavar="DATA",
+        help="digits, cifar10, cifar100, a folder of class folders (with or without train/ and test/), or a .txt of 'path class'",
+    ),
+]
+MovedData = Annotated[
+    str | None, typer.Option("--data", help="where the images of the run's own data set lie now, if they were moved", rich_help_panel=_RUN)
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a saved run")]
 
@@ -36,6 +42,10 @@ Width = Annotated[int | None, typer.Option(help="channels of the backbone's firs
 ClassOrder = Annotated[
     str | None,
     typer.Option(help="'alphabetical', names separated by commas, or a file with one name per line", rich_help_panel=_LEARN),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="use only these classes: names separated by commas, or a file with one per line", rich_help_panel=_LEARN),
 ]
 TrainPerClass = Annotated[
     int | None, typer.Option(help="use at most this many training images per class, the first by name", rich_help_panel=_LEARN)

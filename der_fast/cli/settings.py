@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ _FLAGS = {
     "download": ("data.download", True),
 }
 
+# "n01440764 tench, Tinca tinca": so the lists of ImageNet-100 and ImageNet's own are written.
+_SYNSET = re.compile(r"^(n\d{8})\s.*$")
+
 
 def changes_from(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
     """Return the dotted keys that command-line options change in `base`.
@@ -50,6 +54,8 @@ def changes_from(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
     changes.update({key: value for name, (key, value) in _FLAGS.items() if options.get(name)})
     if options.get("class_order") is not None:
         changes.update(class_order_keys(options["class_order"]))
+    if options.get("classes") is not None:
+        changes["data.classes"] = read_names(options["classes"], "--classes")
     changes.update(_memory_keys(options))
     changes.update(_schedule_keys(options, base))
     changes.update(parse_assignments(options.get("settings") or []))
@@ -82,20 +88,32 @@ def class_order_keys(text: str) -> dict[str, Any]:
     """Read ``--class-order``: 'alphabetical', names separated by commas, or a file with one name per line (UTF-8)."""
     if text.strip().lower() == "alphabetical":
         return {"protocol.class_order": None, "protocol.class_order_seed": None}
+    return {"protocol.class_order": read_names(text, "--class-order", "'alphabetical', nor ")}
+
+
+def read_names(text: str, option: str, other: str = "") -> tuple[str, ...]:
+    """Read class names separated by commas, or a file with one name per line (UTF-8); what follows an ImageNet synset is its meaning.
+
+    Args:
+        text: what was given.
+        option: how the option is called, for messages.
+        other: what else it could have been, for messages.
+
+    Raises:
+        ConfigError: a file that cannot be read, or fewer than two names.
+    """
     path = Path(text).expanduser()
     if _is_file(path):
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--class-order: cannot read {path}: {error}; it takes a text file with one class name per line") from error
-        names = [line.strip() for line in lines if line.strip()]
+            raise ConfigError(f"{option}: cannot read {path}: {error}; it takes a text file with one class name per line") from error
+        names = [_SYNSET.sub(r"\1", line.strip()) for line in lines if line.strip()]
     else:
         names = split_list(text)
         if len(names) < 2:
-            raise ConfigError(
-                f"--class-order {text!r} is neither 'alphabetical', nor class names separated by commas, nor a file with one name per line"
-            )
-    return {"protocol.class_order": tuple(names)}
+            raise ConfigError(f"{option} {text!r} is neither {other}class names separated by commas, nor a file with one name per line")
+    return tuple(names)
 
 
 def _is_file(path: Path) -> bool:

@@ -25,7 +25,7 @@ class TimeLeft:
         self.stage = ""
         self.done = 0.0
         self.epochs = 0
-        self.first_epoch = 0
+        self.began_with = 0.0
         self.seconds_per_epoch: dict[str, float] = {}
 
     def step_begins(self, step: int) -> None:
@@ -34,14 +34,19 @@ class TimeLeft:
         self.step_began = self.clock()
         self.stage, self.done, self.epochs = "", 0.0, 0
 
-    def progress(self, stage: str, epochs_done: float, epochs: int) -> None:
-        """Note that `epochs_done` of a stage's `epochs` are done (a fraction within an epoch)."""
+    def progress(self, stage: str, epochs_done: float, epochs: int, before: float | None = None) -> None:
+        """Note that `epochs_done` of a stage's `epochs` are done (a fraction within an epoch).
+
+        Args:
+            stage, epochs_done, epochs: see above.
+            before: how many were done when the batch that is told of began; default: whole epochs.
+        """
         if stage != self.stage:
             self.stage, self.stage_began, self.epochs = stage, self.clock(), epochs
-            # A resumed stage does not start at epoch 0; what came before took no time of ours.
-            self.first_epoch = int(epochs_done)
+            # A resumed stage does not start at epoch 0, nor always with an epoch; what came before took no time of ours.
+            self.began_with = int(epochs_done) if before is None else before
         self.done = epochs_done
-        covered = epochs_done - self.first_epoch
+        covered = epochs_done - self.began_with
         if covered > 0:
             self.seconds_per_epoch[stage] = (self.clock() - self.stage_began) / covered
 

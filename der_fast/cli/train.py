@@ -28,6 +28,7 @@ def train(
     backbone: opt.Backbone = None,
     width: opt.Width = None,
     class_order: opt.ClassOrder = None,
+    classes: opt.Classes = None,
     train_per_class: opt.TrainPerClass = None,
     test_per_class: opt.TestPerClass = None,
     data_root: opt.DataRoot = None,

@@ -17,6 +17,7 @@ from der_fast.errors import ConfigError
 BACKBONES = ("resnet18", "resnet34", "resnet50", "preact_resnet18", "resnet20", "resnet32")
 STEMS = ("auto", "imagenet", "small")
 BACKENDS = ("auto", "reference", "fused")
+READERS = ("auto", "memory", "dali", "pillow")
 LARGEST_SEED = 2**63 - 1
 
 
@@ -84,6 +85,16 @@ RULES: dict[str, Rule] = {
     "data.mean": _channels(_between(0, 1)),
     "data.std": _channels(_above_zero()),
     "data.max_gib": _above_zero(),
+    "data.test_list": _TEXT,
+    "data.classes": Rule("one or more class names, none of them twice", lambda names: 0 < len(names) == len(set(names)) and all(names)),
+    "data.reader": _one_of(READERS),
+    "data.workers": _at_least(0),
+    "data.prefetch": Rule("a whole number from 1 to 64", lambda value: 1 <= value <= 64),
+    "data.timeout": _above_zero(),
+    "data.cache_gib": _at_least(0, "a number"),
+    "data.hardware_load": _between(0, 1),
+    "data.width_hint": _at_least(0),
+    "data.height_hint": _at_least(0),
     "protocol.name": _TEXT,
     # Names that come twice are refused by name: a list of a hundred classes says little about which it is.
     "protocol.class_order": Rule("two or more class names, none of them twice", lambda names: len(names) > 1 and all(names)),
@@ -122,6 +133,7 @@ RULES: dict[str, Rule] = {
     "runtime.tune_allocator": _SWITCH,
     "runtime.eval_batch_size": _at_least(1),
     "runtime.keep_checkpoints": _at_least(1),
+    "runtime.checkpoint_seconds": _at_least(0, "a number"),
     "runtime.tensorboard": _SWITCH,
 }
 
@@ -155,6 +167,10 @@ def refuse_repeats(order: Sequence[str]) -> None:
 
 def _check_pairs(config: Config) -> None:
     """Refuse values that are each in range but contradict each other."""
+    if config.data.reader in ("dali", "pillow") and not config.data.random_resized_crop:
+        raise ConfigError(
+            f"data.reader={config.data.reader!r} reads photos, which need data.random_resized_crop=true; for small images use 'memory'"
+        )
     masks = config.masks
     if masks.init_low > masks.init_high:
         raise ConfigError(f"masks.init_low ({masks.init_low}) must not be above masks.init_high ({masks.init_high})")

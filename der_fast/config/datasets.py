@@ -31,9 +31,13 @@ def paper_name(dataset: str) -> str | None:
 
 
 def data_folder(name: str) -> Path | None:
-    """Return the folder that a data set's name stands for, as an absolute path; None for known names and where there is no folder."""
+    """Return the folder, the list of files, or the tar, that a data set's name stands for, as an absolute path; None for anything else."""
     folder = Path(name).expanduser()
-    return Path(absolute(name)) if name not in KNOWN_NAMES and folder.is_dir() else None
+    return (
+        Path(absolute(name))
+        if name not in KNOWN_NAMES and (folder.is_dir() or (folder.suffix in (".txt", ".tar") and folder.is_file()))
+        else None
+    )
 
 
 def absolute(path: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from der_fast.config.check import check
 from der_fast.config.datasets import absolute, data_folder
@@ -60,12 +61,16 @@ def resolve_config(
 
 def _with_absolute_paths(config: Config) -> Config:
     """Write folders of images and archives in full, so that a saved run finds them again from wherever it is called."""
-    folder, root = data_folder(config.data.name), config.data.root
+    folder = data_folder(config.data.name)
     return replace_keys(
         config,
         {
             "data.name": config.data.name if folder is None else str(folder),
-            "data.root": absolute(root) if root is not None and root.strip() else root,
+            **{
+                f"data.{key}": absolute(path)
+                for key, path in (("root", config.data.root), ("test_list", config.data.test_list))
+                if path is not None and path.strip()
+            },
         },
     )
 
@@ -78,22 +83,33 @@ def preset_for(data: str, protocol: str | None) -> str | None:
     """
     folder = data_folder(data)
     name = find_preset(data if folder is None else str(folder), protocol)
-    if name is not None or folder is None:
+    if name is not None or folder is None or folder.suffix == ".txt":
         return name
     side = max(_sampled_sides(folder), default=0)
     return next((name for limit, name in _BY_SIDE if side <= limit), _LARGER) if side else None
 
 
 def _sampled_sides(folder: Path) -> Iterator[int]:
-    """Yield the longer side of the first readable image of each of the first class folders."""
+    """Yield the longer side of the first readable image of each of the first class folders, or tars where there are none."""
     train = folder / "train"
-    classes = sorted(entry for entry in (train if train.is_dir() else folder).iterdir() if entry.is_dir())
-    for class_folder in classes[:_SAMPLED_CLASSES]:
+    entries = [folder] if folder.is_file() else sorted((train if train.is_dir() else folder).iterdir())
+    for class_folder in [entry for entry in entries if entry.is_dir()][:_SAMPLED_CLASSES]:
         sides = (_side(path) for path in islice(sorted(class_folder.iterdir()), 5) if path.is_file())
         yield next((side for side in sides if side), 0)
+    if not any(entry.is_dir() for entry in entries):
+        yield from map(_side_in_tar, [entry for entry in entries if entry.suffix == ".tar"][:_SAMPLED_CLASSES])
 
 
-def _side(path: Path) -> int:
+def _side_in_tar(path: Path) -> int:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            sides = (_side(file) for member in islice(tar, 10) if (file := tar.extractfile(member)) is not None)
+            return next((side for side in sides if side), 0)
+    except (OSError, tarfile.TarError):
+        return 0
+
+
+def _side(path: Path | IO[bytes]) -> int:
     from PIL import Image
 
     try:

@@ -15,12 +15,18 @@ def key(default: Any, doc: str) -> Any:
 class DataConfig:
     """Where images come from and how they are augmented."""
 
-    name: str = key("digits", "'digits', 'cifar10', 'cifar100', or a folder of class folders (with or without train/ and test/)")
+    name: str = key(
+        "digits",
+        "'digits', 'cifar10', 'cifar100', a folder of class folders (with or without train/ and test/) or of WebDataset tars, or a text "
+        "file of 'path class'",
+    )
     root: str | None = key(None, "folder that holds the official cifar archives; default: the user's cache folder")
     download: bool = key(False, "download a missing official archive")
     image_size: int | None = key(
         None, "side of the network's input in pixels; default: the data set's own size (folders: 32 if all are ≤ 32, else 224)"
     )
+    test_list: str | None = key(None, "text file of 'path class' with the test images, where `name` is such a file")
+    classes: tuple[str, ...] | None = key(None, "use only these classes of a folder or list; default: all")
     train_per_class: int | None = key(None, "use at most this many training images per class, the first by name")
     test_per_class: int | None = key(None, "use at most this many test images per class, the first by name")
     test_share: float = key(0.2, "share of each class held out for testing where a folder has no train/test split")
@@ -31,6 +37,22 @@ class DataConfig:
     mean: tuple[float, float, float] = key((0.5071, 0.4867, 0.4408), "per-channel mean of the normalised images, in [0, 1]")
     std: tuple[float, float, float] = key((0.2675, 0.2565, 0.2761), "per-channel standard deviation, in [0, 1]")
     max_gib: float = key(8.0, "refuse to hold more than this many GiB of decoded images in memory")
+    reader: str = key(
+        "auto",
+        "'memory' decodes a folder once and holds it; 'dali' and 'pillow' leave photos in files and decode on the way; 'auto': photos "
+        "(random_resized_crop, more than 32 pixels) from files, by nvidia-dali if it is installed, all else from memory",
+    )
+    workers: int | None = key(None, "threads (dali) or processes (pillow) that decode; default: one per core, at most 16")
+    prefetch: int = key(2, "batches decoded ahead")
+    timeout: float = key(120.0, "seconds to wait for a batch of images before giving up")
+    cache_gib: float | None = key(
+        None,
+        "GiB for images decoded once (short side 256/224 of image_size) and cropped from memory, if all fit; 0: none; default: none on the "
+        "CPU, half of what is free on a GPU",
+    )
+    hardware_load: float = key(0.65, "share of JPEGs decoded by the GPU's own decoder, where it has one (dali)")
+    width_hint: int = key(0, "width of the largest images, to make the GPU's decoding buffers in advance (dali); 0 = as needed")
+    height_hint: int = key(0, "height of the largest images, as width_hint")
 
 
 @dataclass(frozen=True)
@@ -140,6 +162,9 @@ class RuntimeConfig:
     tune_allocator: bool = key(True, "keep large CPU buffers instead of returning them to the system after every batch (glibc)")
     eval_batch_size: int = key(256, "images per batch when nothing is trained")
     keep_checkpoints: int = key(2, "how many of the last checkpoints stay on disk")
+    checkpoint_seconds: float = key(
+        600.0, "seconds of training between checkpoints within an epoch, beside those after every epoch and stage; 0 = only those"
+    )
     tensorboard: bool = key(False, "also write TensorBoard event files (needs the extra 'tensorboard')")
 
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from der_fast.data.members import openable
+
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in "jpg jpeg jpe jfif png bmp dib webp gif tif tiff ppm pgm pbm pnm tga jp2 avif".split()  # noqa: SIM905
@@ -100,10 +102,7 @@ def decode(path: Path, size: tuple[int, int]) -> Pixels:
     Raises:
         Exception: whatever Pillow raises on a damaged or unknown file.
     """
-    # Opening a pipe or a device would wait for ever.
-    if not path.is_file():
-        raise OSError("a folder, not an image file" if path.is_dir() else "no such file" if not path.exists() else "not a regular file")
-    with Image.open(path) as image:
+    with Image.open(openable(path)) as image:
         side = 2 * max(size)
         image.draft(None, (side, side))
         ImageOps.exif_transpose(image, in_place=True)

@@ -1,77 +1,102 @@
-"""Folders of class folders, with or without a train/test split.
-
-    photos/cat/1.jpg …                      every class held out in part for testing
-    photos/train/cat/1.jpg  photos/test/cat/9.jpg …    ("val", "valid" and "validation" also name the test part)
-
-Names that begin with a dot are ignored. Class names are folder names in sorted order, images are taken in sorted order of their names.
-"""
+"""Folders of class folders, lists of files, and tars, as image sources: decoded into memory, or left in their files."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from der_fast.config.schema import DataConfig
-from der_fast.data.decode import IMAGE_SUFFIXES, Decoded, decode_files
+from der_fast.data.decode import Decoded, decode_files
+from der_fast.data.files import FileTable
+from der_fast.data.layout import find_tars
+from der_fast.data.library import Library, read_settings
+from der_fast.data.listing import Listing, Part, list_folder, list_texts
+from der_fast.data.members import openable
+from der_fast.data.photos import PhotoSource
 from der_fast.data.progress import progress_bar
-from der_fast.data.sizes import SMALL_SIDE, default_side, refuse_too_much, stored_side
-from der_fast.data.source import MemorySource
-from der_fast.data.split import held_out
+from der_fast.data.sizes import LARGE_SIDE, SMALL_SIDE, default_side, refuse_too_much, stored_side
+from der_fast.data.source import ImageSource, MemorySource
+from der_fast.data.tars import list_tars
 from der_fast.errors import DataError
 
-_TEST_NAMES = ("test", "val", "valid", "validation")
-_IGNORED = ("__MACOSX",)
 _MOST_LISTED = 20
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Files of one part (training or test) with a label each."""
+def load_folder(
+    folder: Path, config: DataConfig, *, cache: Path | None = None, say: Callable[[str], None] | None = None
+) -> tuple[ImageSource, ImageSource]:
+    """Return (train, test) of a folder of class folders, of a text file of "path class", or of WebDataset tars.
 
-    paths: list[Path]
-    labels: list[int]
-
-
-def load_folder(folder: Path, config: DataConfig) -> tuple[MemorySource, MemorySource]:
-    """Return (train, test) of a folder of class folders.
-
-    Unreadable files are left out, logged and listed in `MemorySource.skipped`.
+    Unreadable files are left out, logged and listed in the source's `skipped`: in memory now, else when they are read.
 
     Args:
-        folder: the folder.
-        config: `image_size`, `random_resized_crop`, `train_per_class`, `test_per_class`, `test_share` and `max_gib` are used.
+        folder: the folder, the text file, or a tar.
+        config: everything but `name`, `root` and `download` is used.
+        cache: where the folder's index is kept; None keeps none.
+        say: told how images are read, where they stay in their files.
 
     Raises:
-        DataError: no class folders, an empty class, a class that is in one part only, a class too small to be split, more images than
-            `max_gib` allows, or more unreadable files than three and than 1 % of all.
+        DataError: no class folders, an empty class, a class that is in one part only, a class too small to be split, a damaged tar, more
+            images than `max_gib` allows, or more unreadable files than three and than 1 % of all.
     """
-    try:
-        names, train, test = _parts(folder, config)
-    except OSError as error:
-        raise DataError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from error
-    paths = train.paths + test.paths
+    tars = find_tars(folder)
+    if tars:
+        listing = list_tars(folder, tars, config, cache)
+    elif folder.is_dir():
+        listing = list_folder(folder, config, cache)
+    else:
+        listing = list_texts(folder, None if config.test_list is None else Path(config.test_list).expanduser(), config)
+    if _stays_in_files(listing, config):
+        return _in_files(listing, config, say)
+    return _in_memory(folder, listing, config)
+
+
+def _stays_in_files(listing: Listing, config: DataConfig) -> bool:
+    if config.reader != "auto":
+        return config.reader != "memory"
+    return config.random_resized_crop and (config.image_size or _guess_side(_paths(listing.table, listing.train))) > SMALL_SIDE
+
+
+def _in_files(listing: Listing, config: DataConfig, say: Callable[[str], None] | None) -> tuple[PhotoSource, PhotoSource]:
+    side = stored_side(config.image_size or LARGE_SIDE, config.random_resized_crop)
+    library = Library(read_settings(config), say)
+    library.say(listing.note)
+
+    def source(part: Part) -> PhotoSource:
+        return PhotoSource.of(listing.table, part.rows, torch.from_numpy(part.labels), listing.class_names, (side, side), library)
+
+    return source(listing.train), source(listing.test)
+
+
+def _in_memory(folder: Path, listing: Listing, config: DataConfig) -> tuple[MemorySource, MemorySource]:
+    train, test = listing.train, listing.test
+    paths = [*_paths(listing.table, train), *_paths(listing.table, test)]
     side = stored_side(config.image_size or _guess_side(paths), config.random_resized_crop)
     refuse_too_much(len(paths), (side, side), config.max_gib, str(folder))
     with progress_bar(f"decoding {folder.name}", len(paths)) as advance:
         decoded = decode_files(paths, (side, side), progress=advance)
     _judge_problems(decoded.problems, len(paths), folder)
-    border = len(train.paths)
+    border = len(train.rows)
     return (
-        _source("training", folder, names, train, decoded.part(0, border)),
-        _source("test", folder, names, test, decoded.part(border, len(paths))),
+        _source("training", folder, listing, train, decoded.part(0, border)),
+        _source("test", folder, listing, test, decoded.part(border, len(paths))),
     )
 
 
-def _source(what: str, folder: Path, names: list[str], part: _Part, decoded: Decoded) -> MemorySource:
-    labels = torch.tensor(part.labels, dtype=torch.int64)[torch.tensor(decoded.kept, dtype=torch.int64)]
+def _paths(table: FileTable, part: Part) -> Iterable[Path]:
+    return (Path(table.path(row)) for row in part.rows.tolist())
+
+
+def _source(what: str, folder: Path, listing: Listing, part: Part, decoded: Decoded) -> MemorySource:
+    names = listing.class_names
+    labels = torch.from_numpy(part.labels)[torch.tensor(decoded.kept, dtype=torch.int64)]
     counts = torch.bincount(labels, minlength=len(names)).tolist()
     lost = [name for name, count in zip(names, counts, strict=True) if count == 0]
     if lost:
@@ -79,96 +104,20 @@ def _source(what: str, folder: Path, names: list[str], part: _Part, decoded: Dec
             f"no readable {what} image of class {', '.join(map(repr, lost))} in {folder}; mend or replace these files:\n"
             + _listed(decoded.problems)
         )
-    files = [part.paths[index].relative_to(folder).as_posix() for index in decoded.kept]
+    files = [listing.table.relative(int(part.rows[index])) for index in decoded.kept]
     return MemorySource(decoded.images, labels, names, files=files, skipped=decoded.problems)
 
 
-def _guess_side(paths: Sequence[Path]) -> int:
+def _guess_side(paths: Iterable[Path]) -> int:
     """Choose the side from the headers of the files."""
     largest = 1
     for path in paths:
         # Whatever is wrong with a file is reported when it is decoded.
-        with contextlib.suppress(Exception):
-            if path.is_file():
-                with Image.open(path) as image:
-                    largest = max(largest, *image.size)
+        with contextlib.suppress(Exception), Image.open(openable(path)) as image:
+            largest = max(largest, *image.size)
         if largest > SMALL_SIDE:
             break
     return default_side(largest)
-
-
-def _parts(folder: Path, config: DataConfig) -> tuple[list[str], _Part, _Part]:
-    """Find classes and files; returns class names, training part, test part."""
-    train_folder, test_folder = folder / "train", _test_folder(folder)
-    train_is_split = _holds_folders(train_folder)
-    train_classes = _classes(train_folder if train_is_split else folder)
-    names = list(train_classes)
-    train, test = _Part([], []), _Part([], [])
-    if train_is_split and test_folder is not None:
-        test_classes = _classes(test_folder)
-        _refuse_one_sided(train_classes, test_classes, train_folder, test_folder)
-        for label, name in enumerate(names):
-            _add(train, train_classes[name], label, config.train_per_class)
-            _add(test, test_classes[name], label, config.test_per_class)
-        return names, train, test
-    for label, name in enumerate(names):
-        files = train_classes[name]
-        held = held_out(name, [path.name for path in files], config.test_share)
-        _add(train, [path for path, out in zip(files, held, strict=True) if not out], label, config.train_per_class)
-        _add(test, [path for path, out in zip(files, held, strict=True) if out], label, config.test_per_class)
-    return names, train, test
-
-
-def _add(part: _Part, paths: list[Path], label: int, most: int | None) -> None:
-    chosen = paths if most is None else paths[:most]
-    part.paths.extend(chosen)
-    part.labels.extend([label] * len(chosen))
-
-
-def _folders(folder: Path) -> list[Path]:
-    entries = (entry for entry in folder.iterdir() if entry.is_dir())
-    return sorted(entry for entry in entries if not entry.name.startswith(".") and entry.name not in _IGNORED)
-
-
-def _holds_folders(folder: Path) -> bool:
-    """Tell a split ("train/" with class folders in it) from a class that happens to be called so."""
-    return folder.is_dir() and bool(_folders(folder))
-
-
-def _test_folder(folder: Path) -> Path | None:
-    return next((folder / name for name in _TEST_NAMES if _holds_folders(folder / name)), None)
-
-
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """Return class name → image files, both sorted by name."""
-    folders = _folders(folder)
-    if not folders:
-        raise DataError(f"{folder} holds no class folders; put the images of every class into a folder of its own: {folder}/<class>/*.jpg")
-    classes = {entry.name: _image_files(entry) for entry in folders}
-    empty = [name for name, files in classes.items() if not files]
-    if empty:
-        places = ", ".join(str(folder / name) for name in empty[:_MOST_LISTED])
-        raise DataError(f"no images in class folder {places}; add images (directly inside, {_suffixes()}) or remove the folder")
-    return classes
-
-
-def _image_files(folder: Path) -> list[Path]:
-    found = (entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith("."))
-    return sorted(found, key=lambda path: path.name)
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(IMAGE_SUFFIXES))
-
-
-def _refuse_one_sided(train: dict[str, list[Path]], test: dict[str, list[Path]], train_folder: Path, test_folder: Path) -> None:
-    for have, lack, where in ((train, test, test_folder), (test, train, train_folder)):
-        missing = [name for name in have if name not in lack]
-        if missing:
-            raise DataError(
-                f"no folder for class {', '.join(map(repr, missing[:_MOST_LISTED]))} in {where}; every class needs a folder in both "
-                f"{train_folder} and {test_folder}"
-            )
 
 
 def _judge_problems(problems: list[str], count: int, folder: Path) -> None:

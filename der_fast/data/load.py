@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,15 +14,20 @@ from der_fast.data.convert import as_image_batch
 from der_fast.data.digits import load_digits
 from der_fast.data.folder import load_folder
 from der_fast.data.sizes import refuse_too_much, stored_side
-from der_fast.data.source import MemorySource
+from der_fast.data.source import ImageSource, MemorySource
 from der_fast.errors import DataError
 
 
-def load_dataset(config: DataConfig) -> tuple[MemorySource, MemorySource]:
-    """Load (train, test) into memory.
+def load_dataset(
+    config: DataConfig, *, cache: Path | None = None, say: Callable[[str], None] | None = None
+) -> tuple[ImageSource, ImageSource]:
+    """Load (train, test) into memory, or as files to be decoded as they are needed (see `data.reader`).
 
     Args:
-        config: `name` is a known name (it wins over a folder of the same name; write ./digits for the folder) or a folder.
+        config: `name` is a known name (it wins over a folder of the same name; write ./digits for the folder), a folder, or a text file
+            of "path class", or a WebDataset tar.
+        cache: the folder that keeps the index of a folder of images; None keeps none.
+        say: told how images are read, where they stay in their files.
 
     Returns:
         Two sources with the same class names and image size. The size is `image_size`, or 256/224 of it with `random_resized_crop`.
@@ -34,10 +40,13 @@ def load_dataset(config: DataConfig) -> tuple[MemorySource, MemorySource]:
     if config.name in ARCHIVES:
         return _limited(load_cifar(config.name, archive_folder(config.root), allow_download=config.download), config)
     folder = Path(config.name).expanduser()
-    if folder.is_dir():
-        return load_folder(folder, config)
+    if folder.is_dir() or (folder.is_file() and folder.suffix in (".txt", ".tar")):
+        return load_folder(folder, config, cache=cache, say=say)
     if folder.exists():
-        raise DataError(f"{folder.absolute()} is a file; give the path of a folder of class folders (unpack an archive first)")
+        raise DataError(
+            f"{folder.absolute()} is a file; give the path of a folder of class folders (unpack an archive "
+            "first), a text file (.txt) of 'path class', or a WebDataset tar (.tar)"
+        )
     if folder.is_absolute():
         raise DataError(f"there is no folder {folder}; give the path of a folder of class folders, or the new place of one that was moved")
     raise DataError(

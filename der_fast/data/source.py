@@ -11,6 +11,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from der_fast.data.place import BEGINNING, Place
+from der_fast.data.selection import check_indices, check_names, few, positions_of, selection_of
+from der_fast.data.shards import check_process, shard_of
 from der_fast.data.transform import Transform
 from der_fast.errors import DataError
 
@@ -25,11 +28,13 @@ class Batch:
         images: floating, N × 3 × H × W, normalised, on the device asked for.
         labels: int64, N, on the same device: positions in the source's `class_names`.
         indices: int64, N, on the CPU: positions of the images in the source.
+        place: where the pass stands after this batch; None where its source cannot go on in the middle of a pass.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    place: Place | None = None
 
 
 class ImageSource(Protocol):
@@ -50,7 +55,7 @@ class ImageSource(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the stored images in pixels."""
+        """(height, width) in pixels at which images are stored, or to which files of any size are brought for a test."""
         ...
 
     def __len__(self) -> int:
@@ -89,8 +94,25 @@ class ImageSource(Protocol):
         """
         ...
 
+    def sharded(self: Source, rank: int, world: int) -> Source:
+        """Return the source as process `rank` of `world` reads it.
+
+        With `shuffle`, `batches` then gives every process another share of each epoch: equally many batches and images for all, no
+        image to two, and of every part that was put together by `concatenated` (new images, rehearsal memory) equally many to each, but
+        for one. Fewer images than there are processes are left out, in every epoch others. Processes must use the same seed. Without
+        `shuffle`, and by every other method, all images are given.
+
+        Raises:
+            ValueError: no such process.
+        """
+        ...
+
     def fingerprint(self) -> str:
-        """Return the SHA-256 (hexadecimal) over pixels, labels and class names."""
+        """Return the SHA-256 (hexadecimal) over labels, class names, and pixels, or for files their relative paths and sizes."""
+        ...
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Return the images at `indices` as uint8, n × `image_size` × 3, on the CPU; those that cannot be read are left out."""
         ...
 
     def batches(
@@ -103,8 +125,11 @@ class ImageSource(Protocol):
         shuffle: bool = False,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
+        start: Place = BEGINNING,
     ) -> Iterator[Batch]:
         """Go through the images once.
+
+        An image that turns out to be unreadable is left out of its batch, so only a batch's `indices` say which images are in it.
 
         Args:
             indices: int64: which images; None = all.
@@ -115,6 +140,8 @@ class ImageSource(Protocol):
                 batch-norm cannot train on one value.
             device: where images and labels shall be.
             channels_last: memory layout of the images.
+            start: where to begin, as a batch of the same pass said: what follows is what would have followed there, bit for bit on the
+                CPU. The generator must be in the state in which that pass found it.
 
         Raises:
             DataError: an index out of range.
@@ -132,6 +159,10 @@ class MemorySource:
         class_names: distinct names; a class may be without images.
         files: a name for every image, used in messages.
         skipped: files that could not be read, each as "path: reason".
+
+    Attributes:
+        groups: (N,) int32: 0 for the images a source began with, 1 for those that were put behind them, and so on.
+        rank, world: which shard of an epoch is read.
 
     Raises:
         DataError: a wrong shape or dtype, a label out of range, repeated class names; the message names the image.
@@ -151,9 +182,11 @@ class MemorySource:
         self.skipped = tuple(skipped)
         self._fingerprint: str | None = None
         _check_images(images)
-        _check_names(self._class_names)
+        check_names(self._class_names)
         self._labels = _checked_labels(labels, images.shape[0], self._class_names, self._files)
         self._images = images.contiguous()
+        self.groups = torch.zeros(len(self._labels), dtype=torch.int32)
+        self.rank, self.world = 0, 1
 
     @property
     def images(self) -> Tensor:
@@ -191,51 +224,48 @@ class MemorySource:
 
     def of_classes(self, names: Sequence[str]) -> MemorySource:
         """Return the images of these classes only; see `ImageSource.of_classes`."""
-        names = tuple(names)
-        _check_names(names)
-        self._check_known(names)
-        position = torch.full((len(self._class_names),), -1, dtype=torch.int64)
-        for label, name in enumerate(names):
-            position[self._class_names.index(name)] = label
-        labels = position[self._labels]
-        counts = torch.bincount(labels[labels >= 0], minlength=len(names))
-        empty = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
-        if empty:
-            raise DataError(f"no images of class {', '.join(map(repr, empty))}; add images or leave the class out")
-        chosen = (labels >= 0).nonzero().flatten()
-        return self._with(chosen, labels[chosen], names)
+        chosen, labels = selection_of(self._labels, self._class_names, names)
+        return self._with(chosen, labels, tuple(names))
 
     def relabelled(self, class_names: Sequence[str]) -> MemorySource:
         """Return the same images with labels into `class_names`; see `ImageSource.relabelled`."""
-        class_names = tuple(class_names)
-        missing = [name for name in self._class_names if name not in class_names]
-        if missing:
-            raise DataError(f"cannot relabel: class {', '.join(map(repr, missing))} is not among the new class names")
-        position = torch.tensor([class_names.index(name) for name in self._class_names], dtype=torch.int64)
-        return MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped)
+        position = positions_of(self._class_names, class_names)
+        source = MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped)
+        return source._dealt(self.groups, self.rank, self.world)
 
     def subset(self, indices: Tensor) -> MemorySource:
         """Return the images at `indices`; see `ImageSource.subset`."""
-        indices = self._checked_indices(indices)
+        indices = check_indices(indices, len(self))
         return self._with(indices, self._labels[indices], self._class_names)
 
     def concatenated(self, other: MemorySource) -> MemorySource:
         """Return the images of this source followed by those of `other`; see `ImageSource.concatenated`."""
-        if other.class_names != self._class_names:
+        if not isinstance(other, MemorySource):
             raise DataError(
-                f"cannot put sources together: their class names differ ({_few(self._class_names)} and {_few(other.class_names)}); "
-                "use relabelled() first"
+                f"images in memory cannot be put together with {type(other).__name__}; load both alike: data.reader='memory' holds "
+                "folders in memory too"
             )
-        if other.image_size != self.image_size:
-            raise DataError(f"cannot put sources together: images of {self.image_size} and of {other.image_size} pixels; load both alike")
+        check_same_names(self, other)
         files = self._files + other._files if self._files is not None and other._files is not None else None
-        return MemorySource(
+        source = MemorySource(
             torch.cat([self._images, other._images]),
             torch.cat([self._labels, other._labels]),
             self._class_names,
             files=files,
             skipped=tuple(dict.fromkeys(self.skipped + other.skipped)),
         )
+        behind = int(self.groups.max()) + 1 if len(self) else 0
+        return source._dealt(torch.cat([self.groups, torch.full_like(other.groups, behind)]), self.rank, self.world)
+
+    def sharded(self, rank: int, world: int) -> MemorySource:
+        """Return the source as process `rank` of `world` reads it; see `ImageSource.sharded`."""
+        check_process(rank, world)
+        source = MemorySource(self._images, self._labels, self._class_names, files=self._files, skipped=self.skipped)
+        return source._dealt(self.groups, rank, world)
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Return the images at `indices`; see `ImageSource.pixels`."""
+        return self._images.index_select(0, check_indices(indices, len(self)))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over pixels, labels and class names; computed once."""
@@ -256,14 +286,15 @@ class MemorySource:
         shuffle: bool = False,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
+        start: Place = BEGINNING,
     ) -> Iterator[Batch]:
         """Go through the images once; see `ImageSource.batches`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if shuffle and generator is None:
             raise ValueError("shuffling needs a torch.Generator: without one its result could not be repeated")
-        order = torch.arange(len(self)) if indices is None else self._checked_indices(indices)
-        return self._walk(order, batch_size, transform, generator, shuffle, device, channels_last)
+        order = torch.arange(len(self)) if indices is None else check_indices(indices, len(self))
+        return self._walk(order, batch_size, transform, generator, shuffle, device, channels_last, start.batches)
 
     def _walk(
         self,
@@ -274,41 +305,50 @@ class MemorySource:
         shuffle: bool,
         device: str | torch.device,
         channels_last: bool,
+        skipped: int,
     ) -> Iterator[Batch]:
+        rank, world, places = 0, 1, torch.arange(len(order))
         if shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
+            rank, world = self.rank, self.world
+            places = shard_of(places, self.groups[order], rank, world)
         draw = transform.draw(len(order), generator)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            if shuffle and start > 0 and len(chosen) == 1 < batch_size:
+        for number, start in enumerate(range(0, len(places), batch_size), 1):
+            part = places[start : start + batch_size]
+            if shuffle and start > 0 and len(part) == 1 < batch_size:
                 return
-            part = draw.part(start, start + len(chosen))
-            images = transform(self._images.index_select(0, chosen), generator, draw=part, device=device, channels_last=channels_last)
-            yield Batch(images, self._labels[chosen].to(device), chosen)
+            for process in range(world):
+                # What the other processes draw for their batches, or was drawn before the start, must not be drawn again.
+                if process != rank or number <= skipped:
+                    transform.draw_for_nothing(len(part), self.image_size, generator)
+                    continue
+                chosen = order[part]
+                pixels = self._images.index_select(0, chosen)
+                images = transform(pixels, generator, draw=draw.at(part), device=device, channels_last=channels_last)
+                batch = Batch(images, self._labels[chosen].to(device), chosen, Place(number))
+            if number > skipped:
+                yield batch
 
     def _with(self, indices: Tensor, labels: Tensor, names: tuple[str, ...]) -> MemorySource:
         files = None if self._files is None else tuple(self._files[index] for index in indices.tolist())
-        return MemorySource(self._images.index_select(0, indices), labels, names, files=files, skipped=self.skipped)
+        source = MemorySource(self._images.index_select(0, indices), labels, names, files=files, skipped=self.skipped)
+        return source._dealt(self.groups[indices], self.rank, self.world)
 
-    def _checked_indices(self, indices: Tensor) -> Tensor:
-        if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
-            raise DataError(f"indices must be a one-dimensional tensor of integers, not {indices.dtype}, {tuple(indices.shape)}")
-        indices = indices.to("cpu", torch.int64)
-        wrong = ((indices < 0) | (indices >= len(self))).nonzero().flatten()
-        if len(wrong):
-            raise DataError(f"index {int(indices[wrong[0]])} is out of range: there are {len(self)} images, numbered from 0")
-        return indices
-
-    def _check_known(self, names: Sequence[str]) -> None:
-        unknown = [name for name in names if name not in self._class_names]
-        if unknown:
-            raise DataError(f"unknown class {', '.join(map(repr, unknown))}; there are {_few(self._class_names)}")
+    def _dealt(self, groups: Tensor, rank: int, world: int) -> MemorySource:
+        """Take over how epochs are dealt out, on a new source."""
+        self.groups, self.rank, self.world = groups, rank, world
+        return self
 
 
-def _few(names: Sequence[str], most: int = 10) -> str:
-    """List names for a message, the first few only."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def check_same_names(one: ImageSource, other: ImageSource) -> None:
+    """Refuse to put sources of other class names or image sizes together; raises DataError."""
+    if other.class_names != one.class_names:
+        raise DataError(
+            f"cannot put sources together: their class names differ ({few(one.class_names)} and {few(other.class_names)}); "
+            "use relabelled() first"
+        )
+    if other.image_size != one.image_size:
+        raise DataError(f"cannot put sources together: images of {one.image_size} and of {other.image_size} pixels; load both alike")
 
 
 def _check_images(images: Tensor) -> None:
@@ -319,12 +359,6 @@ def _check_images(images: Tensor) -> None:
         )
     if images.device.type != "cpu":
         raise DataError(f"images must be on the CPU, not on {images.device}; batches travel to the device by themselves")
-
-
-def _check_names(names: Sequence[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(f"class name {', '.join(map(repr, repeated))} comes more than once; class names must be distinct")
 
 
 def _checked_labels(labels: Tensor, count: int, names: tuple[str, ...], files: tuple[str, ...] | None) -> Tensor:

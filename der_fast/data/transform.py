@@ -114,6 +114,17 @@ class Transform:
         seed = int(torch.randint(2**63 - 1, (), generator=_required(generator)))
         return draw_augmentation(seed, 0, torch.arange(count), padding=self._padding, jitter=self.brightness, flip=self.flip)
 
+    def draw_for_nothing(self, count: int, stored: tuple[int, int], generator: torch.Generator | None = None) -> None:
+        """Take from the generator what transforming a batch takes beside `draw`, so that the batches behind it are what they would be.
+
+        Args:
+            count: images of the batch.
+            stored: (height, width) of the images in pixels.
+            generator: as the batch would have been given.
+        """
+        if self.train and self.random_resized_crop:
+            _draw_rectangles(count, *stored, _required(generator))
+
     @property
     def _padding(self) -> int:
         """Of the random crop, which photos do not have."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
-from der_fast.data import MemorySource, as_image_batch, load_dataset, transforms_for
+from der_fast.data import as_image_batch, load_dataset, transforms_for
+from der_fast.data.source import ImageSource
 from der_fast.deployment.deployed import DeployedModel, load_run
 from der_fast.deployment.facts import UINT8_INPUT, Facts, facts_of
 from der_fast.deployment.network import Network, Run, network_of
@@ -149,16 +150,21 @@ def _check_images(learner: Learner, given: Any) -> Tensor:
     assert learner.image_size is not None
     if given is not None:
         pixels = as_image_batch(given, learner.image_size)
-    elif isinstance(memory := learner.model.memory, MemorySource) and len(memory):
-        pixels = memory.images
+        pixels = pixels[_spread(len(pixels))]
     else:
-        pixels = _test_images(learner)
+        memory = learner.model.memory
+        source = memory if memory is not None and len(memory) else _test_images(learner)
+        pixels = source.pixels(_spread(len(source)))
     if not len(pixels):
         raise ExportError("there are no images to compare the export on; give some (images=, --check)")
-    return pixels[torch.linspace(0, len(pixels) - 1, min(CHECK_IMAGES, len(pixels))).long()]
+    return pixels
 
 
-def _test_images(learner: Learner) -> Tensor:
+def _spread(count: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(CHECK_IMAGES, count)).long()
+
+
+def _test_images(learner: Learner) -> ImageSource:
     name = learner.config.data.name
     try:
         _, test = load_dataset(learner.config.data)
@@ -167,7 +173,7 @@ def _test_images(learner: Learner) -> Tensor:
             f"there are no images to compare the export on: the model has no rehearsal memory, and its data set {name!r} cannot be read "
             f"here ({error}). Give some images (images=, --check)"
         ) from error
-    return test.images
+    return test
 
 
 def _float32_bank(model: Model) -> FrozenBank:

@@ -64,6 +64,8 @@ class RunRecord:
     latency_unpruned_ms: Values
     seconds: Values
     saved_seconds: Values
+    training_seconds: Values
+    data_seconds: Values
     memory_per_class: Values
     class_set_top1: tuple[Values, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -87,6 +89,13 @@ class RunRecord:
     def class_counts(self) -> tuple[int, ...]:
         """Number of classes seen after each finished step."""
         return tuple(sum(len(names) for names in self.steps[: step + 1]) for step in range(len(self.steps)))
+
+    @property
+    def data_share(self) -> float | None:
+        """Percent of the training epochs' time that was spent waiting for images; None where the run does not know it of every step."""
+        spent = [value for value in self.training_seconds if value is not None]
+        waited = [value for value in self.data_seconds if value is not None]
+        return 100 * sum(waited) / sum(spent) if len(spent) == len(waited) == len(self.seconds) and sum(spent) > 0 else None
 
     @property
     def title(self) -> str:
@@ -149,6 +158,8 @@ def read_run(run: str | Path) -> RunRecord:
         latency_unpruned_ms=fields.per_step("latency_unpruned_ms", len(top1)),
         seconds=fields.per_step("seconds", len(top1)),
         saved_seconds=fields.per_step("saved_seconds", len(top1), needed=False),
+        training_seconds=fields.per_step("training_seconds", len(top1), needed=False),
+        data_seconds=fields.per_step("data_seconds", len(top1), needed=False),
         memory_per_class=fields.per_step("memory_per_class", len(top1)),
         class_set_top1=fields.class_sets(len(top1)),
         confusion=fields.confusion(sum(map(len, steps))),

@@ -35,6 +35,7 @@ def tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
     full = run.params_unpruned[-1]
     remark = f"{style.share(run.final_params, full)} of {style.count(full)} unpruned" if run.pruned else "not pruned"
     known_seconds = [value for value in run.seconds if value is not None]
+    waited = run.data_share
     candidates = (
         ("average top-1", run.average_top1 if steps > 1 else None, f"{style.percent(run.average_top1)} %", f"mean over {steps} steps"),
         ("last top-1", run.last_top1, f"{style.percent(run.last_top1)} %", f"on all {classes} classes"),
@@ -43,6 +44,7 @@ def tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
         ("forward transfer", run.fwt, style.signed(run.fwt, 2), "points, against a fresh model"),
         ("latency", run.latency_ms[-1], f"{style.milliseconds(run.latency_ms[-1])} ms", f"one image on {run.device}"),
         ("wall time", known_seconds or None, style.duration(sum(known_seconds)), f"{style.plural(steps, 'step')} in all"),
+        ("waiting for images", waited, f"{style.percent(waited)} %", "of the time spent in training epochs"),
     )
     return tuple((name, text, remark) for name, value, text, remark in candidates if value is not None)
 

@@ -1,4 +1,4 @@
-"""Checkpoints within a step: one after every epoch and stage, the last few kept."""
+"""Checkpoints within a step: one after every epoch and stage, in long epochs some in between, the last few kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Checkpoints:
 
     def _stem(self, state: StepState) -> Path:
         order = 2 if state.stage == CLASSIFIER else 1
-        return self.folder / f"{state.step:03d}-{order}-{state.stage}-{state.epoch:04d}"
+        # In the middle of an epoch they sort behind its beginning and before its end.
+        within = "" if state.position is None else f"-{state.position.place.batches:08d}"
+        return self.folder / f"{state.step:03d}-{order}-{state.stage}-{state.epoch:04d}{within}"
 
     def stems(self) -> list[Path]:
         """What is there, oldest first."""

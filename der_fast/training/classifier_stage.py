@@ -17,7 +17,7 @@ from der_fast.training.state import StepState
 
 
 def train_classifier(context: Context, state: StepState, bank: FrozenBank, source: ImageSource) -> None:
-    """Retrain `state.head` from scratch, or from the epoch at which the state stands.
+    """Retrain `state.head` from scratch, or from where the state stands.
 
     Args:
         context: settings and listeners.
@@ -27,17 +27,21 @@ def train_classifier(context: Context, state: StepState, bank: FrozenBank, sourc
     """
     schedule = context.config.classifier
     names = (context.seed, "classifier", state.step)
-    if state.epoch == 0:
+    if state.epoch == 0 and state.position is None:
         initialise_classifier(state.head, generator(*names, "start"))
     chosen = balanced_subset(source.labels, generator(*names, "subset"))
     optimizer = NamedSGD({"head": state.head}, schedule)
     optimizer.restore(state.momentum)
-    batches = count_batches(len(chosen), schedule.batch_size)
+    count = count_batches(len(chosen), schedule.batch_size)
+
+    def write_down() -> None:
+        state.momentum = optimizer.momentum()
+
     while state.epoch < schedule.epochs:
         lr = learning_rate(schedule, state.epoch)
         optimizer.set_lr(lr)
-        meter = EpochMeter(context, state, schedule.epochs, batches)
-        for batch in source.batches(
+        meter = EpochMeter(context, state, schedule.epochs, count)
+        batches = source.batches(
             chosen,
             schedule.batch_size,
             transform=context.train_transform,
@@ -45,11 +49,14 @@ def train_classifier(context: Context, state: StepState, bank: FrozenBank, sourc
             shuffle=True,
             device=context.device,
             channels_last=context.config.runtime.channels_last,
-        ):
+            start=meter.start,
+        )
+        for batch in meter.timed(batches):
             logits = state.head(context.features(bank, batch.images))
             loss = F.cross_entropy(logits / schedule.temperature, batch.labels)
             optimizer.step(loss)
             meter.add(loss, logits, batch.labels)
-        state.momentum = optimizer.momentum()
+            meter.checkpoint(batch.place, lr, write_down)
+        write_down()
         meter.finish(lr)
         context.save(state)

@@ -26,7 +26,7 @@ class Context:
         device: where the network runs.
         train_transform, test_transform: augmentation for training, and none for testing.
         observer: told about batches, epochs and steps.
-        save: called with the state after every epoch and stage.
+        save: called with the state after every epoch and stage, and in the middle of long epochs.
         backend: which kernels train the new extractor.
     """
 

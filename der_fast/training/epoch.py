@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from der_fast.data.place import BEGINNING, Place
+from der_fast.data.source import Batch
 from der_fast.errors import DivergenceError
 from der_fast.training.context import Context
+from der_fast.training.position import Position
 from der_fast.training.progress import EpochRecord
 from der_fast.training.state import CLASSIFIER, StepState
 
@@ -21,7 +25,9 @@ def tally(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
 
 
 class EpochMeter:
-    """Sums loss and hits over an epoch on the device.
+    """Sums loss and hits over an epoch on the device, and has it written down in its middle where it takes long.
+
+    A state that stands in the middle of the epoch is gone on with.
 
     Args:
         context: whose observer is told.
@@ -29,7 +35,12 @@ class EpochMeter:
         epochs: how many epochs the stage has.
         batches: how many batches this epoch has.
         stage: the stage's name; default: the state's.
-        totals: (2,) float64 on the device, set to zero here; whoever gives it adds to it by `tally`.
+        totals: (2,) float64 on the device, set here to where the epoch begins; whoever gives it adds to it by `tally`.
+
+    Attributes:
+        start: where the pass over the images begins.
+        batch: how many batches were trained.
+        waited: seconds spent waiting for images.
     """
 
     def __init__(
@@ -39,7 +50,28 @@ class EpochMeter:
         self.stage = stage or state.stage
         self.totals = torch.zeros(2, dtype=torch.float64, device=context.device) if totals is None else totals.zero_()
         self.images = self.batch = 0
-        self.started = time.perf_counter()
+        self.waited = 0.0
+        self.start = BEGINNING
+        self.started = self._saved = time.perf_counter()
+        if state.position is not None:
+            self._go_on(state.position)
+            state.position = None
+
+    def _go_on(self, position: Position) -> None:
+        self.start, self.batch, self.images = position.place, position.batches, position.images
+        self.totals.copy_(position.totals)
+        self.started -= position.seconds
+        self.waited = position.waited
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on and measure how long each lets wait; what a GPU has still to do meanwhile is not asked."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Count one batch: its mean loss, and hits of `logits` (N, classes) against `labels` (N,)."""
@@ -52,6 +84,29 @@ class EpochMeter:
         self.batch += 1
         epoch = self.state.epoch + 1
         self.context.observer.batch_ends(self.state.step, self.stage, epoch, self.epochs, self.batch, self.batches, images)
+
+    def checkpoint(self, place: Place | None, lr: float, write_down: Callable[[], None]) -> None:
+        """Save the state as it is between two batches, if the last checkpoint is `runtime.checkpoint_seconds` old.
+
+        Args:
+            place: of the pass over the images; nothing is saved where it is unknown.
+            lr: learning rate.
+            write_down: brings the state up to date.
+
+        Raises:
+            DivergenceError: the loss or a weight is not a finite number.
+        """
+        interval, now = self.context.config.runtime.checkpoint_seconds, time.perf_counter()
+        if place is None or not interval or now - self._saved < interval or self.batch == self.batches:
+            return
+        write_down()
+        totals = self.totals.cpu().clone()
+        self._check_finite(float(totals[0]), self.state.epoch + 1, lr)
+        self.state.position = Position(place, self.batch, self.images, totals, now - self.started, self.waited)
+        self.context.save(self.state)
+        self.state.position = None
+        self._saved = time.perf_counter()
+        self.started += self._saved - now
 
     def finish(
         self,
@@ -71,14 +126,7 @@ class EpochMeter:
         seconds = time.perf_counter() - self.started
         self.state.elapsed += seconds
         self.state.epoch += 1
-        problem = None if math.isfinite(loss) else f"the loss became {loss}"
-        if problem is None and not _is_finite(self.state):
-            problem = "a weight became infinite or not a number"
-        if problem is not None:
-            raise DivergenceError(
-                f"{problem} in step {self.state.step}, {self.stage} stage, epoch {self.state.epoch}. "
-                f"Lower the learning rate (now {lr:g}) with {self._advice()}."
-            )
+        self._check_finite(loss, self.state.epoch, lr)
         record = EpochRecord(
             self.state.step,
             self.stage,
@@ -92,9 +140,21 @@ class EpochMeter:
             self.images / max(seconds, 1e-9),
             settled,
             kept_channels,
+            seconds,
+            self.waited,
         )
         self.state.records.append(record)
         self.context.observer.epoch_ends(record)
+
+    def _check_finite(self, loss: float, epoch: int, lr: float) -> None:
+        problem = None if math.isfinite(loss) else f"the loss became {loss}"
+        if problem is None and not _is_finite(self.state):
+            problem = "a weight became infinite or not a number"
+        if problem is not None:
+            raise DivergenceError(
+                f"{problem} in step {self.state.step}, {self.stage} stage, epoch {epoch}. "
+                f"Lower the learning rate (now {lr:g}) with {self._advice()}."
+            )
 
     def _advice(self) -> str:
         """The options that help in this stage."""

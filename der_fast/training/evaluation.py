@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from der_fast.compaction.bank import FrozenBank
 from der_fast.data.source import Batch, ImageSource
+from der_fast.errors import DataError
 from der_fast.training.context import Context
 
 
@@ -33,10 +34,10 @@ class Evaluation:
     class_names: tuple[str, ...]
 
 
-def _test_batches(context: Context, source: ImageSource) -> Iterator[Batch]:
+def _test_batches(context: Context, source: ImageSource, order: Tensor | None = None) -> Iterator[Batch]:
     runtime = context.config.runtime
     return source.batches(
-        None,
+        order,
         runtime.eval_batch_size,
         transform=context.test_transform,
         device=context.device,
@@ -44,18 +45,45 @@ def _test_batches(context: Context, source: ImageSource) -> Iterator[Batch]:
     )
 
 
-@torch.no_grad()
-def features_of(context: Context, bank: FrozenBank, source: ImageSource) -> Tensor:
-    """Return the super-features (N, F) of all images, test transform, on the CPU."""
-    rows = [context.features(bank, batch.images).cpu() for batch in _test_batches(context, source)]
-    return torch.cat(rows)
+def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Go through the images class by class in one pass, test transform; no more than one class and one batch is held at a time.
+
+    Yields:
+        For every class of which an image could be read: its label, the positions (n,) of those images in the source, in order, and
+        their super-features (n, F); on the CPU.
+    """
+    order = source.labels.argsort(stable=True)
+    label, positions, rows = -1, [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)]
+    for batch in _test_batches(context, source, order):
+        with torch.no_grad():
+            features = context.features(bank, batch.images).cpu()
+        for found in sorted(set(batch.labels.tolist())):
+            part = (batch.labels == found).cpu()
+            if found != label:
+                if label >= 0:
+                    yield label, torch.cat(positions), torch.cat(rows)
+                label, positions, rows = found, [], []
+            positions.append(batch.indices[part])
+            rows.append(features[part])
+    if label >= 0:
+        yield label, torch.cat(positions), torch.cat(rows)
 
 
 @torch.no_grad()
-def logits_of(context: Context, bank: FrozenBank, head: nn.Linear, source: ImageSource) -> Tensor:
-    """Return the logits (N, classes) of all images, test transform, on the CPU."""
-    rows = [head(context.features(bank, batch.images)).cpu() for batch in _test_batches(context, source)]
-    return torch.cat(rows)
+def logits_of(context: Context, bank: FrozenBank, head: nn.Linear, source: ImageSource) -> tuple[Tensor, Tensor]:
+    """Return the logits (n, classes) of all images that could be read, test transform, and their positions (n,); on the CPU.
+
+    Raises:
+        DataError: no image at all could be read.
+    """
+    rows: list[Tensor] = []
+    positions: list[Tensor] = []
+    for batch in _test_batches(context, source):
+        rows.append(head(context.features(bank, batch.images)).cpu())
+        positions.append(batch.indices)
+    if not rows:
+        raise DataError(f"none of {len(source)} image(s) could be read")
+    return torch.cat(rows), torch.cat(positions)
 
 
 def score(logits: Tensor, labels: Tensor, class_names: Sequence[str], class_sets: Sequence[Sequence[str]]) -> Evaluation:

@@ -34,9 +34,9 @@ from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
-from der_fast.training.results import StepResult, metrics_of
+from der_fast.training.results import StepResult, metrics_of, times_of
 from der_fast.training.runtime import apply_runtime
-from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, without_empty_classes
+from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
 from der_fast.training.step import Model, Pruned, begin_step, learn_step
 
@@ -74,6 +74,8 @@ class Learner:
         self._stem = ""
         self._mask_logs: dict[int, MaskLog] = {}
         self._home: Path | None = None
+        # Memory that was read from a run's folder: its files may have been moved since.
+        self._memory_found = True
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -104,7 +106,7 @@ class Learner:
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
             announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
             begin: called with the step as it begins; may bring it to a checkpoint and then returns True.
-            save: called with the step's state after every epoch and stage.
+            save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
 
         Raises:
             DataError: a class that is already known, images of another size than before, an empty source.
@@ -115,6 +117,7 @@ class Learner:
         """
         started = time.perf_counter()
         train, test = self._checked(train, test)
+        self._find_memory(train)
         self._check_memory(train, announce)
         context = self._context(train, save)
         model = self._model or Model(self._architecture(context.test_transform.size))
@@ -122,19 +125,21 @@ class Learner:
         state = begin_step(context, model, len(new))
         if begin is not None and not begin(state):
             state = begin_step(context, model, len(new))
-        before = state.elapsed
+        before = state.spent
         finished, pruned = learn_step(context, model, state, train)
         seconds = before + time.perf_counter() - started
         wanted = self.config.method.fwt and state.step > 1
         reference, records = train_reference(context, model, train, test) if wanted else (None, [])
         result = self._measure(context, finished, pruned, test, reference, seconds)
+        spent, waited = times_of(state.records)
+        result = replace(result, training_seconds=spent, data_seconds=waited)
         self._model, self.image_size = finished, train.image_size
         self._mask_logs.pop(state.step, None)
         if state.masks is not None:
             self._mask_logs[state.step] = state.mask_log
         self.results.append(result)
         self.records += [*state.records, *records]
-        self.notes += [*state.notes, *_skipped(train), *(_skipped(test) if test is not None else [])]
+        self.notes += [*state.notes, *_notes(train), *(_notes(test) if test is not None else [])]
         self.observer.step_ends(_summary(result))
         return result
 
@@ -156,7 +161,7 @@ class Learner:
         if not len(pixels):
             return []
         source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
-        logits = logits_of(self._context(source), model.bank, model.head, source)
+        logits, _ = logits_of(self._context(source), model.bank, model.head, source)
         return predictions_of(torch.softmax(logits / model.temperature, 1), model.class_names, top)
 
     def evaluate(self, test: Any) -> Evaluation:
@@ -233,6 +238,7 @@ class Learner:
         learner.results, learner.records = saved.results_from_json(manifest)
         learner.notes = list(manifest["notes"])
         learner._home = Path(folder)
+        learner._memory_found = False
         return learner
 
     def reconfigure(self, config: Config) -> None:
@@ -280,6 +286,12 @@ class Learner:
         check_test(measured, (*self.class_names, *source.class_names), source.image_size)
         return source, measured
 
+    def _find_memory(self, train: ImageSource) -> None:
+        """Look once where the files of a memory that was read from a run's folder are now; raises DataError where they are not."""
+        if self._model is not None and self._model.memory is not None and not self._memory_found:
+            self._model = replace(self._model, memory=find_files(self._model.memory, train, self.config.data.name))
+        self._memory_found = True
+
     def _check_memory(self, train: ImageSource, announce: bool) -> None:
         """Refuse a memory in which nothing would stay; name new classes that it cannot fill."""
         if self.config.method.bound:
@@ -298,7 +310,8 @@ class Learner:
     def _evaluate(self, context: Context, model: Model, test: ImageSource) -> Evaluation:
         named = test.relabelled(model.class_names)
         assert model.head is not None
-        return score(logits_of(context, model.bank, model.head, named), named.labels, model.class_names, model.class_sets)
+        logits, read = logits_of(context, model.bank, model.head, named)
+        return score(logits, named.labels[read], model.class_names, model.class_sets)
 
     def _measure(
         self, context: Context, model: Model, pruned: Pruned, test: ImageSource | None, reference: float | None, seconds: float
@@ -357,8 +370,10 @@ def _per_class(memory: ImageSource | None) -> int:
     return 0 if memory is None else int(torch.bincount(memory.labels).max())
 
 
-def _skipped(source: ImageSource) -> list[str]:
-    return [f"skipped {entry}" for entry in getattr(source, "skipped", ())]
+def _notes(source: ImageSource) -> list[str]:
+    skipped = getattr(source, "skipped", ())
+    count = [f"{len(skipped)} image file(s) could not be read and were left out"] if skipped else []
+    return [*getattr(source, "notes", ()), *count, *(f"skipped {entry}" for entry in skipped)]
 
 
 def _device_name(device: torch.device) -> str:

@@ -25,6 +25,8 @@ class EpochRecord:
         images_per_s: training images per second.
         settled: the masks were held binary.
         kept_channels: share of the new extractor's maskable channels that have a positive logit, in [0, 1]; None without masks.
+        seconds: wall time of the epoch; None in a run of an older version.
+        data_seconds: of these, spent waiting for images.
     """
 
     step: int
@@ -39,6 +41,8 @@ class EpochRecord:
     images_per_s: float
     settled: bool = False
     kept_channels: float | None = None
+    seconds: float | None = None
+    data_seconds: float | None = None
 
 
 class Observer:

@@ -37,5 +37,5 @@ def train_reference(context: Context, model: Model, train: ImageSource, test: Im
     silent = replace(context, save=lambda state: None)
     RepresentationStage(silent, state, FrozenBank(), source, 0, schedule_of(context, step), stage="reference").run()
     images = test.of_classes(new).relabelled(source.class_names)
-    logits = logits_of(context, FrozenBank([extractor]), head, images)
-    return score(logits, images.labels, source.class_names, [source.class_names]).top1, state.records
+    logits, read = logits_of(context, FrozenBank([extractor]), head, images)
+    return score(logits, images.labels[read], source.class_names, [source.class_names]).top1, state.records

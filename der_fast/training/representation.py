@@ -22,7 +22,7 @@ from der_fast.training.state import StepState
 
 
 class RepresentationStage:
-    """Trains one step's extractor, from whatever epoch `state` stands at.
+    """Trains one step's extractor, from wherever `state` stands.
 
     Args:
         context: settings and listeners.
@@ -63,7 +63,7 @@ class RepresentationStage:
         return optimizer
 
     def run(self) -> None:
-        """Train the remaining epochs, saving after each."""
+        """Train what remains, saving after every epoch and in the middle of long ones."""
         if self.state.masks is not None and not self.state.mask_log.times:
             self.state.mask_log.add(0.0, self.state.masks.logits)
         while self.state.epoch < self.schedule.epochs:
@@ -72,14 +72,11 @@ class RepresentationStage:
 
     def _epoch(self) -> None:
         state, epoch = self.state, self.state.epoch
-        names = (self.context.seed, self.stage, state.step, epoch)
         settled = epoch >= self.settle_at
-        if settled and epoch == self.settle_at:
-            self._settle()
         lr = learning_rate(self.schedule, epoch)
+        if state.position is None:
+            self._begin_epoch()
         self.optimizer.set_lr(lr)
-        if self.schedule.warmup_epochs and epoch == self.schedule.warmup_epochs:
-            self._reinitialise_classifiers()
         state.extractor.train()
         step = self._batch_step(settled)
         meter = EpochMeter(self.context, state, self.schedule.epochs, self.batches, self.stage, step.totals)
@@ -87,20 +84,30 @@ class RepresentationStage:
             None,
             self.schedule.batch_size,
             transform=self.context.train_transform,
-            generator=generator(*names),
+            generator=generator(self.context.seed, self.stage, state.step, epoch),
             shuffle=True,
             device=self.context.device,
             channels_last=self.context.config.runtime.channels_last,
+            start=meter.start,
         )
-        for number, batch in enumerate(batches, 1):
+        for number, batch in enumerate(meter.timed(batches), meter.batch + 1):
             scale = mask_scale(number, self.batches, self.context.config.masks.s_max)
             step(batch.images, batch.labels, scale, epoch * self.batches + number - 1)
             if state.masks is not None and not settled and is_noted(number, self.batches, self.settle_at):
                 state.mask_log.add(epoch + number / self.batches, state.masks.logits)
             meter.advance(len(batch.labels))
+            meter.checkpoint(batch.place, lr, self._write_down)
         if state.remainder is not None:
             state.remainder.decay(self.schedule, lr, self.batches)
         self._finish(meter, lr, settled)
+
+    def _begin_epoch(self) -> None:
+        """Do what comes before an epoch's first batch, once."""
+        epoch = self.state.epoch
+        if epoch == self.settle_at:
+            self._settle()
+        if self.schedule.warmup_epochs and epoch == self.schedule.warmup_epochs:
+            self._reinitialise_classifiers()
 
     def _settle(self) -> None:
         """Make the masks binary for good, and go on with the compact network."""
@@ -129,10 +136,14 @@ class RepresentationStage:
         self.optimizer.forget(("head.", "auxiliary."))
 
     def _finish(self, meter: EpochMeter, lr: float, settled: bool) -> None:
-        state, share, channels, weight = self.state, None, None, None
+        state, share, channels = self.state, None, None
         if state.masks is not None:
             keep = final_keep(state.masks, self.context.config.masks)
-            share, channels, weight = kept_share(state.masks.layout, keep), float(keep.double().mean()), self.controller.weight
-        state.sparsity_weight = weight
-        state.momentum = self.optimizer.momentum()
-        meter.finish(lr, kept_share=share, kept_channels=channels, sparsity_weight=weight, settled=settled)
+            share, channels = kept_share(state.masks.layout, keep), float(keep.double().mean())
+        self._write_down()
+        meter.finish(lr, kept_share=share, kept_channels=channels, sparsity_weight=state.sparsity_weight, settled=settled)
+
+    def _write_down(self) -> None:
+        """Bring into the state what changes outside of it."""
+        self.state.sparsity_weight = None if self.state.masks is None else self.controller.weight
+        self.state.momentum = self.optimizer.momentum()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from der_fast.training.progress import EpochRecord
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -32,6 +34,8 @@ class StepResult:
         saved_seconds: of the settled epochs, how much longer they would have taken on the masked network; None where there were none.
         seconds: wall time of learning the step; neither measuring it nor the forward-transfer reference model are in it.
         memory_per_class: exemplars of each class after the step.
+        training_seconds: wall time of the step's epochs; None where they were not measured.
+        data_seconds: of these, spent waiting for images.
         reference_top1: percent of the forward-transfer reference model on this step's classes, or None.
     """
 
@@ -56,6 +60,8 @@ class StepResult:
     memory_per_class: int
     saved_seconds: float | None = None
     reference_top1: float | None = None
+    training_seconds: float | None = None
+    data_seconds: float | None = None
 
 
 def backward_transfer(class_set_top1: Sequence[Sequence[float | None]]) -> float | None:
@@ -124,6 +130,8 @@ def metrics_of(results: Sequence[StepResult], facts: dict[str, Any]) -> dict[str
         "latency_unpruned_ms": [r.latency_unpruned_ms for r in results],
         "seconds": [r.seconds for r in results],
         "saved_seconds": [r.saved_seconds for r in results],
+        "training_seconds": [r.training_seconds for r in results],
+        "data_seconds": [r.data_seconds for r in results],
         "class_set_top1": table,
         "confusion": last.confusion,
         "kept": [r.kept for r in results],
@@ -132,6 +140,14 @@ def metrics_of(results: Sequence[StepResult], facts: dict[str, Any]) -> dict[str
         "memory_per_class": [r.memory_per_class for r in results],
         "versions": versions(),
     }
+
+
+def times_of(records: Sequence[EpochRecord]) -> tuple[float | None, float | None]:
+    """Return (training_seconds, data_seconds) of a step with these epochs; None where one was not measured."""
+    spent, waited = [record.seconds for record in records], [record.data_seconds for record in records]
+    if any(value is None for value in (*spent, *waited)):
+        return None, None
+    return sum(filter(None, spent)), sum(filter(None, waited))
 
 
 def versions() -> dict[str, str]:

@@ -18,16 +18,22 @@ from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.progress import Observer
 from der_fast.training.protocol import class_order, split_steps
+from der_fast.training.runtime import refuse_several_processes
 from der_fast.training.saved import saved_steps
 from der_fast.training.sources import counts_by_class
 from der_fast.training.store import load_manifest, save_manifest
 
 # Where the images lie. They may be moved: checksums tell whether they are still the same.
-PLACE_KEYS = ("data.name", "data.root")
+PLACE_KEYS = ("data.name", "data.root", "data.test_list")
 # These decide where and how a run computes, not what it learns.
 FREE_KEYS = (
-    *(f"runtime.{name}" for name in ("device", "backend", "threads", "tune_allocator", "keep_checkpoints", "tensorboard")),
+    *(
+        f"runtime.{name}"
+        for name in ("device", "backend", "threads", "tune_allocator", "keep_checkpoints", "checkpoint_seconds", "tensorboard")
+    ),
     *(*PLACE_KEYS, "data.download", "data.max_gib"),
+    # Whether a folder is held in memory or left in its files shows in the images' checksum.
+    *(f"data.{name}" for name in ("reader", "workers", "prefetch", "timeout", "cache_gib", "hardware_load", "width_hint", "height_hint")),
 )
 
 
@@ -50,10 +56,12 @@ def run_protocol(
         observer: told about progress.
 
     Raises:
-        ConfigError: the protocol does not fit the classes; `out` holds a run and `resume` is off, or the other way round.
+        ConfigError: one of several processes of torchrun; the protocol does not fit the classes; `out` holds a run
+            and `resume` is off, or the other way round.
         CheckpointError: the run in `out` belongs to another configuration or data set, or nothing in it can be read.
         DataError, DivergenceError, StorageError: see `Learner.learn` and `Learner.save`.
     """
+    refuse_several_processes()
     watcher = observer or Observer()
     steps = split_steps(class_order(train.class_names, config.protocol), config.protocol.name)
     _check_classes(train, test, steps)
@@ -233,9 +241,10 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
 
     Raises:
         DataError: a class that is already known, or images of another size.
-        ConfigError: a key on which what was learned before depends.
+        ConfigError: one of several processes of torchrun; a key on which what was learned before depends.
         CheckpointError, StorageError: see `Learner.load` and `Learner.save`.
     """
+    refuse_several_processes()
     watcher = observer or Observer()
     with held(run):
         learner = Learner.load(run, device=config.runtime.device, backend=config.runtime.backend, observer=watcher)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
 
 from der_fast.config.schema import RuntimeConfig
+from der_fast.errors import ConfigError
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -27,6 +29,19 @@ def keep_large_buffers() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST))
+
+
+def refuse_several_processes() -> None:
+    """Refuse to be one of several processes that torchrun started: each would train the same run, and write to the same folder.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" in os.environ and world != "1":
+        raise ConfigError(
+            f"torchrun started {world} processes, but a run is trained by one; start it without torchrun, or with one process"
+        )
 
 
 def apply_runtime(config: RuntimeConfig, device: torch.device = _CPU) -> None:

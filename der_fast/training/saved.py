@@ -2,7 +2,7 @@
 
     DIR/extractors/NN-<checksum>.safetensors        compact extractor of step NN: an arena
     DIR/steps/NN/model-<checksum>.safetensors       classifier and the newest extractor's dense weights after step NN
-    DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory's pixels and labels
+    DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory: labels with pixels, or with paths, sizes and checksums
     DIR/steps/NN/learner.json                       the manifest, written last: everything else, and every file's name and checksum
     DIR/steps/NN/mask_logits.safetensors            the step's mask trajectory, for the report
 
@@ -26,6 +26,9 @@ from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config import schema
 from der_fast.config.tree import from_dict, to_dict
+from der_fast.data.kept import from_record, record_of
+from der_fast.data.library import Library, read_settings
+from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource, MemorySource
 from der_fast.errors import CheckpointError, UserError
 from der_fast.files import write_bytes
@@ -97,6 +100,9 @@ def _save_extractors(run: Path, step: int, bank: FrozenBank) -> list[dict[str, A
 def _save_memory(folder: Path, memory: ImageSource | None) -> dict[str, Any] | None:
     if memory is None:
         return None
+    if isinstance(memory, PhotoSource):
+        tensors, facts = record_of(memory)
+        return {**save_named_tensors(folder, "memory", tensors), "files": facts}
     if not isinstance(memory, MemorySource):
         raise CheckpointError(f"a memory of kind {type(memory).__name__} cannot be saved")
     row = save_named_tensors(folder, "memory", {"images": memory.images, "labels": memory.labels})
@@ -166,10 +172,7 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
     tensors = load_tensors(folder / manifest["model"]["file"], manifest["model"]["sha256"])
     head = nn.Linear(*manifest["model"]["head"])
     head.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("head.")})
-    memory = None
-    if manifest["memory"] is not None:
-        pixels = load_tensors(folder / manifest["memory"]["file"], manifest["memory"]["sha256"])
-        memory = MemorySource(pixels["images"], pixels["labels"], manifest["memory"]["class_names"])
+    memory = None if manifest["memory"] is None else _load_memory(folder, manifest["memory"], config)
     model = Model(
         architecture,
         FrozenBank([_load_extractor(run, architecture, row, config) for row in manifest["extractors"]]),
@@ -180,6 +183,13 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
         manifest["temperature"],
     )
     return model, config, manifest
+
+
+def _load_memory(folder: Path, row: dict[str, Any], config: schema.Config) -> ImageSource:
+    tensors = load_tensors(folder / row["file"], row["sha256"])
+    if "files" in row:
+        return from_record(tensors, row["files"], Library(read_settings(config.data)))
+    return MemorySource(tensors["images"], tensors["labels"], row["class_names"])
 
 
 def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any], config: schema.Config) -> CompactExtractor:

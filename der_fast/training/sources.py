@@ -9,6 +9,8 @@ import torch
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import from_dataset, stored_side
+from der_fast.data.kept import located
+from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
 
@@ -46,6 +48,22 @@ def without_empty_classes(source: ImageSource) -> ImageSource:
     return source if len(names) == len(counts) else source.of_classes(names)
 
 
+def find_files(memory: ImageSource, train: ImageSource, name: str) -> ImageSource:
+    """Return a saved memory with its files where they are now, should it be one of files.
+
+    Args:
+        memory: the rehearsal memory, as it was read from a run's folder.
+        train: images of the next step: what was moved may lie where these lie.
+        name: the data set's name, or where it lies.
+
+    Raises:
+        DataError: the files are gone, or have other contents.
+    """
+    if not isinstance(memory, PhotoSource):
+        return memory
+    return located(memory, [*(train.table.roots if isinstance(train, PhotoSource) else ()), name])
+
+
 def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] | None, *, bound: bool) -> None:
     """Refuse training images that a step cannot learn.
 
@@ -56,8 +74,10 @@ def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] 
         bound: the upper bound is trained: on the images of all seen classes.
 
     Raises:
-        DataError: too few images, a class that is already known, nothing new, or images of another size.
+        DataError: a shard, too few images, a class that is already known, nothing new, or images of another size.
     """
+    if getattr(train, "world", 1) > 1:
+        raise DataError("a step is trained by one process on all of its images; give the source itself instead of a shard of it (sharded)")
     if len(train) < 2:
         raise DataError(f"{len(train)} training image(s): batch-norm needs at least two; add images")
     empty = [name for name, count in counts_by_class(train).items() if not count]

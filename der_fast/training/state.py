@@ -15,6 +15,7 @@ from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 from der_fast.training.mask_log import MaskLog
+from der_fast.training.position import Position
 from der_fast.training.progress import EpochRecord
 from der_fast.training.settled import Remainder, extractor_like, merged, slice_inputs, take_over
 
@@ -33,12 +34,14 @@ class StepState:
         auxiliary: the auxiliary classifier, or None.
         remainder: what the compact network left behind of the full one; None while that is trained, and at the end of the stage.
         stage, epoch: stage in progress and its finished epochs.
-        sparsity_weight: λ_s at the end of the last epoch.
+        position: how far the epoch in progress went, in a state that was written down in its middle; else None.
+        sparsity_weight: λ_s where the state was last written down.
         momentum: SGD's momentum buffers by parameter name, as far as the stage in progress has any.
         mask_log: how the mask logits went.
         records: this step's finished epochs.
         elapsed: seconds spent so far.
         notes: what the report should mention.
+        unreadable: path → reason of image files that could not be read. Once the step reads files, its source writes into it.
     """
 
     step: int
@@ -49,12 +52,19 @@ class StepState:
     remainder: Remainder | None = None
     stage: str = REPRESENTATION
     epoch: int = 0
+    position: Position | None = None
     sparsity_weight: float | None = None
     momentum: dict[str, Tensor] = field(default_factory=dict)
     mask_log: MaskLog = field(default_factory=MaskLog)
     records: list[EpochRecord] = field(default_factory=list)
     elapsed: float = 0.0
     notes: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def spent(self) -> float:
+        """Seconds spent so far, with those of the epoch in progress."""
+        return self.elapsed + (self.position.seconds if self.position is not None else 0.0)
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts with weights, by name."""
@@ -96,6 +106,8 @@ class StepState:
             tensors["keep"] = self.remainder.plan.keep
             tensors.update({f"full.{name}": value for name, value in self.remainder.tensors.items()})
             tensors.update({f"full_momentum.{name}": value for name, value in self.remainder.momentum.items()})
+        if self.position is not None:
+            tensors["position.totals"] = self.position.totals
         tensors.update({f"mask_log.{name}": value for name, value in self.mask_log.tensors().items()})
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
@@ -105,12 +117,14 @@ class StepState:
             "step": self.step,
             "stage": self.stage,
             "epoch": self.epoch,
+            "position": None if self.position is None else self.position.facts(),
             "sparsity_weight": self.sparsity_weight,
             "head": [self.head.in_features, self.head.out_features],
             "auxiliary": None if self.auxiliary is None else [self.auxiliary.in_features, self.auxiliary.out_features],
             "elapsed": self.elapsed,
             "records": [asdict(record) for record in self.records],
             "notes": list(self.notes),
+            "unreadable": dict(self.unreadable),
             "strategies": choices.shared().record(),
         }
 
@@ -134,7 +148,10 @@ class StepState:
             self.remainder = Remainder(decision, _moved(full, device), _moved(momentum, device))
         self.mask_log = MaskLog.of(named_part(tensors, "mask_log."))
         self.stage, self.epoch, self.sparsity_weight = facts["stage"], facts["epoch"], facts["sparsity_weight"]
+        position = facts.get("position")
+        self.position = None if position is None else Position.of(position, tensors["position.totals"])
         self.elapsed, self.notes = facts["elapsed"], list(facts["notes"])
+        self.unreadable = dict(facts.get("unreadable", {}))
         self.records = [EpochRecord(**record) for record in facts["records"]]
         choices.shared().pin(facts["strategies"])
 

@@ -14,6 +14,7 @@ from der_fast.compaction import Arena, CompactionPlan, pack, plan
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config.schema import ScheduleConfig
+from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import DivergenceError
 from der_fast.model.architecture import Architecture
@@ -25,7 +26,7 @@ from der_fast.seeds import generator
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
 from der_fast.training.equality import checked_error
-from der_fast.training.evaluation import features_of
+from der_fast.training.evaluation import features_by_class
 from der_fast.training.memory import herding, quota, truncate
 from der_fast.training.progress import EpochRecord
 from der_fast.training.pruning import final_keep, reestimate_batch_norm, settle
@@ -139,6 +140,8 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
     known = model.class_names
     new = tuple(name for name in train.class_names if name not in known)
     source = rehearsal(model, train, method.bound)
+    if isinstance(source, PhotoSource):
+        state.unreadable = source.recall(state.unreadable)
     expands = method.expand and not method.bound
     frozen = model.bank if expands else FrozenBank()
     schedule = schedule_of(context, step)
@@ -206,10 +209,13 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
     if not count:
         return None
     parts = [] if memory is None else [truncate(memory, count).relabelled(names)]
-    for name in train.class_names:
-        images = train.of_classes([name])
-        chosen = images.subset(herding(features_of(context, model.bank, images), count))
-        parts.append(chosen.relabelled(names))
+    largest = 0
+    for _, positions, features in features_by_class(context, model.bank, train):
+        parts.append(train.subset(positions[herding(features, count)]).relabelled(names))
+        # Herding ranks in double precision, twice: as given and normalised.
+        largest = max(largest, features.numel() * (features.element_size() + 2 * 8))
+    if isinstance(train, PhotoSource):
+        train.library.say(f"herding over {len(train):,} images, class by class: at most {largest / 2**20:.1f} MiB of features at a time")
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.concatenated(part)

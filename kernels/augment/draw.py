@@ -39,9 +39,9 @@ class Draw(NamedTuple):
     flip: Tensor
     brightness: Tensor
 
-    def part(self, start: int, end: int) -> Draw:
-        """Return what happens to images start … end − 1."""
-        return Draw(*(values[start:end] for values in self))
+    def at(self, images: Tensor) -> Draw:
+        """Return what happens to the images at these places, int64 (n,)."""
+        return Draw(*(values[images] for values in self))
 
 
 def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

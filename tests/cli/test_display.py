@@ -149,6 +149,17 @@ def test_time_left_of_a_resumed_stage_counts_only_what_was_run() -> None:
     assert left.seconds() == pytest.approx(5)
 
 
+def test_time_left_of_a_stage_resumed_in_the_middle_of_an_epoch() -> None:
+    clock = Clock()
+    left = TimeLeft(CONFIG, 1, clock)
+    left.step_begins(1)
+    left.progress("representation", 2.5, 4, 2.25)
+    clock.now += 3
+    left.progress("representation", 3.0, 4, 2.75)
+    # 3/4 of an epoch took 3 s.
+    assert left.seconds() == pytest.approx(4)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "–:––"), (0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599.4, "59:59"), (3661, "1:01:01"), (-3, "0:00")]
 )

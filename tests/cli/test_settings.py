@@ -37,6 +37,7 @@ from der_fast.errors import ConfigError
         ({"batch_size": 64}, {"first.batch_size": 64, "later.batch_size": 64}),
         ({"class_order": "alphabetical"}, {"protocol.class_order": None, "protocol.class_order_seed": None}),
         ({"class_order": "b, a"}, {"protocol.class_order": ("b", "a")}),
+        ({"classes": "b, a"}, {"data.classes": ("b", "a")}),
         ({"settings": ["later.lr=0.5", "data.flip=false"]}, {"later.lr": "0.5", "data.flip": "false"}),
     ],
 )

@@ -32,6 +32,55 @@ def photo():
     return noise
 
 
+def smooth(height: int, width: int, seed: int) -> Image.Image:
+    """A picture without edges, which any decoder and any resizing filter gives back nearly alike."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    waves = [np.sin(generator.uniform(1, 4) * rows + generator.uniform(1, 4) * columns + generator.uniform(0, 6)) for _ in range(3)]
+    return Image.fromarray(np.uint8(127 + 120 * np.stack(waves, 2)))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A split of three classes with seven and three JPEGs of many sizes."""
+    folder = tmp_path / "photos"
+    for part, count in (("train", 7), ("val", 3)):
+        for number, name in enumerate(("ape", "bee", "cow")):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(count):
+                seed = 100 * number + index + 10 * (part == "val")
+                smooth(40 + 7 * index, 90 - 5 * index, seed).save(folder / part / name / f"{index}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture(params=["dali", "pillow"])
+def reader(request):
+    """The name of a reader, which is there."""
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
+    return request.param
+
+
+@pytest.fixture
+def open_photos():
+    """Return a function that gives (train, test) of a folder read from its files at 48 pixels, and their transforms."""
+    from der_fast.config.schema import DataConfig
+    from der_fast.data import load_dataset, transforms_for
+
+    libraries = []
+
+    def load(folder: Path, reader: str, **keys):
+        keys = {"image_size": 48, "random_resized_crop": True, "brightness": 0.0, "workers": 0 if reader == "pillow" else 2, **keys}
+        config = DataConfig(name=str(folder), reader=reader, **keys)
+        train, test = load_dataset(config)
+        libraries.append(train.library)
+        return train, test, *transforms_for(config, train.image_size)
+
+    yield load
+    for library in libraries:
+        library.close()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photos that lies beside a checkout; skips where there is none."""

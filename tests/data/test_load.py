@@ -10,9 +10,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from der_fast.config.schema import DataConfig
-from der_fast.data import load_dataset
+from der_fast.data import load_dataset, transforms_for
 from der_fast.data.split import held_out
 from der_fast.errors import DataError
+from der_fast.seeds import generator
 
 
 def test_digits_are_scikit_learns_pixels_in_uint8():
@@ -117,7 +118,14 @@ def test_photos_of_the_shared_folder(shared_data, tmp_path):
             target = tmp_path / member.name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(archive.extractfile(member).read())
-    train, test = load_dataset(DataConfig(name=str(tmp_path / "caltech20"), random_resized_crop=True))
+    config = DataConfig(name=str(tmp_path / "caltech20"), random_resized_crop=True)
+    files, _ = load_dataset(config)
+    transform, _ = transforms_for(config, files.image_size)
+    read = list(files.batches(None, 16, transform=transform, generator=generator(1), shuffle=True))
+    assert sum(len(batch.indices) for batch in read) >= len(files) - 1 and files.skipped == ()
+    assert all(batch.images.shape[1:] == (3, 224, 224) for batch in read)
+    train, test = load_dataset(dataclasses.replace(config, reader="memory"))
+    assert train.files == files.files
     assert train.image_size == (256, 256) and len(train) + len(test) == len(wanted)
     assert train.skipped == test.skipped == ()
     assert 40 < train.images.float().mean() < 220 and train.images.float().std() > 30

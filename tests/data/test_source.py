@@ -7,6 +7,7 @@ import torch
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import MemorySource, transforms_for
+from der_fast.data.place import BEGINNING, Place
 from der_fast.errors import DataError
 
 NAMES = ("ant", "bee", "cat")
@@ -149,6 +150,25 @@ def test_equal_seeds_give_equal_batches_bit_for_bit():
     for one, two in zip(first, again, strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels) and torch.equal(one.indices, two.indices)
     assert any(not torch.equal(one.images, two.images) for one, two in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("photos", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_pass_goes_on_from_the_place_that_a_batch_names(photos, train):
+    source = make(side=9)
+    config = DataConfig(random_resized_crop=True, image_size=8) if photos else DataConfig(crop_padding=1)
+    transform = transforms_for(config, source.image_size)[0 if train else 1]
+
+    def run(start=BEGINNING):
+        return list(source.batches(None, 2, transform=transform, generator=seeded(), shuffle=train, start=start))
+
+    whole = run()
+    assert [batch.place for batch in whole] == [Place(number) for number in range(1, len(whole) + 1)] and len(whole) == (4 if train else 5)
+    for number, batch in enumerate(whole, 1):
+        rest = run(batch.place)
+        assert len(rest) == len(whole) - number
+        for one, other in zip(rest, whole[number:], strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.indices, other.indices) and one.place == other.place
 
 
 def test_shuffled_batches_keep_images_and_labels_together():

@@ -79,7 +79,7 @@ def test_an_image_s_draw_depends_on_its_number_alone():
     for numbers in (order, torch.arange(400, 500), torch.tensor([999])):
         part = draw_augmentation(3, 4, numbers, padding=4, jitter=0.3, flip=True)
         assert all(torch.equal(one, all_of_them[numbers]) for one, all_of_them in zip(part, whole, strict=True))
-    assert torch.equal(whole.part(10, 20).row, whole.row[10:20])
+    assert torch.equal(whole.at(torch.arange(10, 20)).row, whole.row[10:20])
 
 
 def test_draws_are_spread_evenly():

@@ -103,6 +103,7 @@ def _metrics(
         "average_params": float(np.mean(params)), "final_params": params[-1],
         "bytes": [4 * count for count in params], "bytes_unpruned": [4 * count for count in full],
         "saved_seconds": [None, *[12.0 * step - 20 for step in range(1, steps)]],
+        "training_seconds": [30.0] * steps, "data_seconds": [0.6 * step for step in range(1, steps + 1)],
         "latency_ms": latency, "latency_added_ms": [latency[0], *[0.8] * (steps - 1)],
         "latency_unpruned_ms": [3.0 * step for step in range(1, steps + 1)],
         "seconds": [31.4 + 4 * step for step in range(steps)],

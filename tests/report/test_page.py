@@ -90,6 +90,7 @@ def test_summary_comes_first_with_the_key_numbers(full):
     assert page.text.index(sentence) < page.text.index("Accuracy after every step")
     for number in (f"{metrics['average_top1']:.1f} %", "−1.25", "+1.49", "3.9 ms", "1 min 46 s"):
         assert number in page.text
+    assert "waiting for images" in page.text and "of the time spent in training epochs" in page.text
     assert "3 images were skipped" in page.text
 
 

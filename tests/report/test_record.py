@@ -28,7 +28,16 @@ def test_reads_everything(tmp_path, make_run):
         (2, "representation", 2),
     ]
     assert run.pruned
+    # 0.6 and 1.2 s of twice 30 s.
+    assert run.data_share == pytest.approx(3.0)
     assert run.missing == ()
+
+
+@pytest.mark.parametrize("changes", [{"data_seconds": None}, {"training_seconds": [30.0]}, {"data_seconds": [None, 1.0]}])
+def test_waiting_is_left_out_where_it_was_not_measured(tmp_path, make_run, changes):
+    make_run(tmp_path, CLASSES, **changes)
+    run = read_run(tmp_path)
+    assert run.data_share is None and not any("seconds" in line for line in run.missing)
 
 
 def test_trajectories_know_groups_and_settling(tmp_path, make_run):

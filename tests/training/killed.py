@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from der_fast import files
+from der_fast.config.schema import Config
 from der_fast.training import checkpoint, latency, learner, saved, store
 from der_fast.training.progress import Observer
 from der_fast.training.run import learn_more, run_protocol
@@ -27,6 +28,8 @@ TINY = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 
 
 CONFIG = TINY["tiny_config"]({"protocol.name": "B0-2"})
+# A checkpoint after every batch.
+OFTEN = TINY["tiny_config"]({"protocol.name": "B0-2", "runtime.checkpoint_seconds": 1e-9})
 
 
 def die() -> None:
@@ -34,13 +37,13 @@ def die() -> None:
 
 
 class DieInBatch(Observer):
-    """Kills the process after one batch."""
+    """Kills the process after one batch of an epoch."""
 
-    def __init__(self, *point: Any) -> None:
-        self.point = point
+    def __init__(self, *point: Any, batch: int = 1) -> None:
+        self.point = (*point, batch)
 
-    def batch_ends(self, step: int, stage: str, epoch: int, *rest: Any) -> None:
-        if (step, stage, epoch) == self.point:
+    def batch_ends(self, step: int, stage: str, epoch: int, epochs: int, batch: int, *rest: Any) -> None:
+        if (step, stage, epoch, batch) == self.point:
             die()
 
 
@@ -93,6 +96,14 @@ SCENARIOS: dict[str, Callable[[], Observer | None]] = {
     "before the last checkpoints are deleted": lambda: before(checkpoint.Checkpoints, "clear", always, 2),
 }
 
+WITHIN: dict[str, Callable[[], Observer | None]] = {
+    "after a checkpoint within an epoch": lambda: DieInBatch(2, "representation", 2, batch=2),
+    "between the two files of a checkpoint within an epoch": lambda: before(
+        store, "save_manifest", ends_with("002-1-representation-0001-00000001.json")
+    ),
+    "before the checkpoints within an epoch are deleted": lambda: before(checkpoint, "remove_record", ends_with("-0001-00000001")),
+}
+
 LEARNING: dict[str, Callable[[], Observer | None]] = {
     "learning more, in the representation stage": lambda: DieInBatch(3, "representation", 2),
     "learning more, in the classifier stage": lambda: DieInBatch(3, "classifier", 2),
@@ -103,12 +114,12 @@ LEARNING: dict[str, Callable[[], Observer | None]] = {
 }
 
 
-def begin(out: Path, observer: Observer | None, more: bool) -> None:
+def begin(out: Path, observer: Observer | None, more: bool, config: Config) -> None:
     images = TINY["synthetic_images"]
     if more:
-        learn_more(out, images("ef"), images("abcdef", 2, seed=1), CONFIG, observer=observer)
+        learn_more(out, images("ef"), images("abcdef", 2, seed=1), config, observer=observer)
     else:
-        run_protocol(CONFIG, images("abcd"), images("abcd", 2, seed=1), out, observer=observer)
+        run_protocol(config, images("abcd"), images("abcd", 2, seed=1), out, observer=observer)
 
 
 def main(folder: Path) -> None:
@@ -117,12 +128,12 @@ def main(folder: Path) -> None:
     # Convolutions are compiled when they are first met; the forks find them ready.
     run_protocol(CONFIG, TINY["synthetic_images"]("abcd"), TINY["synthetic_images"]("abcd", 2), None)
     signals = {}
-    for name, arm in {**SCENARIOS, **LEARNING}.items():
+    for name, arm in {**SCENARIOS, **WITHIN, **LEARNING}.items():
         child = os.fork()
         if child == 0:
             # A process that does not come to its point shows where it stands instead.
             faulthandler.dump_traceback_later(60, exit=True)
-            begin(folder / name, arm(), name in LEARNING)
+            begin(folder / name, arm(), name in LEARNING, OFTEN if name in WITHIN else CONFIG)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         signals[name] = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)

@@ -129,6 +129,32 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.parametrize("done", [1, 2, 3, 5, 8, 10])
+def test_a_stage_interrupted_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
+    done: int, tiny: Tiny, synthetic: Images, context_for: Contexts, reference_kernels: None
+) -> None:
+    """Two checkpoints within each of four epochs and one at its end."""
+    changes = {"later.epochs": 4, "later.warmup_epochs": 2, "masks.settle": 0.5, "masks.target_params": 0.4, "masks.sparsity": 1e6}
+    source = synthetic("abcd")
+    written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
+
+    def note(state: StepState) -> None:
+        written.append(({name: value.clone() for name, value in state.tensors().items()}, state.facts()))
+
+    context = replace(context_for(tiny({**changes, "runtime.checkpoint_seconds": 1e-9}), source, save=note), backend=FUSED)
+    model, straight = second_step(context)
+    stage_of(context, source, straight, model).run()
+    places = [facts["position"] and facts["position"]["batches"] for _, facts in written]
+    assert places == [1, 2, None] * 4
+    model, resumed = second_step(context)
+    resumed.restore(*written[done - 1])
+    stage_of(context, source, resumed, model).run()
+    assert [facts["position"] and facts["position"]["batches"] for _, facts in written[12:]] == places[done:]
+    one, other = written[11][0], written[-1][0]
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    assert [record.loss for record in resumed.records] == [record.loss for record in straight.records]
+
+
 def test_a_checkpoint_of_one_backend_serves_the_other(
     tiny: Tiny, synthetic: Images, context_for: Contexts, reference_kernels: None
 ) -> None:

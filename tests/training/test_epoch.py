@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from der_fast.config.schema import Config
-from der_fast.data import MemorySource
+from der_fast.data import Batch, MemorySource
+from der_fast.data.place import BEGINNING
 from der_fast.errors import DivergenceError
 from der_fast.model.architecture import build_architecture
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, count_batches
+from der_fast.training.position import Position
+from der_fast.training.results import times_of
 from der_fast.training.step import Model, begin_step
 
 Images = Callable[..., MemorySource]
@@ -85,3 +90,26 @@ def test_batches_of_an_epoch(
     transform = context_for(tiny(), source).train_transform
     real = list(source.batches(None, batch_size, transform=transform, generator=torch.Generator(), shuffle=True))
     assert len(real) == batches
+
+
+def test_waiting_for_images_is_counted_apart(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by 2 s while images come and by 7 s while they are learned; 3 s, 1 s of them waiting, lie behind."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("der_fast.training.epoch.time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(3):
+            clock.now += 2.0
+            yield Batch(torch.zeros(1, 3, 1, 1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+        clock.now += 0.5
+
+    counted = meter()
+    counted._go_on(Position(BEGINNING, 1, 4, torch.zeros(2, dtype=torch.float64), 3.0, 1.0))
+    for batch in counted.timed(batches()):
+        clock.now += 7.0
+        counted.advance(len(batch.labels))
+    counted.finish(0.1)
+    record = counted.state.records[0]
+    assert (record.seconds, record.data_seconds) == (3.0 + 3 * 9.0 + 0.5, 1.0 + 3 * 2.0 + 0.5)
+    assert times_of([record, record]) == (61.0, 15.0)
+    assert times_of([record, replace(record, seconds=None, data_seconds=None)]) == (None, None)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +10,12 @@ import torch
 from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
+from der_fast.data.source import Batch
 from der_fast.model.architecture import build_architecture
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.training.context import Context
-from der_fast.training.evaluation import features_of, logits_of, score
+from der_fast.training.evaluation import features_by_class, logits_of, score
 
 
 def test_score_by_hand() -> None:
@@ -51,7 +54,61 @@ def test_features_and_logits_come_in_order_without_augmentation(
     images = context.test_transform(source.images)
     with torch.no_grad():
         features = bank(images)
-    assert torch.allclose(features_of(context, bank, source), features, atol=1e-6)
-    logits = logits_of(context, bank, head, source)
+    for label, positions, rows in features_by_class(context, bank, source):
+        assert positions.tolist() == (source.labels == label).nonzero().flatten().tolist()
+        assert torch.allclose(rows, features[positions], atol=1e-6)
+    logits, positions = logits_of(context, bank, head, source)
+    assert positions.tolist() == list(range(len(source)))
     assert torch.allclose(logits, head(features), atol=1e-5)
     assert not logits.requires_grad
+
+
+class Gappy(MemorySource):
+    """A source of which every third image turns out to be unreadable."""
+
+    def batches(self, *args: Any, **keywords: Any) -> Iterator[Batch]:
+        for batch in super().batches(*args, **keywords):
+            kept = batch.indices % 3 != 0
+            yield Batch(batch.images[kept], batch.labels[kept], batch.indices[kept])
+
+
+def test_images_that_cannot_be_read_do_not_shift_the_others(
+    tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
+) -> None:
+    whole = synthetic("ab", 5)
+    mixed = torch.tensor([0, 5, 1, 6, 2, 7, 3, 8, 4, 9])
+    source = Gappy(whole.images[mixed], whole.labels[mixed], whole.class_names)
+    context = context_for(tiny({"runtime.eval_batch_size": 4}), source)
+    generator = torch.Generator().manual_seed(0)
+    extractor = Extractor(build_architecture("resnet20", width=2)).initialise(generator)
+    bank, head = FrozenBank([extractor]), new_classifier(extractor.features, 2, generator)
+    with torch.no_grad():
+        features = bank(context.test_transform(source.images))
+    logits, positions = logits_of(context, bank, head, source)
+    assert positions.tolist() == [1, 2, 4, 5, 7, 8]
+    assert torch.allclose(logits, head(features)[positions], atol=1e-5)
+    found = list(features_by_class(context, bank, source))
+    assert [label for label, _, _ in found] == [0, 1]
+    for label, positions, rows in found:
+        assert positions.tolist() == [index for index in range(10) if index % 3 and source.labels[index] == label]
+        assert torch.allclose(rows, features[positions], atol=1e-6)
+
+
+def test_features_of_one_class_and_one_batch_are_held_at_a_time(
+    tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
+) -> None:
+    """Counted in tensors that are alive: herding over a million images takes no more memory than over its largest class."""
+    source = synthetic("abcdef", 8)
+    context = context_for(tiny({"runtime.eval_batch_size": 3}), source)
+    width = 37
+
+    class Wide(FrozenBank):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.ones(len(images), width)
+
+    def held() -> int:
+        return sum(len(entry) for entry in gc.get_objects() if type(entry) is torch.Tensor and entry.shape[1:] == (width,))
+
+    counts = [(len(rows), held()) for _, _, rows in features_by_class(context, Wide(), source)]
+    # A class in one piece and in those of its batches, and the batch that begins the next class: of 48 rows in all.
+    assert [count for count, _ in counts] == [8] * 6 and 0 < max(most for _, most in counts) <= 2 * 8 + 2 * 3

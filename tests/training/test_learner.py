@@ -75,7 +75,7 @@ def test_probabilities_have_the_temperature_of_the_classifier_stage(learned: tup
     images = synthetic("abc")
     from der_fast.training.evaluation import logits_of
 
-    logits = logits_of(learner._context(images), learner.model.bank, learner.model.head, images)
+    logits, _ = logits_of(learner._context(images), learner.model.bank, learner.model.head, images)
     wanted = torch.softmax(logits / 5, 1).max(1).values.tolist()
     assert [row.probability for row in learner.predict(images.images)] == pytest.approx(wanted, abs=1e-6)
 

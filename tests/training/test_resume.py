@@ -27,7 +27,7 @@ Facts = Callable[[Path], dict[str, Any]]
 
 SCRIPT = Path(__file__).with_name("killed.py")
 NAMES = runpy.run_path(str(SCRIPT))
-SCENARIOS, LEARNING = list(NAMES["SCENARIOS"]), [name for name in NAMES["LEARNING"] if "not killed" not in name]
+SCENARIOS, LEARNING = [*NAMES["SCENARIOS"], *NAMES["WITHIN"]], [name for name in NAMES["LEARNING"] if "not killed" not in name]
 
 # What is done to the newest checkpoint, and the epoch with which the run goes on.
 DAMAGE = {
@@ -97,6 +97,9 @@ GOES_ON_WITH = {
     "before old states are deleted": None,
     "between a step and its metrics": None,
     "before the last checkpoints are deleted": None,
+    "after a checkpoint within an epoch": (2, "representation", 2),
+    "between the two files of a checkpoint within an epoch": (2, "representation", 2),
+    "before the checkpoints within an epoch are deleted": (2, "representation", 1),
 }
 
 

@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from der_fast.config.schema import RuntimeConfig
+from der_fast.config.schema import Config, RuntimeConfig
+from der_fast.data import MemorySource
+from der_fast.errors import ConfigError
 from der_fast.training import runtime
-from der_fast.training.runtime import apply_runtime, keep_large_buffers
+from der_fast.training.run import learn_more, run_protocol
+from der_fast.training.runtime import apply_runtime, keep_large_buffers, refuse_several_processes
 
 CPU = torch.device("cpu")
 
@@ -56,3 +61,23 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch)
     for name in ("cpu", "cuda", "cuda:1"):
         apply_runtime(RuntimeConfig(threads=None, tune_allocator=False), torch.device(name))
     assert chosen == [torch.device("cuda", 1)]
+
+
+def test_several_processes_of_torchrun_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Callable[..., Config], synthetic: Callable[..., MemorySource]
+) -> None:
+    refuse_several_processes()
+    # A batch system may say so of jobs that have nothing to do with each other.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refuse_several_processes()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    begun = (
+        lambda: run_protocol(tiny(), synthetic("abc"), synthetic("abc"), tmp_path / "run"),
+        lambda: learn_more(tmp_path / "run", synthetic("ab"), None, tiny()),
+    )
+    for begin in begun:
+        with pytest.raises(ConfigError, match="torchrun started 2 processes, but a run is trained by one"):
+            begin()
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    refuse_several_processes()

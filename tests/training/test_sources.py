@@ -143,3 +143,8 @@ def test_a_test_set_may_name_classes_that_it_has_no_images_of(tiny: Tiny, synthe
     learner = Learner(tiny())
     learner.learn(synthetic("ab"), synthetic("abz", 2).subset(torch.arange(4)))
     assert learner.evaluate(synthetic("zba", 2).subset(torch.arange(2, 6))).images == 4
+
+
+def test_a_shard_is_not_trained_on(tiny: Tiny, synthetic: Images) -> None:
+    with pytest.raises(DataError, match="a step is trained by one process"):
+        Learner(tiny()).learn(synthetic("ab").sharded(0, 2))

@@ -1,0 +1,127 @@
+"""A source of files as it is written down with a run, and found again: relative paths, sizes and checksums instead of pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from der_fast.data.files import FileTable
+from der_fast.data.library import Library
+from der_fast.data.members import is_same_size, read_bytes
+from der_fast.data.photos import PhotoSource
+from der_fast.errors import DataError
+
+_THREADS = 16
+_MOST_NAMED = 5
+_DIGEST_BYTES = 32
+
+
+def record_of(source: PhotoSource) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a source as tensors and plain JSON values; files that nobody has looked at are read for their checksums."""
+    table = source.table.taken(source.rows)
+    paths = [table.path(row) for row in range(len(table))]
+    digests = source.library.digests
+    missing = [path for path in paths if path not in digests]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests.update(zip(missing, pool.map(_digest, missing), strict=True))
+    tensors = {
+        "names": torch.from_numpy(table.names.copy()),
+        "ends": torch.from_numpy(table.ends),
+        "folder": torch.from_numpy(table.folder),
+        "sizes": torch.from_numpy(table.sizes.copy()),
+        "sha256": torch.tensor([list(bytes.fromhex(digests[path])) for path in paths], dtype=torch.uint8),
+        "labels": source.labels,
+    }
+    facts = {"roots": list(table.roots), "folders": [list(entry) for entry in table.folders], "image_size": list(source.image_size)}
+    return tensors, {**facts, "class_names": list(source.class_names)}
+
+
+def from_record(tensors: dict[str, Tensor], facts: dict[str, Any], library: Library) -> PhotoSource:
+    """The inverse of `record_of`; whether the files are still there is not asked.
+
+    Raises:
+        KeyError, TypeError, ValueError: this is no such record.
+    """
+    table = FileTable(
+        tuple(facts["roots"]),
+        tuple((int(root), str(path)) for root, path in facts["folders"]),
+        tensors["folder"].numpy(),
+        tensors["names"].numpy(),
+        tensors["ends"].numpy(),
+        tensors["sizes"].numpy(),
+    )
+    for row, digest in enumerate(tensors["sha256"].numpy()):
+        library.digests[table.path(row)] = digest.tobytes().hex()
+    size = (int(facts["image_size"][0]), int(facts["image_size"][1]))
+    return PhotoSource.of(table, np.arange(len(table)), tensors["labels"], facts["class_names"], size, library)
+
+
+def located(source: PhotoSource, places: Sequence[str]) -> PhotoSource:
+    """Return the source with its files where they are now.
+
+    A root whose files are gone is looked for at `places`. A few files that are missing or changed are put down as unreadable ones are.
+
+    Args:
+        source: as `from_record` made it.
+        places: folders where a root may have been moved to.
+
+    Raises:
+        DataError: more than three and more than 1 % of the files are gone, or have other contents.
+    """
+    table, digests = source.table, dict(source.library.digests)
+    for root in table.roots:
+        if not _bearable(_missing(table, source), len(source)):
+            moved = next((found for place in places if _bearable(_missing(found := table.moved(root, place), source), len(source))), None)
+            table = moved or table
+    gone = _missing(table, source)
+    if not _bearable(gone, len(source)):
+        raise DataError(
+            f"{len(gone)} of {len(source)} images of the rehearsal memory are not where they were, or have another size: "
+            f"{', '.join(gone[:_MOST_NAMED])} …. Put them back, or give the new place of the data set: as DATA of `der-fast train`, with "
+            "--data of `der-fast learn`"
+        )
+    for row in range(len(table)):
+        digests[table.path(row)] = source.library.digests[source.table.path(row)]
+    changed = _changed(table, source, digests, set(gone))
+    if not _bearable(changed, len(source)):
+        raise DataError(
+            f"{len(changed)} of {len(source)} images of the rehearsal memory have other contents than when they were chosen: "
+            f"{', '.join(changed[:_MOST_NAMED])} …. Restore them, or train again"
+        )
+    for path in changed:
+        source.library.say(f"the rehearsal memory's {path} has other contents than when it was chosen")
+    source.library.digests.update(digests)
+    return replace(source, table=table)
+
+
+def _bearable(problems: Sequence[str], count: int) -> bool:
+    return len(problems) <= max(3, count // 100) and (len(problems) < count or not count)
+
+
+def _missing(table: FileTable, source: PhotoSource) -> list[str]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        paths = [table.path(row) for row in source.rows.tolist()]
+        there = pool.map(lambda path, size: is_same_size(Path(path), size), paths, table.sizes[source.rows].tolist())
+        return [path for path, found in zip(paths, there, strict=True) if not found]
+
+
+def _changed(table: FileTable, source: PhotoSource, digests: dict[str, str], gone: set[str]) -> list[str]:
+    paths = [path for path in (table.path(row) for row in source.rows.tolist()) if path not in gone]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [path for path, digest in zip(paths, pool.map(_digest, paths), strict=True) if digest != digests[path]]
+
+
+def _digest(path: str) -> str:
+    """Return the SHA-256 of a file's contents; zeros where it cannot be read."""
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except OSError:
+        return "0" * (2 * _DIGEST_BYTES)

@@ -1,0 +1,403 @@
+"""Images that stay in their files, behind the same interface as those in memory; by every reader there is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from der_fast.data import load_dataset, members
+from der_fast.data.dali import is_installed
+from der_fast.data.place import Place
+from der_fast.data.source import MemorySource
+from der_fast.errors import DataError
+from der_fast.seeds import generator
+
+
+def epoch(source, transform, number=0, batch=4, **keywords):
+    return list(source.batches(None, batch, transform=transform, generator=generator(1, number), shuffle=True, **keywords))
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.indices, b.indices)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def by_index(batches):
+    return {int(index): image for batch in batches for index, image in zip(batch.indices, batch.images, strict=True)}
+
+
+def test_it_holds_what_the_same_folder_in_memory_holds(photos, open_photos, reader):
+    train, test, _, transform = open_photos(photos, reader)
+    held, held_test, *_ = open_photos_in_memory(photos)
+    assert (train.class_names, train.image_size, train.files) == (held.class_names, held.image_size, held.files)
+    assert torch.equal(train.labels, held.labels) and len(test) == len(held_test) == 9
+    for one, other in zip(test.batches(None, 4, transform=transform), held_test.batches(None, 4, transform=transform), strict=True):
+        assert torch.equal(one.indices, other.indices) and torch.equal(one.labels, other.labels)
+        assert one.images.is_contiguous(memory_format=torch.channels_last)
+        # Windows start at whole pixels here and between them there.
+        assert (one.images - other.images).abs().mean() < 0.03
+    chosen = torch.tensor([20, 0, 7])
+    assert torch.equal(train.pixels(chosen), held.pixels(chosen))
+
+
+def open_photos_in_memory(folder):
+    from der_fast.config.schema import DataConfig
+
+    return load_dataset(DataConfig(name=str(folder), reader="memory", image_size=48, random_resized_crop=True))
+
+
+def test_parts_are_those_of_a_source_in_memory(photos, open_photos):
+    train, test, *_ = open_photos(photos, "pillow")
+    held = MemorySource(torch.zeros(21, 55, 55, 3, dtype=torch.uint8), train.labels, train.class_names, files=train.files)
+    for change in (
+        lambda source: source.of_classes(["cow", "ape"]),
+        lambda source: source.subset(torch.tensor([3, 20, 3])),
+        lambda source: source.relabelled(["x", "cow", "bee", "ape"]),
+        lambda source: source.of_classes(["bee"]).relabelled(["bee", "ape"]).concatenated(source.of_classes(["bee", "ape"])),
+    ):
+        one, other = change(train), change(held)
+        assert (one.files, one.class_names, one.labels.tolist()) == (other.files, other.class_names, other.labels.tolist())
+        assert one.fingerprint() != train.fingerprint()
+    both = train.concatenated(test)
+    assert both.files == train.files + test.files and both.groups.tolist() == [0] * 21 + [1] * 9
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda source: source.of_classes(["yak"]), "unknown class 'yak'"),
+        (lambda source: source.of_classes(["ape", "ape"]), "more than once"),
+        (lambda source: source.relabelled(["ape", "bee"]), "'cow' is not among"),
+        (lambda source: source.subset(torch.tensor([21])), "out of range"),
+        (lambda source: source.concatenated(source.relabelled(["cow", "bee", "ape"])), "class names differ"),
+        (lambda source: source.concatenated(held()), "image files cannot be put together with images in memory"),
+        (lambda source: held().concatenated(source), "images in memory cannot be put together with PhotoSource"),
+    ],
+)
+def test_mistakes_are_refused(photos, open_photos, wrong, words):
+    with pytest.raises(DataError, match=words):
+        wrong(open_photos(photos, "pillow")[0])
+
+
+def held():
+    return MemorySource(torch.zeros(1, 55, 55, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ["ape", "bee", "cow"])
+
+
+def test_the_same_seed_gives_the_same_batches_bit_for_bit(photos, open_photos, reader):
+    train, _, transform, _ = open_photos(photos, reader)
+    first = epoch(train, transform)
+    assert [len(batch.indices) for batch in first] == [4] * 5 and len({*torch.cat([batch.indices for batch in first]).tolist()}) == 20
+    assert same(first, epoch(train, transform))
+    assert same(first, epoch(open_photos(photos, reader, workers=1)[0], transform))
+    other = epoch(train, transform, 1)
+    assert [batch.indices.tolist() for batch in other] != [batch.indices.tolist() for batch in first]
+    one, two = by_index(first), by_index(other)
+    assert not any(torch.equal(one[index], two[index]) for index in one.keys() & two.keys())
+
+
+def test_an_epoch_goes_on_in_its_middle(photos, open_photos, reader):
+    train, _, transform, _ = open_photos(photos, reader)
+    whole = epoch(train, transform)
+    for start in range(len(whole) + 2):
+        assert same(whole[start:], epoch(open_photos(photos, reader)[0], transform, start=Place(start)))
+
+
+def test_a_pass_goes_on_from_the_place_that_a_batch_names_whatever_could_not_be_read(photos, open_photos, reader):
+    for name in ("ape/1", "bee/0", "cow/6"):
+        (photos / "train" / f"{name}.jpg").write_bytes(b"no image")
+    train, _, transform, _ = open_photos(photos, reader)
+    whole = epoch(train, transform, batch=2)
+    behind = {batch.place.batches: batch.place.faults for batch in whole}
+    # Batches of which less than two images were left are not given; those behind them still have the numbers of the pass.
+    assert len(whole) == 8 and len(set(range(1, 11)) - set(behind)) == 2
+    assert list(behind.values()) == sorted(behind.values()) and behind[max(behind)] == len(train.skipped) == 2
+    for number, batch in enumerate(whole, 1):
+        rest = epoch(open_photos(photos, reader)[0], transform, batch=2, start=batch.place)
+        assert same(rest, whole[number:]) and [one.place for one in rest] == [other.place for other in whole[number:]]
+
+
+def test_an_image_is_cut_alike_in_batches_of_any_size(photos, open_photos, reader):
+    train, _, transform, _ = open_photos(photos, reader)
+    few, many = by_index(epoch(train, transform, batch=3)), by_index(epoch(train, transform, batch=16))
+    assert few.keys() == many.keys() and all(torch.equal(few[index], many[index]) for index in few)
+
+
+def test_readers_cut_mirror_and_jitter_alike(photos, open_photos):
+    pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
+    for jitter in (0.0, 0.4):
+        batches = {}
+        for name in ("dali", "pillow"):
+            train, _, transform, _ = open_photos(photos, name, brightness=jitter)
+            batches[name] = epoch(train, transform)
+        for one, other in zip(batches["dali"], batches["pillow"], strict=True):
+            assert torch.equal(one.indices, other.indices) and torch.equal(one.labels, other.labels)
+            # One grey level is 0.015 of these; a crop or a mirror image of another part differs by 0.5 and more.
+            assert (one.images - other.images).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_types_of_the_result(photos, open_photos, reader, jitter):
+    train, _, transform, _ = open_photos(photos, reader, brightness=jitter)
+    wanted = by_index(epoch(train, transform))
+    mean, std = torch.tensor(transform.mean)[:, None, None], torch.tensor(transform.std)[:, None, None]
+    for dtype, error in ((torch.float16, 2e-3), (torch.bfloat16, 2e-2)):
+        for index, image in by_index(epoch(train, transform, dtype=dtype)).items():
+            assert image.dtype == dtype and (image.float() - wanted[index]).abs().max() < error
+    for index, image in by_index(epoch(train, transform, dtype=torch.uint8)).items():
+        assert image.dtype == torch.uint8 and image.stride()[0] == 1
+        # Before rounding to whole grey levels.
+        assert ((image / 255 - mean) / std - wanted[index]).abs().max() < 0.6 / 255 / 0.25
+
+
+def test_memory_layouts(photos, open_photos, reader):
+    train, _, transform, _ = open_photos(photos, reader)
+    planes = epoch(train, transform, channels_last=False)
+    assert all(batch.images.is_contiguous() for batch in planes)
+    assert all(torch.equal(one.images, other.images) for one, other in zip(planes, epoch(train, transform), strict=True))
+
+
+def test_shards_read_different_images_in_equally_many_batches(photos, open_photos, reader):
+    train, test, transform, _ = open_photos(photos, reader)
+    both = train.concatenated(test)
+    parts = [epoch(both.sharded(rank, 2), transform) for rank in (0, 1)]
+    assert [len(batch.indices) for batch in parts[0]] == [len(batch.indices) for batch in parts[1]] == [4, 4, 4, 3]
+    read = [[index for batch in part for index in batch.indices.tolist()] for part in parts]
+    assert sorted(read[0] + read[1]) == list(range(30))
+    assert {sum(index >= 21 for index in part) for part in read} <= {4, 5}
+    whole = by_index(epoch(both, transform))
+    assert all(torch.equal(image, whole[index]) for part in parts for index, image in by_index(part).items())
+
+
+def test_a_last_batch_of_one_image_is_left_out_in_training_only(photos, open_photos, reader):
+    train, _, transform, test_transform = open_photos(photos, reader)
+    assert [len(batch.indices) for batch in epoch(train, transform, batch=5)] == [5, 5, 5, 5]
+    assert [len(batch.indices) for batch in train.batches(None, 5, transform=test_transform)] == [5, 5, 5, 5, 1]
+    assert [len(batch.indices) for batch in epoch(train.subset(torch.tensor([4])), transform)] == [1]
+
+
+def test_a_pass_may_be_left_and_two_may_run_at_a_time(photos, open_photos, reader):
+    train, test, transform, test_transform = open_photos(photos, reader)
+    wanted, tested = epoch(train, transform), list(test.batches(None, 2, transform=test_transform))
+    for _ in range(3):
+        next(iter(train.batches(None, 4, transform=transform, generator=generator(1, 9), shuffle=True)))
+    pairs = zip(
+        train.batches(None, 4, transform=transform, generator=generator(1, 0), shuffle=True),
+        train.batches(None, 4, transform=transform, generator=generator(1, 0), shuffle=True),
+        test.batches(None, 2, transform=test_transform),
+        strict=False,
+    )
+    for number, (one, other, third) in enumerate(pairs):
+        assert torch.equal(one.images, wanted[number].images) and torch.equal(other.images, wanted[number].images)
+        assert torch.equal(third.images, tested[number].images)
+    assert same(wanted, epoch(train, transform))
+    assert sum("der_fast-dali" in thread.name for thread in threading.enumerate()) == 0
+
+
+def test_worker_processes_give_the_same(photos, open_photos):
+    train, _, transform, _ = open_photos(photos, "pillow")
+    assert same(epoch(train, transform), epoch(open_photos(photos, "pillow", workers=2)[0], transform))
+
+
+def test_a_drive_that_does_not_answer_ends_in_an_error(photos, open_photos, reader, monkeypatch):
+    read = members.read_bytes
+
+    def slow(path):
+        if path.endswith("3.jpg"):
+            time.sleep(1.5)
+        return read(path)
+
+    for module in ("encoded", "pillow_reader"):
+        monkeypatch.setattr(f"der_fast.data.{module}.read_bytes", slow)
+    train, _, transform, _ = open_photos(photos, reader, timeout=0.4, workers=1)
+    with pytest.raises(DataError, match=r"data\.timeout"):
+        epoch(train, transform)
+
+
+def test_what_decodes_is_said_once(photos, open_photos, reader):
+    train, test, transform, test_transform = open_photos(photos, reader)
+    for _ in range(2):
+        epoch(train, transform)
+        list(test.batches(None, 4, transform=test_transform))
+    assert [("nvidia-dali" in note) for note in train.notes] == [False, True]
+    assert ("with nvidia-dali" in train.notes[1]) == (reader == "pillow")
+
+
+def test_without_dali_pillow_reads_the_same_folders_and_says_so(photos, open_photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    train, _, transform, _ = open_photos(photos, "auto", workers=0)
+    assert same(epoch(train, transform), epoch(open_photos(photos, "pillow")[0], transform))
+    assert train.notes[1:] == ("images are decoded by Pillow in 0 process(es); with nvidia-dali (der_fast[dali]) it is faster",)
+    asked, _, transform, _ = open_photos(photos, "dali")
+    with pytest.raises(DataError, match=r"which is not installed: pip install 'der_fast\[dali\]'"):
+        epoch(asked, transform)
+
+
+def test_a_dali_that_does_not_load_is_named(photos, open_photos, monkeypatch):
+    monkeypatch.setattr("der_fast.data.dali.is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "der_fast.data.dali.reader", None)
+    train, _, transform, _ = open_photos(photos, "dali")
+    with pytest.raises(DataError, match=r"does not load: .*data\.reader='pillow'"):
+        epoch(train, transform)
+
+
+def test_dali_is_imported_by_whoever_decodes_with_it_only(photos):
+    code = f"""
+import sys
+from der_fast.config.schema import DataConfig
+from der_fast.data import load_dataset, transforms_for
+import der_fast.data.dali
+config = DataConfig(name={str(photos)!r}, reader="auto", image_size=48, random_resized_crop=True, workers=1)
+train, _ = load_dataset(config)
+assert "nvidia.dali" not in sys.modules
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_auto_leaves_photos_in_their_files_and_decodes_small_images(photos, open_photos, write_images, tmp_path):
+    train, *_ = open_photos(photos, "auto")
+    assert train.library.settings.reader == ("dali" if is_installed() else "pillow")
+    for name in ("ape", "bee"):
+        write_images(tmp_path / "small" / name, 4)
+    small, *_ = open_photos_with(tmp_path / "small", random_resized_crop=True)
+    assert isinstance(small, MemorySource)
+    assert isinstance(open_photos_with(photos)[0], MemorySource)
+
+
+def open_photos_with(folder, **keys):
+    from der_fast.config.schema import DataConfig
+
+    return load_dataset(DataConfig(name=str(folder), **keys))
+
+
+def test_only_some_classes(photos, open_photos):
+    train, test, *_ = open_photos(photos, "pillow", classes=("cow", "ape"))
+    assert train.class_names == test.class_names == ("ape", "cow") and len(train) == 14
+    with pytest.raises(DataError, match=r"data\.classes names 'yak'"):
+        open_photos(photos, "pillow", classes=("cow", "yak"))
+
+
+def test_a_text_file_of_paths_and_classes(photos, open_photos):
+    lines = {
+        part: [f"{path.relative_to(photos)} {path.parent.name}" for path in sorted(photos.glob(f"{part}/*/*"))] for part in ("train", "val")
+    }
+    for part, entries in lines.items():
+        (photos / f"{part}.txt").write_text("\n".join([*entries, ""]))
+    train, test, transform, _ = open_photos(photos / "train.txt", "pillow", test_list=str(photos / "val.txt"))
+    folder, folder_test, *_ = open_photos(photos, "pillow")
+    assert train.files == folder.files and test.files == folder_test.files and torch.equal(train.labels, folder.labels)
+    assert same(epoch(train, transform), epoch(folder, transform))
+    (photos / "one.txt").write_text("\n".join(f"{photos / entry}" for entry in lines["train"]))
+    whole = open_photos(photos / "one.txt", "pillow", classes=("ape", "bee"))
+    assert (len(whole[0]), len(whole[1])) == (12, 2) and whole[0].class_names == ("ape", "bee")
+    assert same(epoch(whole[0], transform), epoch(whole[0], transform))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "lists no images"),
+        ("a.jpg", "line 1: 'a.jpg' is not 'path class'"),
+        ("\n\nape/\n", "line 3"),
+        (b"\xff\xfe", "cannot read the list"),
+    ],
+)
+def test_lists_that_are_none(tmp_path, open_photos, text, words):
+    (tmp_path / "list.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=words):
+        open_photos(tmp_path / "list.txt", "pillow")
+
+
+def test_a_class_in_one_list_only(photos, open_photos):
+    (photos / "a.txt").write_text("train/ape/0.jpg ape\n")
+    (photos / "b.txt").write_text("train/bee/0.jpg bee\n")
+    with pytest.raises(DataError, match="'ape', 'bee' is in only one of"):
+        open_photos(photos / "a.txt", "pillow", test_list=str(photos / "b.txt"))
+
+
+def test_a_fingerprint_is_the_same_wherever_the_folder_lies(photos, open_photos, tmp_path):
+    before = open_photos(photos, "pillow")[0].fingerprint()
+    moved = photos.rename(tmp_path / "elsewhere")
+    assert open_photos(moved, "pillow")[0].fingerprint() == before
+    with (moved / "train" / "ape" / "0.jpg").open("ab") as file:
+        file.write(b"\0")
+    assert open_photos(moved, "pillow")[0].fingerprint() != before
+
+
+def test_the_transform_must_fit(photos, open_photos):
+    train, _, transform, _ = open_photos(photos, "pillow")
+    wrong = open_photos(photos, "pillow", image_size=64)[2]
+    with pytest.raises(DataError, match="55 × 55 pixels"):
+        train.batches(None, 2, transform=wrong, generator=generator(1), shuffle=True)
+    with pytest.raises(ValueError, match=r"torch\.Generator"):
+        train.batches(None, 2, transform=transform)
+    with pytest.raises(ValueError, match="batch_size"):
+        train.batches(None, 0, transform=transform, generator=generator(1))
+    assert np.array_equal(train.rows, np.arange(21))
+
+
+def test_a_pipeline_that_was_given_back_is_let_alone(photos, open_photos, monkeypatch):
+    """Whoever takes it may have begun before the walk that gave it back has ended."""
+    pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
+    from der_fast.data.dali.reader import DaliReader
+
+    give_back, walks = DaliReader._give_back, []
+
+    def taken_at_once(self, form, pipeline, feed):
+        give_back(self, form, pipeline, feed)
+        walks.append((feed, wanted := iter(("of the next walk",))))
+        feed.reading = wanted
+
+    monkeypatch.setattr(DaliReader, "_give_back", taken_at_once)
+    train, _, transform, _ = open_photos(photos, "dali")
+    for number in range(3):
+        epoch(train, transform, number)
+        assert len(walks) == number + 1 and all(feed.reading is wanted for feed, wanted in walks[-1:])
+
+
+def test_nothing_of_a_walk_that_was_left_comes_in_the_next(photos, open_photos):
+    """A pass over files that DALI refuses is left while it sorts them out; others read the same pipeline afterwards."""
+    pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
+    from der_fast.data.dali.reader import Feed, Prepared
+
+    train, _, transform, _ = open_photos(photos, "dali")
+    feed = Feed()
+    for left in (feed.fed, feed.again):
+        left.append(Prepared(0, np.arange(2), [], []))
+    feed.stopped = True
+    feed.begin(None, 1.0, iter(()))
+    assert not (feed.fed or feed.again or feed.stopped)
+    wanted = epoch(train, transform)
+    data = (photos / "train" / "ape" / "1.jpg").read_bytes()
+    (photos / "train" / "ape" / "1.jpg").write_bytes(data[: len(data) // 2] + b"\xff\xd9")
+    for _ in range(4):
+        next(iter(train.batches(None, 4, transform=transform, generator=generator(1, 0), shuffle=True)))
+    (photos / "train" / "ape" / "1.jpg").write_bytes(data)
+    found = epoch(train, transform)
+    assert [batch.indices.tolist() for batch in found] == [batch.indices.tolist() for batch in wanted]
+
+
+def test_a_reader_that_loses_images_is_found_out(photos, open_photos, reader):
+    train, _, transform, _ = open_photos(photos, reader)
+    whole = train.library.reader()
+
+    class Losing:
+        name = "losing"
+
+        def read(self, walk):
+            yield from list(whole.read(walk))[:-1]
+
+        def close(self):
+            whole.close()
+
+    train.library._reader = Losing()
+    with pytest.raises(DataError, match="4 of 20 images came neither read nor refused"):
+        epoch(train, transform)
