@@ -22,7 +22,7 @@ import torch
 
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
-from der_fast.data import MemorySource, load_dataset
+from der_fast.data import ImageSource, load_dataset
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
 from der_fast.training.protocol import class_order, split_steps
@@ -44,7 +44,7 @@ class Lines(Observer):
         )
 
 
-def run_variant(config: Config, train: MemorySource, test: MemorySource, first: Path) -> dict[str, Any]:
+def run_variant(config: Config, train: ImageSource, test: ImageSource, first: Path) -> dict[str, Any]:
     """Run one variant; the unpruned first step is read from, or written to, `first`."""
     steps = split_steps(class_order(train.class_names, config.protocol), config.protocol.name)
     learner = Learner(config, observer=Lines())

@@ -15,6 +15,7 @@ _VARIANTS = {
     "without auxiliary loss": "the same, unpruned, without the auxiliary loss",
     "without expansion": "the same, without expansion (one extractor, same memory)",
 }
+_READERS = {"ours": "DALI through ours", "dali_bare": "DALI alone", "resident_cache": "resident cache"}
 _CIFAR10 = "CIFAR-10, 5 × 2 classes, 1000 images per class, 200 exemplars, ResNet-32, pruned"
 
 
@@ -28,6 +29,7 @@ def table(results: Path) -> str:
         ("step_overhead.json", _overhead),
         ("compaction.json", _compaction),
         ("growth.json", _growth),
+        ("loading.json", _loading),
     ):
         path = results / name
         if path.exists():
@@ -159,3 +161,19 @@ def _growth(found: Mapping[str, Any]) -> list[str]:
 
 def _named(backbone: str) -> str:
     return backbone.replace("resnet", "ResNet-")
+
+
+def _loading(found: Mapping[str, Any]) -> list[str]:
+    speeds = {one["variant"]: one["images_per_s"] for one in found["rows"]}
+    base = speeds["dataloader_pillow"]
+    parts = [f"{name} {speeds[key]:.0f} images/s (× {speeds[key] / base:.2f})" for key, name in _READERS.items() if key in speeds]
+    how = (
+        f"{', '.join(parts)}; a DataLoader with Pillow {base:.0f}: "
+        f"`python bench/loading.py --photos PHOTOS --threads {found['threads']}`, [medians](bench/results/loading.json)"
+    )
+    rows = [row("reading photos: random-resized crops of 224 pixels, float32", how=how)]
+    if "training" in found:
+        training = found["training"]
+        what = f"training ResNet-18 on photos at {training['side']} pixels"
+        rows.append(row(what, how=f"{100 * training['share']:.2f} % of {training['training_seconds']:.0f} s waiting for images: `--train`"))
+    return rows

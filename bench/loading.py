@@ -211,7 +211,7 @@ def main() -> None:
                 # The first pass makes pipelines, starts processes, and fills caches.
                 if number:
                     speeds[name].append(speed)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"variant": name, "images_per_s": round(statistics.median(found), 1), "low": round(min(found), 1), "high": round(max(found), 1)}
         for name, found in speeds.items()
     ]

@@ -22,7 +22,7 @@ import torch
 
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
-from der_fast.data import MemorySource, load_dataset
+from der_fast.data import ImageSource, load_dataset
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.protocol import class_order
 from der_fast.training.run import run_protocol
@@ -66,7 +66,7 @@ class Quiet(Observer):
         )
 
 
-def held_out(source: MemorySource, first: int) -> tuple[MemorySource, MemorySource]:
+def held_out(source: ImageSource, first: int) -> tuple[ImageSource, ImageSource]:
     """Split training images: the first `first` of every class by name, and the rest."""
     rank = torch.zeros(len(source), dtype=torch.int64)
     for label in range(len(source.class_names)):
@@ -75,7 +75,7 @@ def held_out(source: MemorySource, first: int) -> tuple[MemorySource, MemorySour
     return source.subset((rank < first).nonzero().squeeze(1)), source.subset((rank >= first).nonzero().squeeze(1))
 
 
-def load(data: str) -> tuple[Config, MemorySource, MemorySource]:
+def load(data: str) -> tuple[Config, ImageSource, ImageSource]:
     """Return the preset's configuration and training images divided in two."""
     if data == "digits":
         config = resolve_config("digits", "B0-5")
@@ -86,7 +86,7 @@ def load(data: str) -> tuple[Config, MemorySource, MemorySource]:
     return config, *held_out(source, 1000)
 
 
-def run(config: Config, train: MemorySource, test: MemorySource, steps: int, verbose: bool) -> dict[str, Any]:
+def run(config: Config, train: ImageSource, test: ImageSource, steps: int, verbose: bool) -> dict[str, Any]:
     """Run the first `steps` steps and return what is compared."""
     order = class_order(train.class_names, config.protocol)[: 2 * steps]
     config = replace(config, protocol=replace(config.protocol, name=f"B0-{steps}", class_order=order))

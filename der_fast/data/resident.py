@@ -9,22 +9,23 @@ from concurrent.futures import TimeoutError as FutureTimeout
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from der_fast.data.decode import reason_of, to_rgb
 from der_fast.data.draws import Ints
 from der_fast.data.encoded import open_upright
+from der_fast.data.finishing import cut, finish
 from der_fast.data.members import read_bytes
 from der_fast.data.progress import progress_bar
-from der_fast.data.reading import Loaded, ReadSettings, Walk, brightened
+from der_fast.data.reading import Loaded, ReadSettings, Walk
 from der_fast.data.threads import FileThreads
 from der_fast.errors import DataError
 
 # A photo of 4:3, as most are, stands for those that were not decoded yet.
 _USUAL_ASPECT = 4 / 3
-_PART = 16
+# Files that are decoded before anybody looks whether they fit.
+_CHUNK = 1024
 
 
 class Resident:
@@ -77,8 +78,8 @@ class Resident:
     def _fill(self, paths: list[str], side: int, wanted: set[str]) -> bool:
         """Decode files; returns False, leaving it there, as soon as what is wanted is more than the budget allows."""
         with progress_bar("decoding into the resident cache", len(paths)) as advance:
-            for start in range(0, len(paths), 64 * _PART):
-                chunk = paths[start : start + 64 * _PART]
+            for start in range(0, len(paths), _CHUNK):
+                chunk = paths[start : start + _CHUNK]
                 parts = [self._pool().submit(_decoded, path, side) for path in chunk]
                 for path, part in zip(chunk, parts, strict=True):
                     try:
@@ -120,23 +121,13 @@ class Resident:
         numbers = walk.numbers(kept)
         heights, widths = (np.array([image.shape[axis] for image in images], dtype=np.int64) for axis in (0, 1))
         windows = walk.windows(numbers, heights, widths)
-        mirrored, factors, rows = walk.flips(numbers, len(kept)), walk.factors(numbers, len(kept)), _rows(walk)
-        on_cpu = self.device.type == "cpu"
-        out = torch.empty(len(kept), *walk.transform.size, 3, dtype=walk.dtype if on_cpu else torch.uint8, device=self.device)
-
-        def work(start: int) -> None:
-            for index in range(start, min(start + _PART, len(images))):
-                pixels = cut(images[index], windows[index].tolist(), walk)
-                if on_cpu:
-                    finish_into(out[index], pixels, bool(mirrored[index]), float(factors[index]), rows)
-                else:
-                    out[index] = pixels
-
-        if not on_cpu:
-            for start in range(0, len(images), _PART):
-                work(start)
-            return Loaded(walk.finished(out, numbers), kept, number, problems), []
-        return Loaded(out, kept, number, problems), [self._pool().submit(work, start) for start in range(0, len(images), _PART)]
+        if self.device.type == "cpu":
+            out, parts = finish(images, windows, numbers, walk, self._pool())
+            return Loaded(out, kept, number, problems), parts
+        out = torch.empty(len(kept), *walk.transform.size, 3, dtype=torch.uint8, device=self.device)
+        for index, image in enumerate(images):
+            out[index] = cut(image, windows[index].tolist(), walk)
+        return Loaded(walk.finished(out, numbers), kept, number, problems), []
 
     def _done(self, loaded: Loaded, parts: list[Future[None]], walk: Walk) -> Loaded:
         for part in parts:
@@ -166,57 +157,3 @@ def _decoded(path: str, side: int) -> Tensor | str:
         raise
     except Exception as error:  # damaged bytes make the decoders raise almost anything
         return reason_of(error)
-
-
-def cut(image: Tensor, window: list[int], walk: Walk) -> Tensor:
-    """Resize a window of a decoded image and cut off what an evaluation's centre crop leaves out: uint8, H × W × 3."""
-    top, left, height, width = window
-    crop = image[top : top + height, left : left + width]
-    if (height, width) != walk.resized:
-        # In exactly this order of strides it is taken for channels-last, for which there is the fast path.
-        planes = crop.contiguous()[None].permute(0, 3, 1, 2)
-        # PyTorch's fast antialiased resize of uint8 exists on the CPU only.
-        if image.device.type == "cpu":
-            planes = F.interpolate(planes, size=walk.resized, mode="bilinear", antialias=True, align_corners=False)
-        else:
-            planes = F.interpolate(planes.float(), size=walk.resized, mode="bilinear", antialias=True, align_corners=False)
-            planes = planes.round_().clamp_(0, 255).to(torch.uint8)
-        crop = planes[0].permute(1, 2, 0)
-    rows, columns = walk.transform.size
-    top, left = (crop.shape[0] - rows) // 2, (crop.shape[1] - columns) // 2
-    return crop[top : top + rows, left : left + columns]
-
-
-def finish_into(out: Tensor, pixels: Tensor, mirrored: bool, factor: float, rows: tuple[Tensor, Tensor] | None) -> None:
-    """Mirror, jitter and normalise one image while it is in the processor's cache.
-
-    Args:
-        out: H × W × 3; written to.
-        pixels: uint8, H × W × 3.
-        mirrored: whether to mirror.
-        factor: of brightness; 1 does nothing.
-        rows: scale and shift of a row of W × 3 numbers, float32: three at a time would use a fraction of a vector register. None stays
-            with whole grey levels.
-    """
-    if mirrored:
-        pixels = pixels.flip(1)
-    if rows is None:
-        out.copy_(pixels if factor == 1.0 else brightened(pixels, factor))
-        return
-    scale, shift = rows
-    values = pixels.reshape(len(pixels), len(scale)).float()
-    if factor != 1.0:
-        values.mul_(factor).clamp_(0, 255)
-    flat = out.view(values.shape)
-    if flat.dtype == torch.float32:
-        torch.addcmul(shift, values, scale, out=flat)
-    else:
-        flat.copy_(torch.addcmul(shift, values, scale))
-
-
-def _rows(walk: Walk) -> tuple[Tensor, Tensor] | None:
-    if walk.dtype == torch.uint8:
-        return None
-    mean, std = torch.tensor(walk.transform.mean), torch.tensor(walk.transform.std)
-    width = walk.transform.size[1]
-    return (1 / (255 * std)).repeat(width), (-mean / std).repeat(width)

@@ -180,7 +180,7 @@ def test_it_is_written_down_when_the_last_checkpoint_is_old_enough(
         assert meter.state.position is None
     # After 75, 150 and 225 s; after the last batch the epoch's own checkpoint follows.
     assert counts == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
-    assert written[1][1]["position"] == {"place": [7, 1], "batches": 6, "images": 12, "seconds": 150.0}
+    assert written[1][1]["position"] == {"place": [7, 1], "batches": 6, "images": 12, "seconds": 150.0, "waited": 0.0}
     assert written[1][0]["position.totals"].tolist() == [12.0, 6.0] and written[1][1]["notes"] == ["up to date"] * 2
 
 

@@ -46,13 +46,15 @@ class Form:
 
 
 def build(form: Form, settings: ReadSettings, source: Callable[[], Any]) -> Pipeline:
-    """Return a pipeline that yields one output, n × H × W × 3.
+    """Return a pipeline that yields one output: on a GPU n × H × W × 3, on the CPU the decoded windows, whatever their size.
+
+    On the CPU the rest is done by `data.finishing`: DALI's resize and normalisation take more than half of a pipeline's time there.
 
     Args:
         form: what it does.
         settings: threads, prefetching and hints.
         source: called for every batch; returns encoded bytes, windows' starts and sizes, whether to mirror, and with `form.jitter`
-            brightness factors, each as a batch; or raises StopIteration at the end of a pass.
+            brightness factors, each as a batch (on the CPU the first three); or raises StopIteration at the end of a pass.
     """
     mixed = form.device_id is not None
     pipeline = Pipeline(
@@ -63,8 +65,8 @@ def build(form: Form, settings: ReadSettings, source: Callable[[], Any]) -> Pipe
         seed=0,
     )
     with pipeline:
-        inputs = _INPUTS if form.jitter else _INPUTS[:-1]
-        encoded, start, shape, mirror, *factor = fn.external_source(
+        inputs = _INPUTS[: count_of(form.jitter, mixed)]
+        encoded, start, shape, *more = fn.external_source(
             source=source, num_outputs=len(inputs), batch=True, dtype=[entry[0] for entry in inputs], ndim=[entry[1] for entry in inputs]
         )
         hints: dict[str, Any] = {}
@@ -77,22 +79,30 @@ def build(form: Form, settings: ReadSettings, source: Callable[[], Any]) -> Pipe
         images = fn.decoders.image_slice(
             encoded, start=start, shape=shape, axis_names="HW", device="mixed" if mixed else "cpu", output_type=types.RGB, **hints
         )
-        images = fn.resize(images, size=list(form.resized), interp_type=types.INTERP_LINEAR, antialias=True)
-        if form.jitter:
-            images = dali_math.clamp(images * factor[0], 0.0, 255.0)
-        plain = form.dtype == torch.uint8
-        output = fn.crop_mirror_normalize(
-            images,
-            crop=[float(side) for side in form.size],
-            crop_pos_x=0.5,
-            crop_pos_y=0.5,
-            rounding="truncate",
-            mirror=mirror,
-            mean=[0.0] * 3 if plain else [255 * value for value in form.mean],
-            std=[1.0] * 3 if plain else [255 * value for value in form.std],
-            dtype=_TYPES[form.dtype],
-            output_layout="HWC",
-        )
-        pipeline.set_outputs(output)
+        pipeline.set_outputs(_finished(images, form, *more) if mixed else images)
     pipeline.build()
     return pipeline
+
+
+def count_of(jitter: bool, mixed: bool) -> int:
+    """Return how many inputs a pipeline takes."""
+    return len(_INPUTS) - (not jitter) if mixed else len(_INPUTS) - 2
+
+
+def _finished(images: Any, form: Form, mirror: Any, factor: Any = None) -> Any:
+    images = fn.resize(images, size=list(form.resized), interp_type=types.INTERP_LINEAR, antialias=True)
+    if factor is not None:
+        images = dali_math.clamp(images * factor, 0.0, 255.0)
+    plain = form.dtype == torch.uint8
+    return fn.crop_mirror_normalize(
+        images,
+        crop=[float(side) for side in form.size],
+        crop_pos_x=0.5,
+        crop_pos_y=0.5,
+        rounding="truncate",
+        mirror=mirror,
+        mean=[0.0] * 3 if plain else [255 * value for value in form.mean],
+        std=[1.0] * 3 if plain else [255 * value for value in form.std],
+        dtype=_TYPES[form.dtype],
+        output_layout="HWC",
+    )

@@ -20,10 +20,11 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
-from der_fast.data.dali.pipeline import Form, build
+from der_fast.data.dali.pipeline import Form, build, count_of
 from der_fast.data.decode import reason_of
 from der_fast.data.draws import Ints
 from der_fast.data.encoded import Encoded, read_encoded
+from der_fast.data.finishing import finish
 from der_fast.data.reading import Loaded, ReadSettings, Walk
 from der_fast.data.threads import FileThreads
 from der_fast.errors import DataError
@@ -120,13 +121,14 @@ def inputs_of(walk: Walk, batch: Prepared) -> tuple[Any, ...]:
     heights = np.array([image.height for image in batch.images], dtype=np.int64)
     widths = np.array([image.width for image in batch.images], dtype=np.int64)
     windows = walk.windows(numbers, heights, widths).astype(np.int32)
-    inputs = (
+    inputs: tuple[Any, ...] = (
         [np.frombuffer(image.data, dtype=np.uint8) for image in batch.images],
         np.ascontiguousarray(windows[:, :2]),
         np.ascontiguousarray(windows[:, 2:]),
         walk.flips(numbers, batch.count).astype(np.int32),
     )
-    return (*inputs, walk.factors(numbers, batch.count).astype(np.float32)) if walk.jitters else inputs
+    inputs = (*inputs, walk.factors(numbers, batch.count).astype(np.float32))
+    return inputs[: count_of(walk.jitters, walk.device.type == "cuda")]
 
 
 class Probe:
@@ -172,6 +174,7 @@ class DaliReader:
         self.settings = settings
         self._idle: dict[Form, list[tuple[Pipeline, Feed]]] = {}
         self._files: FileThreads | None = None
+        self._finishers: FileThreads | None = None
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -206,9 +209,10 @@ class DaliReader:
         """Let go of pipelines and threads."""
         with self._lock:
             self._idle.clear()
-            if self._files is not None:
-                self._files.close()
-                self._files = None
+            for threads in (self._files, self._finishers):
+                if threads is not None:
+                    threads.close()
+            self._files = self._finishers = None
 
     def _drive(self, walk: Walk, results: queue.Queue[Any], stop: threading.Event) -> None:
         """Run the pipeline over a walk and put every batch into `results`, then None, or what went wrong."""
@@ -236,7 +240,7 @@ class DaliReader:
                 continue
             batch = feed.fed.popleft()
             if not stop.is_set():
-                yield Loaded(_as_torch(output, walk.dtype), batch.positions, batch.number, batch.problems)
+                yield Loaded(self._images(output, walk, batch), batch.positions, batch.number, batch.problems)
             feed.stopped = stop.is_set()
         # What is left were batches without a single readable file.
         for batch in feed.fed:
@@ -245,6 +249,21 @@ class DaliReader:
         pipeline.reset()
         # From here on they may be another walk's.
         self._give_back(form, pipeline, feed)
+
+    def _images(self, output: Any, walk: Walk, batch: Prepared) -> Tensor:
+        """Return what a pipeline gave for a batch, finished."""
+        if walk.device.type == "cuda":
+            # Without a copy: it stays the pipeline's for as long as the tensor lives.
+            return torch.utils.dlpack.from_dlpack(output.as_tensor()).to(walk.dtype)
+        crops = [torch.utils.dlpack.from_dlpack(output[index]) for index in range(batch.count)]
+        whole = np.array([[0, 0, *crop.shape[:2]] for crop in crops], dtype=np.int64)
+        with self._lock:
+            threads = self._finishers = self._finishers or FileThreads(max(self.settings.workers, 1), "der_fast-finish")
+        images, parts = finish(crops, whole, walk.numbers(batch.positions), walk, threads)
+        # Before the pipeline runs again and writes over what it gave.
+        for part in parts:
+            part.result(self.settings.timeout)
+        return images
 
     def _form(self, walk: Walk) -> Form:
         transform = walk.transform
@@ -327,11 +346,6 @@ class DaliReader:
 
 def _failed(error: RuntimeError) -> str:
     return f"nvidia-dali failed: {' '.join(str(error).split())}; try data.reader='pillow'"
-
-
-def _as_torch(output: Any, dtype: torch.dtype) -> Tensor:
-    """Return a pipeline's output without a copy: it stays its own for as long as the tensor lives."""
-    return torch.utils.dlpack.from_dlpack(output.as_tensor()).to(dtype)
 
 
 def _put(results: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
