@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -56,6 +58,9 @@ def _options(
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name need not be UTF-8; showing it must not end the command. In JSON, what is put in its place is an escape, too.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 

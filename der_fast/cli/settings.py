@@ -105,7 +105,7 @@ def read_names(text: str, option: str, other: str = "") -> tuple[str, ...]:
     path = Path(text).expanduser()
     if _is_file(path):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{option}: cannot read {path}: {error}; it takes a text file with one class name per line") from error
         names = [_SYNSET.sub(r"\1", line.strip()) for line in lines if line.strip()]

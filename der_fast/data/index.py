@@ -1,8 +1,7 @@
 """The index of a folder of class folders: every file's path and size, made once, kept in a file, and made anew when it is out of date.
 
 A folder's own time of change tells whether files were added, removed or renamed in it, so a million files need no second listing.
-Whether a file was overwritten is asked of every file in small data sets, of some thousand spread over large ones, and again when an
-image is read.
+Whether a file was overwritten is asked of every file in small data sets, and of some thousand spread over large ones.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from der_fast.data.decode import IMAGE_SUFFIXES
-from der_fast.data.files import FileTable, Int64s, absolute_root
+from der_fast.data.files import FileTable, Int64s, absolute_root, last_change
 from der_fast.data.layout import class_folders, find_parts
 from der_fast.data.progress import progress_bar
 from der_fast.errors import StorageError
 from der_fast.files import write_bytes
 
 FILE = "index.npz"
-FORMAT = 1
+FORMAT = 2
 
 _THREADS = 16
 _FILES_ASKED = 4096
@@ -101,7 +100,7 @@ def _places(root: Path) -> list[tuple[str, Path]]:
 
 def _list_folder(folder: Path) -> tuple[list[bytes], Int64s, Int64s, int]:
     """Return names, sizes and times of the image files directly in a folder, sorted by name, and the folder's own time."""
-    own = folder.stat().st_mtime_ns
+    own = last_change(folder.stat())
     found: list[tuple[str, int, int]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -118,7 +117,7 @@ def _size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
         facts = entry.stat()
     except OSError:
         return 0, 0
-    return facts.st_size, facts.st_mtime_ns
+    return facts.st_size, last_change(facts)
 
 
 def save_index(path: Path, index: FolderIndex) -> None:
@@ -178,9 +177,10 @@ def difference(index: FolderIndex) -> str | None:
         if found != [(part, entry) for part, (_, entry) in zip(index.parts, index.table.folders, strict=True)]:
             return "class folders were added or removed"
         for (_, place), changed in zip(places, index.folders_changed, strict=True):
-            if place.stat().st_mtime_ns != changed:
+            facts = place.stat()
+            if last_change(facts) != changed:
                 return f"files were added to or removed from {place}"
-            if changed > index.listed - _STEP_NS:
+            if facts.st_mtime_ns > index.listed - _STEP_NS:
                 return f"{place} had just been changed when it was listed"
     except OSError as error:
         return str(error)

@@ -7,7 +7,7 @@ _MOST_PIXELS = 89_478_485
 _FRAMES = (0xC0, 0xC1, 0xC2)
 _STANDALONE = (0x01, *range(0xD0, 0xD8))
 _SCAN = 0xDA
-_ADOBE, _EXIF = 0xEE, 0xE1
+_ADOBE, _APP1 = 0xEE, 0xE1
 _ORIENTATION = 0x0112
 
 
@@ -51,7 +51,10 @@ def _is_plain(marker: int, body: bytes) -> bool:
         return marker in _FRAMES and len(body) >= 6 and body[0] == 8 and body[5] in (1, 3) and 0 < pixels <= _MOST_PIXELS
     if marker == _ADOBE and body[:5] == b"Adobe":
         return len(body) >= 12 and body[11] == 1
-    return marker != _EXIF or body[:6] != b"Exif\0\0" or _orientation(body[6:]) in (None, 1)
+    if marker != _APP1:
+        return True
+    # Pillow turns by what XMP says where EXIF says nothing, so XMP that says anything about it is left to Pillow.
+    return _orientation(body[6:]) in (None, 1) if body[:6] == b"Exif\0\0" else b"tiff:Orientation" not in body
 
 
 def _orientation(tiff: bytes) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,24 @@ from der_fast.data.files import FileTable
 from der_fast.data.library import Library
 from der_fast.data.members import is_same_size, read_bytes
 from der_fast.data.photos import PhotoSource
+from der_fast.data.threads import mapped
 from der_fast.errors import DataError
 
-_THREADS = 16
 _MOST_NAMED = 5
 _DIGEST_BYTES = 32
 
 
 def record_of(source: PhotoSource) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a source as tensors and plain JSON values; files that nobody has looked at are read for their checksums."""
+    """Return a source as tensors and plain JSON values; files that nobody has looked at are read for their checksums.
+
+    Raises:
+        DataError: a file's bytes did not come in time.
+    """
     table = source.table.taken(source.rows)
     paths = [table.path(row) for row in range(len(table))]
     digests = source.library.digests
     missing = [path for path in paths if path not in digests]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        digests.update(zip(missing, pool.map(_digest, missing), strict=True))
+    digests.update(zip(missing, mapped(_digest, missing, source.library.settings.timeout), strict=True))
     tensors = {
         "names": torch.from_numpy(table.names.copy()),
         "ends": torch.from_numpy(table.ends),
@@ -74,7 +76,7 @@ def located(source: PhotoSource, places: Sequence[str]) -> PhotoSource:
         places: folders where a root may have been moved to.
 
     Raises:
-        DataError: more than three and more than 1 % of the files are gone, or have other contents.
+        DataError: more than three and more than 1 % of the files are gone, or have other contents; or a drive does not answer.
     """
     table, digests = source.table, dict(source.library.digests)
     for root in table.roots:
@@ -107,16 +109,16 @@ def _bearable(problems: Sequence[str], count: int) -> bool:
 
 
 def _missing(table: FileTable, source: PhotoSource) -> list[str]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        paths = [table.path(row) for row in source.rows.tolist()]
-        there = pool.map(lambda path, size: is_same_size(Path(path), size), paths, table.sizes[source.rows].tolist())
-        return [path for path, found in zip(paths, there, strict=True) if not found]
+    paths = [table.path(row) for row in source.rows.tolist()]
+    sizes = dict(zip(paths, table.sizes[source.rows].tolist(), strict=True))
+    there = mapped(lambda path: is_same_size(Path(path), sizes[path]), paths, source.library.settings.timeout)
+    return [path for path, found in zip(paths, there, strict=True) if not found]
 
 
 def _changed(table: FileTable, source: PhotoSource, digests: dict[str, str], gone: set[str]) -> list[str]:
     paths = [path for path in (table.path(row) for row in source.rows.tolist()) if path not in gone]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return [path for path, digest in zip(paths, pool.map(_digest, paths), strict=True) if digest != digests[path]]
+    found = mapped(_digest, paths, source.library.settings.timeout)
+    return [path for path, digest in zip(paths, found, strict=True) if digest != digests[path]]
 
 
 def _digest(path: str) -> str:

@@ -31,6 +31,13 @@ def find_parts(folder: Path) -> dict[str, Path]:
     return {WHOLE: train} if test is None else {TRAIN: train, TEST: test}
 
 
+def flat_test_folder(folder: Path) -> Path | None:
+    """Return the test folder beside train/ that lies there without class folders, as ImageNet's val/ is when unpacked; None if none."""
+    if not _holds_folders(folder / "train") or _test_folder(folder) is not None:
+        return None
+    return next((folder / name for name in _TEST_NAMES if (folder / name).is_dir()), None)
+
+
 def find_tars(place: Path) -> dict[str, list[Path]]:
     """Return the tars of `TRAIN` and `TEST`, or of the `WHOLE` set: those in train/ and test/, those of a folder, or the one tar.
 

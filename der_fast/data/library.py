@@ -110,9 +110,8 @@ class Library:
                 self.say("images are decoded by nvidia-dali")
             else:
                 self._reader = PillowReader(self.settings)
-                self.say(
-                    f"images are decoded by Pillow in {self.settings.workers} process(es); with nvidia-dali (der_fast[dali]) it is faster"
-                )
+                where = f"{self.settings.workers} process(es)" if self.settings.workers else "this process"
+                self.say(f"images are decoded by Pillow in {where}; with nvidia-dali (der_fast[dali]) it is faster")
         return self._reader
 
     def _cache(self, device: torch.device) -> Resident | None:

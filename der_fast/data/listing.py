@@ -14,7 +14,7 @@ from der_fast.config.schema import DataConfig
 from der_fast.data.decode import IMAGE_SUFFIXES
 from der_fast.data.files import FileTable, Int64s, absolute_root
 from der_fast.data.index import FolderIndex, open_index
-from der_fast.data.layout import TEST, TRAIN, WHOLE
+from der_fast.data.layout import TEST, TRAIN, WHOLE, flat_test_folder
 from der_fast.data.split import held_out
 from der_fast.errors import DataError
 
@@ -72,6 +72,9 @@ def list_folder(folder: Path, config: DataConfig, cache: Path | None = None) -> 
     names = sorted({name for found in classes.values() for name in found})
     if WHOLE in classes:
         train, test = _split(index.table, [classes[WHOLE][name] for name in names], names, config.test_share)
+        note += f"; {sum(map(len, test)):,} of them are held out for testing"
+        if (unused := flat_test_folder(index.root)) is not None:
+            note += f", and {unused} is not used: it has no class folders"
     else:
         _refuse_one_sided(index, classes)
         train, test = ([classes[part][name] for name in names] for part in (TRAIN, TEST))
@@ -188,7 +191,8 @@ def listing_of(
 def _read_text(path: Path, wanted: Sequence[str] | None) -> tuple[FileTable, dict[str, Int64s]]:
     """Return the files of a list, and class name → rows."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Some editors put a mark in front, which would be taken for a part of the first path.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list {path}: {error}; it takes a text file (UTF-8) with lines of 'path class'") from error
     pairs: list[tuple[str, str]] = []

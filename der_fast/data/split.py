@@ -30,6 +30,8 @@ def held_out(class_name: str, names: Sequence[str], share: float) -> list[bool]:
             "or give the data set train/ and test/ folders"
         )
     count = min(max(1, round(share * len(names))), len(names) - 1)
-    ranked = sorted(range(len(names)), key=lambda index: hashlib.sha256(f"{class_name}\x1f{names[index]}".encode()).digest())
+    # Names need not be UTF-8: what the system gives that is not comes back as the bytes it was.
+    digests = [hashlib.sha256(f"{class_name}\x1f{name}".encode(errors="surrogateescape")).digest() for name in names]
+    ranked = sorted(range(len(names)), key=digests.__getitem__)
     chosen = set(ranked[:count])
     return [index in chosen for index in range(len(names))]

@@ -19,7 +19,7 @@ import numpy as np
 
 from der_fast.config.schema import DataConfig
 from der_fast.data.decode import IMAGE_SUFFIXES
-from der_fast.data.files import FileTable, Int64s, absolute_root
+from der_fast.data.files import FileTable, Int64s, absolute_root, last_change
 from der_fast.data.layout import TEST, TRAIN, WHOLE
 from der_fast.data.listing import Listing, listing_of
 from der_fast.data.members import member_name
@@ -28,7 +28,7 @@ from der_fast.errors import DataError, StorageError
 from der_fast.files import write_bytes
 
 FILE = "tars.npz"
-FORMAT = 1
+FORMAT = 2
 
 _THREADS = 8
 _MOST_NAMED = 20
@@ -95,7 +95,7 @@ def _open(root: str, tars: Sequence[str], cache: Path | None) -> tuple[TarIndex,
     """Return the index of tars, from `cache` if it is there and of the same tars, and a line that says where it came from."""
     path = None if cache is None else cache / FILE
     try:
-        state = tuple((facts.st_size, facts.st_mtime_ns) for facts in (os.stat(f"{root}/{tar}") for tar in tars))  # noqa: PTH116
+        state = tuple((facts.st_size, last_change(facts)) for facts in (os.stat(f"{root}/{tar}") for tar in tars))  # noqa: PTH116
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     old = None if path is None or not path.is_file() else _load(path)

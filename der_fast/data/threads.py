@@ -5,10 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
+from der_fast.errors import DataError
+
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _Calls = queue.SimpleQueue["tuple[Future[Any], Callable[[], Any]] | None"]
@@ -42,6 +46,37 @@ class FileThreads:
     def close(self) -> None:
         """Let every thread end after the call that it is in; what waits is not begun."""
         self._close()
+
+
+def mapped(
+    function: Callable[[Item], Result], items: Sequence[Item], timeout: float, *, count: int = 16, name: str = "der_fast-map"
+) -> list[Result]:
+    """Return the function's result for every item, in order, from a few threads.
+
+    Args:
+        function: reads something.
+        items: what it is called with; named in the message.
+        timeout: seconds to wait for one result after those before it are there.
+        count: how many threads.
+        name: what they are called.
+
+    Raises:
+        DataError: a result did not come in time. The thread that waits for it is left behind and keeps no process from ending.
+    """
+    threads = FileThreads(min(count, len(items)), name)
+    try:
+        calls = [threads.submit(function, item) for item in items]
+        results = []
+        for item, call in zip(items, calls, strict=True):
+            try:
+                results.append(call.result(timeout))
+            except FutureTimeout:
+                raise DataError(
+                    f"reading {item} took longer than data.timeout={timeout:g} seconds; check the drive that holds it"
+                ) from None
+        return results
+    finally:
+        threads.close()
 
 
 def _end(calls: _Calls, closed: threading.Event, count: int) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -292,3 +295,18 @@ def test_a_backend_that_cannot_run_here(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert json.loads(Path("run/metrics.json").read_text())["backend"] == f"reference ({said})"
     assert train("images", "--backend", "auto", "--device", "cpu", "--out", "auto").exit_code == 0
     assert json.loads(Path("auto/metrics.json").read_text())["backend"] == "reference (auto: no CUDA device in use)"
+
+
+def test_names_that_are_no_utf8_can_be_shown() -> None:
+    code = (
+        "from der_fast.cli import main\n"
+        "from der_fast.cli.console import output, print_json\n"
+        "main.app = lambda: (print_json(['a\\udcff.jpg']), output().print('b\\udcff.jpg'))\n"
+        "main.main()\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, text=True, timeout=120
+    )
+    assert shown.returncode == 0, shown.stderr
+    listed, _, printed = shown.stdout.rpartition("]")
+    assert json.loads(f"{listed}]") == ["a\udcff.jpg"] and printed.split() == [r"b\udcff.jpg"]

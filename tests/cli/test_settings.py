@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from der_fast.cli.settings import changes_from
+from der_fast.cli.settings import changes_from, read_names
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
@@ -110,3 +110,8 @@ def test_contradictions_are_refused(one: dict[str, Any], other: dict[str, Any]) 
     changes_from(other, Config())
     with pytest.raises(ConfigError, match="do not go together"):
         changes_from({**one, **other}, Config())
+
+
+def test_a_list_of_classes_with_a_mark_in_front(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("n01440764 tench\ngoldfish\n", encoding="utf-8-sig")
+    assert read_names(str(tmp_path / "classes.txt"), "--classes") == ("n01440764", "goldfish")

@@ -30,6 +30,11 @@ def turned(turn):
     return exif.tobytes()
 
 
+def turned_by_xmp(data):
+    body = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+    return data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + data[2:]
+
+
 def picture():
     """Red above blue, wider than high."""
     image = Image.new("RGB", (90, 60), (200, 30, 30))
@@ -42,6 +47,7 @@ ODD = {
     "grey.jpg": lambda path: path.write_bytes(jpeg(picture().convert("L"))),
     "png_inside.JPEG": lambda path: picture().save(path, format="PNG"),
     "turned.jpg": lambda path: path.write_bytes(jpeg(picture().transpose(Image.Transpose.ROTATE_90), exif=turned(6))),
+    "turned_by_xmp.jpg": lambda path: path.write_bytes(turned_by_xmp(jpeg(picture()))),
     "mirrored.jpg": lambda path: path.write_bytes(jpeg(picture(), exif=turned(4))),
     "one_pixel.jpg": lambda path: path.write_bytes(jpeg(Image.new("RGB", (1, 1), (9, 200, 90)))),
     "strip.png": lambda path: Image.new("RGB", (3000, 1), (9, 200, 90)).save(path),

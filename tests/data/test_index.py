@@ -69,6 +69,18 @@ def touch(folder):
     path.write_bytes(bytes(path.stat().st_size))
 
 
+def add_unseen(folder):
+    """As a copy does that gives the folder the time that it has elsewhere."""
+    add(folder)
+    os.utime(folder / "train" / "bee", (1e9, 1e9))
+
+
+def replace_unseen(folder):
+    """Other contents of the same size and time."""
+    touch(folder)
+    os.utime(folder / "train" / "ape" / "c02.png", (1e9, 1e9))
+
+
 def add_class(folder):
     for part in ("train", "val"):
         (folder / part / "yak").mkdir()
@@ -82,14 +94,14 @@ def remove_class(folder):
         (folder / part / "cow").rmdir()
 
 
-@pytest.mark.parametrize("change", [add, remove, rename, overwrite, touch, add_class, remove_class])
+@pytest.mark.parametrize("change", [add, remove, rename, overwrite, touch, add_unseen, replace_unseen, add_class, remove_class])
 def test_a_change_is_noticed(folder, tmp_path, change):
     before, _ = indexing.open_index(folder, tmp_path / "run")
     change(folder)
     after, note = indexing.open_index(folder, tmp_path / "run")
     assert "anew" in note
     assert paths(after) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
-    if change is not touch:
+    if change not in (touch, replace_unseen):
         assert after.checksum != before.checksum
     assert all(after.table.sizes[row] == Path(after.table.path(row)).stat().st_size for row in range(len(after.table)))
 

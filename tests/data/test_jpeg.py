@@ -23,6 +23,12 @@ def rotated(turn):
     return exif.tobytes()
 
 
+def with_xmp(data, xmp):
+    """A JPEG with a block that not every version of Pillow writes."""
+    body = b"http://ns.adobe.com/xap/1.0/\0" + xmp
+    return data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + data[2:]
+
+
 @pytest.mark.parametrize("keywords", [{}, {"progressive": True}, {"comment": b"hello"}, {"exif": rotated(1)}, {"quality": 100}])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_plain_images(photo, mode, keywords):
@@ -34,6 +40,12 @@ def test_plain_images(photo, mode, keywords):
 @pytest.mark.parametrize("turn", range(2, 9))
 def test_turned_images_are_not_plain(photo, turn):
     assert plain_size(encoded(photo(37, 21, 1), exif=rotated(turn))) is None
+
+
+def test_images_that_xmp_alone_turns_are_not_plain(photo):
+    data = encoded(photo(37, 21, 1))
+    assert plain_size(with_xmp(data, b'<rdf:Description tiff:Orientation="6"/>')) is None
+    assert plain_size(with_xmp(data, b"<rdf:Description/>")) == (37, 21)
 
 
 def test_whatever_else_is_not_plain(photo):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
+from der_fast.data import kept as keeping
 from der_fast.data.kept import from_record, located, record_of
 from der_fast.data.library import Library
 from der_fast.errors import DataError
 from der_fast.seeds import generator
+
+WAIT = 20.0
 
 
 @pytest.fixture
@@ -71,3 +76,17 @@ def test_files_of_two_roots(kept, photos, open_photos, tmp_path):
     assert back.table.roots == (str(photos), str(other)) and back.files == both.files
     moved = photos.rename(tmp_path / "third")
     assert located(back, [str(moved)]).table.roots == (str(moved), str(other))
+
+
+def test_a_drive_that_does_not_answer_is_not_waited_for(kept, monkeypatch):
+    back, chosen = kept
+    answer = threading.Event()
+    monkeypatch.setattr(keeping, "read_bytes", lambda path: bytes(answer.wait(WAIT)))
+    for source in (back, chosen):
+        source.library.settings = replace(source.library.settings, timeout=0.2)
+    with pytest.raises(DataError, match=r"reading .*\.jpg took longer than data\.timeout=0\.2 seconds"):
+        located(back, [])
+    chosen.library.digests.clear()
+    with pytest.raises(DataError, match=r"reading .*\.jpg took longer than data\.timeout=0\.2 seconds"):
+        record_of(chosen)
+    answer.set()

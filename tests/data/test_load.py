@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -85,6 +86,12 @@ def test_held_out_depends_on_names_only():
     more = [*names, "50.jpg"]
     moved = [name for name, out in zip(more, held_out("cat", more, 0.2), strict=True) if name in held and out != held[name]]
     assert len(moved) <= 1
+
+
+def test_held_out_takes_names_that_are_no_utf8():
+    names = [os.fsdecode(b"\xff%d.jpg" % index) for index in range(10)]
+    assert sum(held_out("cat", names, 0.2)) == 2
+    assert held_out("cat", names, 0.2) == held_out("cat", names[::-1], 0.2)[::-1]
 
 
 def test_held_out_leaves_something_on_both_sides():

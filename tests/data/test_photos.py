@@ -234,7 +234,7 @@ def test_without_dali_pillow_reads_the_same_folders_and_says_so(photos, open_pho
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     train, _, transform, _ = open_photos(photos, "auto", workers=0)
     assert same(epoch(train, transform), epoch(open_photos(photos, "pillow")[0], transform))
-    assert train.notes[1:] == ("images are decoded by Pillow in 0 process(es); with nvidia-dali (der_fast[dali]) it is faster",)
+    assert train.notes[1:] == ("images are decoded by Pillow in this process; with nvidia-dali (der_fast[dali]) it is faster",)
     asked, _, transform, _ = open_photos(photos, "dali")
     with pytest.raises(DataError, match=r"which is not installed: pip install 'der_fast\[dali\]'"):
         epoch(asked, transform)
@@ -285,12 +285,23 @@ def test_only_some_classes(photos, open_photos):
         open_photos(photos, "pillow", classes=("cow", "yak"))
 
 
+def test_what_is_held_out_and_a_test_folder_without_classes_are_said(photos, open_photos):
+    for path in (photos / "val").glob("*/*"):
+        path.rename(photos / "val" / f"{path.parent.name}{path.name}")
+    for name in ("ape", "bee", "cow"):
+        (photos / "val" / name).rmdir()
+    train, test, *_ = open_photos(photos, "pillow", test_share=0.3)
+    assert (len(train), len(test)) == (15, 6)
+    assert train.notes[0].endswith(f"; 6 of them are held out for testing, and {photos / 'val'} is not used: it has no class folders")
+
+
 def test_a_text_file_of_paths_and_classes(photos, open_photos):
     lines = {
         part: [f"{path.relative_to(photos)} {path.parent.name}" for path in sorted(photos.glob(f"{part}/*/*"))] for part in ("train", "val")
     }
     for part, entries in lines.items():
-        (photos / f"{part}.txt").write_text("\n".join([*entries, ""]))
+        # With the mark that editors on Windows put in front.
+        (photos / f"{part}.txt").write_text("\n".join([*entries, ""]), encoding="utf-8-sig")
     train, test, transform, _ = open_photos(photos / "train.txt", "pillow", test_list=str(photos / "val.txt"))
     folder, folder_test, *_ = open_photos(photos, "pillow")
     assert train.files == folder.files and test.files == folder_test.files and torch.equal(train.labels, folder.labels)
