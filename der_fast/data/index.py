@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +20,15 @@ from der_fast.data.decode import IMAGE_SUFFIXES
 from der_fast.data.files import FileTable, Int64s, absolute_root, last_change
 from der_fast.data.layout import class_folders, find_parts
 from der_fast.data.progress import progress_bar
+from der_fast.data.threads import mapped
 from der_fast.errors import StorageError
 from der_fast.files import write_bytes
 
 FILE = "index.npz"
 FORMAT = 2
 
-_THREADS = 16
+# Seconds; the default of data.timeout.
+TIMEOUT = 120.0
 _FILES_ASKED = 4096
 # Within this time a change may leave a folder's time stamp as it was: file systems count in steps.
 _STEP_NS = 2_000_000_000
@@ -61,20 +62,21 @@ class FolderIndex:
         return Path(self.table.roots[0])
 
 
-def build_index(folder: Path) -> FolderIndex:
+def build_index(folder: Path, timeout: float = TIMEOUT) -> FolderIndex:
     """List a folder, its class folders in parallel.
 
+    Args:
+        folder: the data set.
+        timeout: seconds to wait for one class folder.
+
     Raises:
-        DataError: there are no class folders.
+        DataError: there are no class folders, or one could not be listed in time.
         OSError: a folder that cannot be listed.
     """
     listed, root = time.time_ns(), Path(absolute_root(folder))
-    places = _places(root)
-    with progress_bar(f"listing {root.name}", len(places)) as advance, ThreadPoolExecutor(_THREADS) as pool:
-        rows = []
-        for row in pool.map(_list_folder, [place for _, place in places]):
-            rows.append(row)
-            advance(1)
+    (places,) = mapped(_places, [root], timeout)
+    with progress_bar(f"listing {root.name}", len(places)) as advance:
+        rows = mapped(_list_folder, [place for _, place in places], timeout, advance=advance)
     counts = [len(names) for names, _, _, _ in rows]
     table = FileTable.of(
         str(root),
@@ -197,12 +199,13 @@ def _changed_file(index: FolderIndex, rows: Sequence[int]) -> str | None:
     return None
 
 
-def open_index(folder: Path, cache: Path | None) -> tuple[FolderIndex, str]:
+def open_index(folder: Path, cache: Path | None, timeout: float = TIMEOUT) -> tuple[FolderIndex, str]:
     """Return a folder's index, from `cache` if it is there and not out of date, and a line that says where it came from.
 
     Args:
         folder: the data set.
         cache: the folder that keeps the index, or None to keep none. Where it cannot be written to, none is kept.
+        timeout: seconds to wait for one class folder, and for the question whether the index is out of date.
 
     Raises:
         DataError, OSError: see `build_index`.
@@ -211,10 +214,10 @@ def open_index(folder: Path, cache: Path | None) -> tuple[FolderIndex, str]:
     old = None if path is None or not path.is_file() else load_index(path)
     reason = None
     if old is not None and old.root == Path(absolute_root(folder)):
-        reason = difference(old)
+        (reason,) = mapped(lambda _: difference(old), [old.root], timeout)
         if reason is None:
             return old, f"index of {len(old.table):,} files: {path}"
-    index = build_index(folder)
+    index = build_index(folder, timeout)
     line = f"index of {len(index.table):,} files made{f' anew: {reason}' if reason else ''}"
     if path is not None:
         try:

@@ -65,7 +65,7 @@ def list_folder(folder: Path, config: DataConfig, cache: Path | None = None) -> 
         DataError: no class folders, an unknown class, an empty class, a class that is in one part only, or one too small to be split.
     """
     try:
-        index, note = open_index(folder, cache)
+        index, note = open_index(folder, cache, config.timeout)
     except OSError as error:
         raise DataError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from error
     classes = _classes(index, config.classes)

@@ -15,6 +15,7 @@ from der_fast.data.digits import load_digits
 from der_fast.data.folder import load_folder
 from der_fast.data.sizes import refuse_too_much, stored_side
 from der_fast.data.source import ImageSource, MemorySource
+from der_fast.data.threads import mapped
 from der_fast.errors import DataError
 
 
@@ -40,6 +41,8 @@ def load_dataset(
     if config.name in ARCHIVES:
         return _limited(load_cifar(config.name, archive_folder(config.root), allow_download=config.download), config)
     folder = Path(config.name).expanduser()
+    # A drive that does not answer is found out here, before anything waits for it without end.
+    mapped(Path.exists, [folder], config.timeout)
     if folder.is_dir() or (folder.is_file() and folder.suffix in (".txt", ".tar")):
         return load_folder(folder, config, cache=cache, say=say)
     if folder.exists():

@@ -10,7 +10,6 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from der_fast.data.layout import TEST, TRAIN, WHOLE
 from der_fast.data.listing import Listing, listing_of
 from der_fast.data.members import member_name
 from der_fast.data.progress import progress_bar
+from der_fast.data.threads import mapped
 from der_fast.errors import DataError, StorageError
 from der_fast.files import write_bytes
 
 FILE = "tars.npz"
 FORMAT = 2
 
-_THREADS = 8
 _MOST_NAMED = 20
 # Under which of its keys a sample's .json names the class.
 _KEYS = ("cls", "label", "class")
@@ -69,7 +68,7 @@ def list_tars(place: Path, parts: dict[str, list[Path]], config: DataConfig, cac
     """
     root = absolute_root(place if place.is_dir() else place.parent)
     tars = [tar for found in parts.values() for tar in found]
-    index, note = _open(root, [tar.absolute().relative_to(root).as_posix() for tar in tars], cache)
+    index, note = _open(root, [tar.absolute().relative_to(root).as_posix() for tar in tars], cache, config.timeout)
     if not len(index.table):
         raise DataError(f"no images in the tars of {place}; a sample is an image and its class under one name: 0007.jpg and 0007.cls")
     if config.classes is not None:
@@ -91,7 +90,7 @@ def _by_class(index: TarIndex, rows: Int64s, wanted: set[str]) -> dict[str, Int6
     return {name: part for name, part in found.items() if len(part)}
 
 
-def _open(root: str, tars: Sequence[str], cache: Path | None) -> tuple[TarIndex, str]:
+def _open(root: str, tars: Sequence[str], cache: Path | None, timeout: float) -> tuple[TarIndex, str]:
     """Return the index of tars, from `cache` if it is there and of the same tars, and a line that says where it came from."""
     path = None if cache is None else cache / FILE
     try:
@@ -101,7 +100,7 @@ def _open(root: str, tars: Sequence[str], cache: Path | None) -> tuple[TarIndex,
     old = None if path is None or not path.is_file() else _load(path)
     if old is not None and (old.table.roots, old.tars, [tar for _, tar in old.table.folders]) == ((root,), state, list(tars)):
         return old, f"index of {len(old.table):,} images in {len(tars)} tar(s): {path}"
-    index = _build(root, tars, state)
+    index = _build(root, tars, state, timeout)
     line = f"index of {len(index.table):,} images in {len(tars)} tar(s) made"
     if path is not None:
         try:
@@ -111,12 +110,9 @@ def _open(root: str, tars: Sequence[str], cache: Path | None) -> tuple[TarIndex,
     return index, line
 
 
-def _build(root: str, tars: Sequence[str], state: tuple[tuple[int, int], ...]) -> TarIndex:
-    with progress_bar("listing tars", len(tars)) as advance, ThreadPoolExecutor(_THREADS) as pool:
-        found = []
-        for samples in pool.map(lambda tar: read_tar(Path(root, tar)), tars):
-            found.append(samples)
-            advance(1)
+def _build(root: str, tars: Sequence[str], state: tuple[tuple[int, int], ...], timeout: float) -> TarIndex:
+    with progress_bar("listing tars", len(tars)) as advance:
+        found = mapped(read_tar, [Path(root, tar) for tar in tars], timeout, advance=advance)
     classes = sorted({sample[0] for samples in found for sample in samples})
     label_of = {name: label for label, name in enumerate(classes)}
     whole = [sample for samples in found for sample in samples]

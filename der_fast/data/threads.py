@@ -49,7 +49,13 @@ class FileThreads:
 
 
 def mapped(
-    function: Callable[[Item], Result], items: Sequence[Item], timeout: float, *, count: int = 16, name: str = "der_fast-map"
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    timeout: float,
+    *,
+    count: int = 16,
+    name: str = "der_fast-map",
+    advance: Callable[[int], object] = lambda done: None,
 ) -> list[Result]:
     """Return the function's result for every item, in order, from a few threads.
 
@@ -59,6 +65,7 @@ def mapped(
         timeout: seconds to wait for one result after those before it are there.
         count: how many threads.
         name: what they are called.
+        advance: called with 1 after every result.
 
     Raises:
         DataError: a result did not come in time. The thread that waits for it is left behind and keeps no process from ending.
@@ -70,6 +77,7 @@ def mapped(
         for item, call in zip(items, calls, strict=True):
             try:
                 results.append(call.result(timeout))
+                advance(1)
             except FutureTimeout:
                 raise DataError(
                     f"reading {item} took longer than data.timeout={timeout:g} seconds; check the drive that holds it"

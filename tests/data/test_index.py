@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from der_fast.config.schema import DataConfig
 from der_fast.data import index as indexing
+from der_fast.data import load_dataset
 from der_fast.data.files import FileTable
+from der_fast.errors import DataError
 
 
 @pytest.fixture
@@ -144,3 +149,40 @@ def test_a_checksum_is_of_relative_paths_and_sizes_in_order():
     assert table.checksum(rows) == table.taken(rows).checksum(np.arange(3)) == table_of(10, "/moved").checksum(rows)
     assert table.checksum(np.arange(10)) == table.joined(table_of(1)).checksum(np.arange(10))
     assert len({table.checksum(np.array(other, dtype=np.int64)) for other in ([3, 1, 4], [1, 3, 4], [3, 1], [3, 1, 4, 4], [])}) == 5
+
+
+@pytest.fixture
+def dead(monkeypatch):
+    """Lets a function of a module wait until the test ends."""
+    over = threading.Event()
+
+    def let_wait(module, name):
+        def wait(*arguments):
+            over.wait(60)
+            raise OSError("the drive never answered")
+
+        monkeypatch.setattr(module, name, wait)
+
+    yield let_wait
+    over.set()
+
+
+@pytest.mark.parametrize("function", ["_list_folder", "_places"])
+def test_a_drive_that_does_not_answer_ends_the_listing(folder, dead, function):
+    dead(indexing, function)
+    with pytest.raises(DataError, match=rf"reading {re.escape(str(folder))}.* took longer than data\.timeout=0\.2 seconds"):
+        indexing.build_index(folder, 0.2)
+
+
+def test_a_drive_that_does_not_answer_ends_the_comparison_with_the_index(folder, tmp_path, dead):
+    indexing.open_index(folder, tmp_path / "run")
+    dead(indexing, "difference")
+    with pytest.raises(DataError, match=r"took longer than data\.timeout=0\.2 seconds"):
+        indexing.open_index(folder, tmp_path / "run", 0.2)
+
+
+def test_a_drive_that_does_not_answer_is_found_out_before_anything_else(folder, dead):
+    config = DataConfig(name=str(folder), timeout=0.2)
+    dead(Path, "exists")
+    with pytest.raises(DataError, match=rf"reading {re.escape(str(folder))} took longer than data\.timeout=0\.2 seconds"):
+        load_dataset(config)
