@@ -115,8 +115,8 @@ def dali_bare(files: list[Path], batch: int, threads: int) -> Callable[[], Itera
     return lambda: (rows[0]["images"] for rows in loader)
 
 
-def source_of(folder: Path, batch: int, threads: int, cache_gib: float) -> Callable[[], Iterator[Any]]:
-    """Return what goes through the images once with der_fast."""
+def source_of(folder: Path, batch: int, threads: int, cache_gib: float, device: str = "cpu") -> Callable[[], Iterator[Any]]:
+    """Return what goes through the images once with der_fast; on a GPU DALI decodes there, and the batches are made and stay there."""
     config = DataConfig(
         name=str(folder),
         image_size=SIDE,
@@ -135,7 +135,8 @@ def source_of(folder: Path, batch: int, threads: int, cache_gib: float) -> Calla
 
     def once() -> Iterator[Any]:
         chance = generator(0, "bench", next(epochs))
-        return (found.images for found in train.batches(None, batch, transform=transform, generator=chance, shuffle=True))
+        batches = train.batches(None, batch, transform=transform, generator=chance, shuffle=True, device=device)
+        return (found.images for found in batches)
 
     return once
 
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, help="also train on this folder of class folders and say how long it waited for images")
     parser.add_argument("--side", type=int, default=112, help="pixels, for --train")
     parser.add_argument("--epochs", type=int, default=2, help="of every stage, for --train")
+    parser.add_argument("--gpu", action="store_true", help="also decode, and cache, on the GPU")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -204,6 +206,8 @@ def main() -> None:
             variants["dali_bare"] = dali_bare(files, *sizes)
         variants["ours"] = source_of(folder, *sizes, 0.0)
         variants["resident_cache"] = source_of(folder, *sizes, 8.0)
+        if options.gpu:
+            variants |= {"ours_gpu": source_of(folder, *sizes, 0.0, "cuda"), "resident_cache_gpu": source_of(folder, *sizes, 8.0, "cuda")}
         speeds: dict[str, list[float]] = {name: [] for name in variants}
         for number in range(options.rounds + 1):
             for name, once in variants.items():
