@@ -146,12 +146,12 @@ def test_offsets_beyond_32_bits(stride):
     assert torch.equal(dx[:, :, -(last * stride - 2) :], of_strip[:, :, 2:])
     del dx
 
-    # All of the gradient but the last rows is 0.
+    # All of the gradient but the last rows is 0. Small whole numbers, whose sums are exact in whatever groups they are added.
+    for tensor in (x, g):
+        tensor.random_(-2, 3, generator=generator)
     only_last = torch.zeros_like(y)
     only_last[:, :, -last + 1 :] = g[:, :, 1:]
     dw = conv_wgrad(x, only_last, 3, stride=stride, backend="fused")
     g[:, :, 0] = 0
     of_strip = conv_wgrad(x[:, :, -last * stride :].contiguous(memory_format=torch.channels_last), g, 3, stride=stride, backend="fused")
-    # The same products in other groups. Tensor cores cut off, rather than round, the end of each sum of 16 products, and all in one
-    # direction; the whole image's last part adds up the strip's pixels one group after another.
-    assert relative_error(dw, of_strip.double()) < (last - 1) * y.shape[3] / 16 * torch.finfo(torch.float32).eps
+    assert torch.equal(dw, of_strip)

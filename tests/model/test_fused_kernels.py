@@ -84,10 +84,8 @@ def compare(architecture, shape, dtype, path, **options):
     """Against double precision, tensor by tensor: errors, relative to the largest entry, beside those of the plain extractor in `dtype`.
 
     No error may exceed twice the plain extractor's, its worst, or the floor: in float32 what a network's worth of roundings amounts to,
-    in half precision what a few do. In half precision that is asked of features and statistics. There roundings do carry values across
-    the corners of ReLUs, and a gradient is what batch-norm leaves of large terms that cancel, sums over as little as twelve values:
-    eager's own errors reach 100 %; ours and its scatter about each other by factors of up to thirty for single tensors, both ways, and
-    agree in the middle. So the median of all gradients keeps to a multiple of eager's error, and the worst to four times eager's worst.
+    in half precision what a few do. There features and statistics may not lean on the worst; and the median of all gradients, of which
+    roundings that carry values across the corners of ReLUs make single ones scatter, stays within twice eager's too.
     """
     half = dtype != torch.float32
     floor = 2 * torch.finfo(dtype).eps if half else 128 * torch.finfo(dtype).eps
@@ -95,7 +93,7 @@ def compare(architecture, shape, dtype, path, **options):
     fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     masks = torch.rand(plain.maskable, generator=seeded(1)).to(DEVICE)
     weights = torch.randn(shape[0], plain.features, generator=seeded(2)).to(DEVICE)
-    images = draw_images(shape, exact, masks)
+    images = torch.randn(*shape, generator=seeded(3)).to(DEVICE) if half else draw_images(shape, exact, masks)
 
     def autocast(batch, mask):
         with torch.autocast(DEVICE.type, dtype, enabled=half):
@@ -107,14 +105,12 @@ def compare(architecture, shape, dtype, path, **options):
         step = FusedTraining(fused, dtype, path=path, **options)
         found = distances(outcome(step, fused, masks, images, weights), wanted)
     names = ["features", "masks", *(name for name, _ in plain.named_parameters()), *(name for name, _ in plain.named_buffers())]
-    gradients = set(names[1 : 2 + len(list(plain.parameters()))]) if half else set()
+    gradients = set(names[1 : 2 + len(list(plain.parameters()))])
     for name, error, other in zip(names, found, usual, strict=True):
-        allowed = 4 * max(usual) if name in gradients else max(2 * other, floor, 0.0 if half else max(usual))
-        assert error <= allowed, name
+        assert error <= max(2 * other, floor, max(usual) if name in gradients or not half else 0.0), name
     if half:
         ratios = [error / max(other, 1e-30) for name, error, other in zip(names, found, usual, strict=True) if name in gradients]
-        # In float16 so few values cross a corner that one of them shows in every gradient before it; in bfloat16 they are many.
-        assert statistics.median(ratios) <= (2 if dtype == torch.bfloat16 else 4), ratios
+        assert statistics.median(ratios) <= 2, ratios
 
 
 @pytest.mark.parametrize(("path", "dtype"), [(paths.CHAIN, torch.float32), (paths.CHAIN, torch.bfloat16), (paths.CUDNN, torch.float32)])
@@ -125,16 +121,20 @@ def test_a_small_network(path, dtype):
 @pytest.mark.parametrize("path", ["auto", *paths.FORWARD])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("backbone", "width", "stem", "side"),
+    ("backbone", "stem", "side"),
     [
-        pytest.param("resnet18", 16, "small", 16, marks=gpu),
-        pytest.param("resnet50", 4, "imagenet", 64, marks=gpu),
-        pytest.param("resnet20", 16, "small", 16, marks=gpu),
-        pytest.param("preact_resnet18", 16, "small", 16, marks=gpu),
+        pytest.param("resnet18", "small", 32, marks=gpu),
+        pytest.param("resnet50", "imagenet", 64, marks=gpu),
+        pytest.param("resnet20", "small", 32, marks=gpu),
+        pytest.param("preact_resnet18", "small", 32, marks=gpu),
     ],
 )
-def test_backbones_on_a_gpu(backbone, width, stem, side, dtype, path):
-    compare(build_architecture(backbone, width=width, stem=stem), (4, 3, side, side), dtype, path, choices=choices.Choices())
+def test_backbones_on_a_gpu(backbone, stem, side, dtype, path):
+    batch, width = 16, 16
+    if dtype == torch.float32:
+        # Of many more values some would always lie near a corner.
+        batch, side, width = 4, side if stem == "imagenet" else side // 2, 4 if stem == "imagenet" else width
+    compare(build_architecture(backbone, width=width, stem=stem), (batch, 3, side, side), dtype, path, choices=choices.Choices())
 
 
 @pytest.mark.gpu
