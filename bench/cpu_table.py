@@ -167,13 +167,12 @@ def _loading(found: Mapping[str, Any]) -> list[str]:
     speeds = {one["variant"]: one["images_per_s"] for one in found["rows"]}
     base = speeds["dataloader_pillow"]
     parts = [f"{name} {speeds[key]:.0f} images/s (× {speeds[key] / base:.2f})" for key, name in _READERS.items() if key in speeds]
-    how = (
-        f"{', '.join(parts)}; a DataLoader with Pillow {base:.0f}: "
-        f"`python bench/loading.py --photos PHOTOS --threads {found['threads']}`, [medians](bench/results/loading.json)"
-    )
+    command = f"`python bench/loading.py --photos PHOTOS --threads {found['threads']} --rounds {found['rounds']}`"
+    how = f"{', '.join(parts)}; a DataLoader with Pillow {base:.0f}: {command}, [medians](bench/results/loading.json)"
     rows = [row("reading photos: random-resized crops of 224 pixels, float32", how=how)]
     if "training" in found:
         training = found["training"]
-        what = f"training ResNet-18 on photos at {training['side']} pixels"
-        rows.append(row(what, how=f"{100 * training['share']:.2f} % of {training['training_seconds']:.0f} s waiting for images: `--train`"))
+        share = f"{100 * training['share']:.2f} % of {training['training_seconds']:.0f} s waiting for images"
+        how = f"{share}: the same command with `--train FOLDER --side {training['side']}`"
+        rows.append(row(f"training ResNet-18 on photos at {training['side']} pixels", how=how))
     return rows

@@ -223,7 +223,7 @@ def main() -> None:
     print(f"{len(files)} images of {SIDE} × {SIDE}, batch {options.batch}, {options.threads} cores, median of {options.rounds}")
     for row in rows:
         print(f"{row['variant']:20} {row['images_per_s']:8.1f} images/s ({row['low']} … {row['high']})  × {row['images_per_s'] / base:.2f}")
-    facts: dict[str, Any] = {"threads": options.threads, "batch": options.batch, "rows": rows}
+    facts: dict[str, Any] = {"threads": options.threads, "batch": options.batch, "rounds": options.rounds, "rows": rows}
     if options.train:
         facts["training"] = found = train(options.train, options.side, options.epochs, options.threads)
         print(

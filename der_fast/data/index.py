@@ -10,7 +10,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,9 +219,15 @@ def open_index(folder: Path, cache: Path | None, timeout: float = TIMEOUT) -> tu
             return old, f"index of {len(old.table):,} files: {path}"
     index = build_index(folder, timeout)
     line = f"index of {len(index.table):,} files made{f' anew: {reason}' if reason else ''}"
-    if path is not None:
-        try:
-            save_index(path, index)
-        except StorageError as error:
-            line += f"; not kept: {error}"
-    return index, line
+    return index, line + not_kept(path, lambda place: save_index(place, index))
+
+
+def not_kept(path: Path | None, save: Callable[[Path], None]) -> str:
+    """Save an index where there is a place for it; returns '', or why it could not be, which is no reason to stop."""
+    if path is None:
+        return ""
+    try:
+        save(path)
+    except StorageError as error:
+        return f"; not kept: {error}"
+    return ""

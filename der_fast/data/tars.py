@@ -19,12 +19,13 @@ import numpy as np
 from der_fast.config.schema import DataConfig
 from der_fast.data.decode import IMAGE_SUFFIXES
 from der_fast.data.files import FileTable, Int64s, absolute_root, last_change
+from der_fast.data.index import not_kept
 from der_fast.data.layout import TEST, TRAIN, WHOLE
 from der_fast.data.listing import Listing, listing_of
 from der_fast.data.members import member_name
 from der_fast.data.progress import progress_bar
 from der_fast.data.threads import mapped
-from der_fast.errors import DataError, StorageError
+from der_fast.errors import DataError
 from der_fast.files import write_bytes
 
 FILE = "tars.npz"
@@ -102,12 +103,7 @@ def _open(root: str, tars: Sequence[str], cache: Path | None, timeout: float) ->
         return old, f"index of {len(old.table):,} images in {len(tars)} tar(s): {path}"
     index = _build(root, tars, state, timeout)
     line = f"index of {len(index.table):,} images in {len(tars)} tar(s) made"
-    if path is not None:
-        try:
-            _save(path, index)
-        except StorageError as error:
-            line += f"; not kept: {error}"
-    return index, line
+    return index, line + not_kept(path, lambda place: _save(place, index))
 
 
 def _build(root: str, tars: Sequence[str], state: tuple[tuple[int, int], ...], timeout: float) -> TarIndex:
