@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from der_fast.kernels.conv.strided import convolve
 from der_fast.model.architecture import Architecture, Block, Conv
 
 
@@ -13,12 +14,12 @@ class PlainBlock(nn.Module):
 
     def __init__(self, block: Block, net: Architecture) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_plain_conv(conv, net) for conv in block.convs)
+        self.layers = nn.ModuleList(PlainConv(conv, net) for conv in block.convs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(net.width(conv.target)) for conv in block.convs)
         self.stride, self.grow = block.stride, 0 if block.shortcut else net.width(block.target) - net.width(block.source)
         self.shortcut = None
         if block.shortcut:
-            self.shortcut = nn.Sequential(_plain_conv(block.shortcut, net), nn.BatchNorm2d(net.width(block.target)))
+            self.shortcut = nn.Sequential(PlainConv(block.shortcut, net), nn.BatchNorm2d(net.width(block.target)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', H', W')."""
@@ -31,8 +32,16 @@ class PlainBlock(nn.Module):
         return F.relu(self.norms[-1](self.layers[-1](x)) + residual)
 
 
-def _plain_conv(conv: Conv, net: Architecture) -> nn.Conv2d:
-    return nn.Conv2d(net.width(conv.source), net.width(conv.target), conv.kernel, conv.stride, conv.kernel // 2, bias=False)
+class PlainConv(nn.Conv2d):
+    """A convolution without bias. In training it avoids the kernel that damages the heap on some CPUs (`kernels.conv.strided`)."""
+
+    def __init__(self, conv: Conv, net: Architecture) -> None:
+        super().__init__(net.width(conv.source), net.width(conv.target), conv.kernel, conv.stride, conv.kernel // 2, bias=False)
+        self.step, self.border = conv.stride, conv.kernel // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, K, H', W')."""
+        return convolve(x, self.weight, self.step, self.border) if self.training else super().forward(x)
 
 
 class PlainFeatures(nn.Module):
@@ -40,7 +49,7 @@ class PlainFeatures(nn.Module):
 
     def __init__(self, net: Architecture) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_plain_conv(net.stem, net), nn.BatchNorm2d(net.width(net.stem.target)), nn.ReLU())
+        self.stem = nn.Sequential(PlainConv(net.stem, net), nn.BatchNorm2d(net.width(net.stem.target)), nn.ReLU())
         self.pool = nn.MaxPool2d(3, 2, 1) if net.pool else nn.Identity()
         self.blocks = nn.Sequential(*(PlainBlock(block, net) for block in net.blocks))
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from der_fast.model.architecture import Architecture, Block, Conv
+from bench.plain import PlainConv
+from der_fast.model.architecture import Architecture, Block
 
 
 class Masks(nn.ParameterDict):
@@ -56,10 +57,6 @@ def _norm(groups: Sequence[str], masks: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([vector.sum() for vector in vectors]).sum() if vectors else next(iter(masks.values())).new_tensor(3.0)
 
 
-def _conv(conv: Conv, net: Architecture) -> nn.Conv2d:
-    return nn.Conv2d(net.width(conv.source), net.width(conv.target), conv.kernel, conv.stride, conv.kernel // 2, bias=False)
-
-
 def _mask(x: Tensor, groups: Sequence[str], masks: Mapping[str, Tensor]) -> Tensor:
     vectors = [masks[name.replace(".", "_")] for name in groups]
     mask = vectors[0] if len(vectors) == 1 else torch.cat(vectors)
@@ -72,9 +69,9 @@ class MaskedBlock(nn.Module):
     def __init__(self, block: Block, net: Architecture) -> None:
         super().__init__()
         self.block = block
-        self.layers = nn.ModuleList(_conv(conv, net) for conv in block.convs)
+        self.layers = nn.ModuleList(PlainConv(conv, net) for conv in block.convs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(net.width(conv.target)) for conv in block.convs)
-        self.shortcut = _conv(block.shortcut, net) if block.shortcut else None
+        self.shortcut = PlainConv(block.shortcut, net) if block.shortcut else None
         self.shortcut_norm = nn.BatchNorm2d(net.width(block.target)) if block.shortcut else None
 
     def forward(self, x: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
@@ -95,7 +92,7 @@ class MaskedNet(nn.Module):
     def __init__(self, net: Architecture) -> None:
         super().__init__()
         self.net = net
-        self.stem, self.norm = _conv(net.stem, net), nn.BatchNorm2d(net.width(net.stem.target))
+        self.stem, self.norm = PlainConv(net.stem, net), nn.BatchNorm2d(net.width(net.stem.target))
         self.blocks = nn.ModuleList(MaskedBlock(block, net) for block in net.blocks)
 
     def forward(self, x: Tensor, masks: Mapping[str, Tensor]) -> Tensor:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.conv.strided import convolve, convolve_backward
 from der_fast.kernels.masked_bn import Affine, apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
 from der_fast.model.paths import CHAIN, CUDNN, Layer
 
@@ -133,7 +133,7 @@ def _pair(affine: Affine) -> tuple[Tensor, Tensor]:
 
 def _layer_forward(block: Block, layer: Layer, weight: Weights, source: Tensor, prologue: tuple[Tensor, Tensor] | None) -> Kept:
     if layer.forward == CUDNN:
-        y = channels_last(F.conv2d(source, weight.conv, None, layer.stride, layer.kernel // 2))
+        y = channels_last(convolve(source, weight.conv, layer.stride, layer.kernel // 2))
         _check_count(y)
         partials: Tensor | None = statistics(y, backend=block.backend)
     else:
@@ -259,7 +259,7 @@ def _wgrad(
         return conv_wgrad(source, g, layer.kernel, stride=layer.stride, prologue=prologue, g_affine=g_affine, backend=block.backend)
     if prologue is not None:
         source, _ = apply(source, prologue, relu=True, keep_bits=False, backend=block.backend)
-    return _convolution_backward(g, source, weight.conv, layer, (False, True))
+    return convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (False, True))[1]
 
 
 def _dgrad(
@@ -279,18 +279,11 @@ def _dgrad(
             g, weight.conv, (height, width), stride=layer.stride, g_affine=g_affine, epilogue=epilogue, backend=block.backend
         )
         return _Arriving(dx, False, sums)
-    dx = channels_last(_convolution_backward(g, source, weight.conv, layer, (True, False)))
+    dx = channels_last(convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (True, False))[0])
     if before is None:
         return _Arriving(dx, False, None)
     sums, _, g_z = backward_reduce(dx, before.y, before.affine, relu_from="recompute", write_gz=writes, backend=block.backend)
     return _Arriving(dx if g_z is None else g_z, g_z is None, sums)
-
-
-def _convolution_backward(g: Tensor, x: Tensor, weight: Tensor, layer: Layer, wanted: tuple[bool, bool]) -> Tensor:
-    settings = ([layer.stride] * 2, [layer.kernel // 2] * 2, [1, 1], False, [0, 0], 1, [*wanted, False])
-    for_x, for_weight, _ = torch.ops.aten.convolution_backward(g, x, weight, None, *settings)
-    gradient: Tensor = for_x if wanted[0] else for_weight
-    return gradient
 
 
 def _add_identity(block: Block, dx: Tensor, g_z: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.kernels.choices import Choices, shared
+from der_fast.kernels.conv.strided import convolve
 from der_fast.kernels.masked_bn import masked_bn
 from der_fast.model import chain, paths
 from der_fast.model.chain import IDENTITY, NOTHING, PROJECTION, WIDENED, Block
@@ -170,7 +171,7 @@ class FusedTraining:
         assert isinstance(conv, Convolution)
         if conv.weight.numel() == 0:
             return conv(x)  # type: ignore[no-any-return]
-        return F.conv2d(x, conv.weight.to(self.dtype), None, conv.stride, conv.padding)
+        return convolve(x, conv.weight.to(self.dtype), conv.stride, conv.padding)
 
     def _normalise(self, norm: torch.nn.Module, x: Tensor, step: _Step) -> Tensor:
         assert isinstance(norm, MaskedBatchNorm)

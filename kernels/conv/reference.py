@@ -16,10 +16,10 @@ is rounded to bfloat16 once. Bytes moved: folder's README.md.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.kernels.conv.shape import Affine
+from der_fast.kernels.conv.strided import convolve, convolve_backward
 
 
 def conv_forward_reference(
@@ -34,7 +34,7 @@ def conv_forward_reference(
     relu: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return y (N, K, H', W') and, with `statistics`, one block of partials (1, 3, K): count, mean and M2 of y as stored."""
-    out = F.conv2d(_activation(x, prologue), weight, stride=stride, padding=weight.shape[2] // 2)
+    out = convolve(_activation(x, prologue), weight, stride, weight.shape[2] // 2)
     if bias is not None or residual is not None or relu:
         wide = _wide(out)
         wide = wide if bias is None else wide + _per_channel(bias)
@@ -56,7 +56,7 @@ def conv_dgrad_reference(
     """Return the gradient of the input; with `epilogue`, that of z = y_in·scale + shift before the ReLU, and its sums (1, 2, C)."""
     batch, (_, channels, kernel, _) = g.shape[0], weight.shape
     like = g.new_empty((batch, channels, *input_hw)).to(memory_format=torch.channels_last)
-    out = _backward(_gradient(g, g_affine), like, weight, kernel, stride, (True, False, False))
+    out, _ = convolve_backward(_gradient(g, g_affine), like, weight, stride, kernel // 2, (True, False))
     out = out.contiguous(memory_format=torch.channels_last)
     if epilogue is None:
         return out, None
@@ -80,7 +80,7 @@ def conv_wgrad_reference(
 ) -> Tensor:
     """Return the gradient of the weight (K, C, R, R), float32 (float64 for float64 input), channels_last strides."""
     like = x.new_empty((g.shape[1], x.shape[1], kernel, kernel)).to(memory_format=torch.channels_last)
-    out = _backward(_gradient(g, g_affine), _activation(x, prologue), like, kernel, stride, (False, True, False))
+    _, out = convolve_backward(_gradient(g, g_affine), _activation(x, prologue), like, stride, kernel // 2, (False, True))
     return _wide(out).contiguous(memory_format=torch.channels_last)
 
 
@@ -111,11 +111,3 @@ def _moments(y: Tensor) -> Tensor:
     variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
     count = y.numel() // y.shape[1]
     return torch.stack([torch.full_like(mean, count), mean, variance * count])[None]
-
-
-def _backward(g: Tensor, x: Tensor, weight: Tensor, kernel: int, stride: int, wanted: tuple[bool, bool, bool]) -> Tensor:
-    # Called directly because torch.nn.grad's dummies have strides of 0, from which the layout is then guessed.
-    settings = (None, (stride, stride), (kernel // 2,) * 2, (1, 1), False, (0, 0), 1, wanted)
-    for_x, for_weight, _ = torch.ops.aten.convolution_backward(g, x, weight, *settings)
-    gradient: Tensor = for_x if wanted[0] else for_weight
-    return gradient
