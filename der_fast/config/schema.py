@@ -57,7 +57,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """How classes are dealt out over steps (METHOD: protocols)."""
+    """How classes are dealt out over steps (docs/method.md: classes in steps)."""
 
     name: str = key("B0-5", "'B0-n': all classes in n equal steps; 'B<base>-<n>': base classes first, the rest in n steps")
     class_order: tuple[str, ...] | None = key(None, "class names in the order they arrive; default: shuffled by class_order_seed")

@@ -5,7 +5,7 @@
 What is kept for the backward pass: the block's input, every y, its batch statistics, and one bit per element of the output's ReLU. Where
 a layer runs as 'chain' (see `paths`) its input activation a_{l−1} is not stored: it is made of y_{l−1} on load, forward and backward. A
 projection's batch-norm output is never stored either: it is formed while the join is computed. With the sums S1 = Σ g_z, S2 = Σ g_z·x̂
-of each batch-norm, dγ = m·S2, dβ = m·S1, dm = γ·S2 + β·S1 and dy = k0·g_z + k1·y + k2 (DESIGN of `kernels.masked_bn`).
+of each batch-norm, dγ = m·S2, dβ = m·S1, dm = γ·S2 + β·S1 and dy = k0·g_z + k1·y + k2 (eq. 10 and eq. 11).
 
 Activations: (N, C, H, W) in channels-last strides, one dtype throughout. γ, β, masks and statistics are float32 (float64 for float64).
 """

@@ -58,7 +58,7 @@ def slice_classifier(layer: nn.Linear, keep: Tensor, constant: Tensor | None = N
 
 
 def auxiliary_targets(labels: Tensor, known: int) -> Tensor:
-    """Map labels to the auxiliary classifier's: 0 for any of the `known` old classes, 1 … for the new ones (METHOD: model)."""
+    """Map labels to the auxiliary classifier's: 0 for any of the `known` old classes, 1 … for the new ones (eq. 3)."""
     return (labels - known + 1).clamp(min=0)
 
 

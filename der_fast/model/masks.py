@@ -30,11 +30,11 @@ class ChannelMasks(nn.Module):
             self.register_buffer(f"_{name}", value, persistent=False)
 
     def forward(self, scale: Tensor | float) -> Tensor:
-        """Return the masks m = σ(s·e), shape (C,), with the compensated gradient (METHOD: masks)."""
+        """Return the masks m = σ(s·e), shape (C,), with the compensated gradient (eq. 5 and eq. 7)."""
         return channel_masks(self.logits, scale)
 
     def sparsity(self, masks: Tensor) -> Tensor:
-        """Return the sparsity loss L_S of the masks (C,), a scalar in [0, 1]."""
+        """Return the sparsity loss L_S of the masks (C,), a scalar in [0, 1] (eq. 8)."""
         names = ("membership", "reads", "writes", "image", "area")
         return sparsity_loss(masks, **{name: getattr(self, f"_{name}") for name in names})
 
@@ -53,7 +53,7 @@ class ChannelMasks(nn.Module):
         return masks_and_sparsity(self.logits, scale, self._structure, backend=backend)
 
     def keep(self) -> Tensor:
-        """Return the binary masks, boolean (C,): channel c is kept iff e_c > 0."""
+        """Return the binary masks, boolean (C,): channel c is kept iff e_c > 0 (eq. 12)."""
         return self.logits.detach() > 0
 
     @torch.no_grad()

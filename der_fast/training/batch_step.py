@@ -1,6 +1,6 @@
 """One batch of the representation stage, from images to moved weights, as one function of tensors that stay where they are.
 
-L_DER = L_H + λ_a·L_Ha + λ_s·L_S (Yan et al. 2021; METHOD: training a step). Mask scale, learning rate, λ_s and what it follows are
+L_DER = L_H + λ_a·L_Ha + λ_s·L_S (Yan et al. 2021; eq. 4). Mask scale, learning rate, λ_s and what it follows are
 scalars on the device, and sums over the epoch stay there, so that the function asks the device for nothing: eagerly it is a sequence of
 launches without a wait, and a CUDA graph can hold all of it.
 """

@@ -1,4 +1,4 @@
-"""The classifier stage: the classifier is retrained on the class-balanced subset, over frozen features (METHOD: training a step)."""
+"""The classifier stage: the classifier is retrained on the class-balanced subset, over frozen features (eq. 14)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def scarcity_note(config: Config, images: Mapping[str, int], seen: int) -> str |
 
 
 def herding(features: Tensor, count: int) -> Tensor:
-    """Return the positions of the `count` best exemplars of one class, best first (Rebuffi et al. 2017).
+    """Return the positions of the `count` best exemplars of one class, best first (Rebuffi et al. 2017; eq. 15).
 
     With L2-normalised rows d_i and mean μ, picks argmax ⟨w, d_i⟩ and sets w ← w + μ − d_i, starting from w = μ. The order is a
     ranking: a smaller count gives a prefix.

@@ -1,4 +1,4 @@
-"""How classes are dealt out over steps: 'B0-10', 'B50-5', any base, any data set (METHOD: protocols)."""
+"""How classes are dealt out over steps: 'B0-10', 'B50-5', any base, any data set (docs/method.md: classes in steps)."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def reestimate_batch_norm(
     channels_last: bool,
     batch_size: int = 128,
 ) -> None:
-    """Replace the running statistics by the mean over one pass of training images with the binary masks (METHOD: masks).
+    """Replace the running statistics by the mean over one pass of training images with the binary masks (docs/method.md).
 
     Args:
         extractor: the full network; left in evaluation mode.

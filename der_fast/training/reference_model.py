@@ -1,4 +1,4 @@
-"""The model that forward transfer is measured against (METHOD: metrics): random start, cross-entropy only, the same images."""
+"""The model that forward transfer is measured against (eq. 17): random start, cross-entropy only, the same images."""
 
 from __future__ import annotations
 

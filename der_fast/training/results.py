@@ -1,4 +1,4 @@
-"""What is known about a run after each step, and the metrics computed from it (METHOD: protocols and metrics)."""
+"""What is known about a run after each step, and the metrics computed from it (docs/method.md: metrics)."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class StepResult:
 
 
 def backward_transfer(class_set_top1: Sequence[Sequence[float | None]]) -> float | None:
-    """BWT = 1/(T−1) Σ_{i=2..T} 1/i Σ_{j=1..i} (A^i_{y_j} − A^j_{y_j}), in percent points; None for T = 1 or without a full test set.
+    """BWT = 1/(T−1) Σ_{i=2..T} 1/i Σ_{j=1..i} (A^i_j − A^j_j), in percent points (eq. 16); None for T = 1 or without a full test set.
 
     Args:
-        class_set_top1: row i holds A^i_{y_j} for j = 1…i.
+        class_set_top1: row i holds A^i_j for j = 1…i.
     """
     steps = len(class_set_top1)
     if steps < 2 or any(value is None for row in class_set_top1 for value in row):
@@ -79,10 +79,10 @@ def backward_transfer(class_set_top1: Sequence[Sequence[float | None]]) -> float
 
 
 def forward_transfer(own: Sequence[float | None], reference: Sequence[float | None]) -> float | None:
-    """FWT = 1/(T−1) Σ_{i=2..T} (A^i_{y_i} − Ā^i_{y_i}), in percent points; None for T = 1 or where a value is missing.
+    """FWT = 1/(T−1) Σ_{i=2..T} (A^i_i − Ā^i_i), in percent points (eq. 17); None for T = 1 or where a value is missing.
 
     Args:
-        own: A^i_{y_i} for i = 1…T.
+        own: A^i_i for i = 1…T.
         reference: Ā^i_{y_i}, of a model trained from random initialisation with cross-entropy only.
     """
     pairs = list(zip(own, reference, strict=True))[1:]

@@ -17,7 +17,7 @@ def learning_rate(config: ScheduleConfig, epoch: int) -> float:
 
 
 def mask_scale(batch: int, batches: int, s_max: float) -> float:
-    """Return s for batch b = 1…B of an epoch: from 1/s_max to s_max linearly; s_max where B = 1 (METHOD: annealing)."""
+    """Return s for batch b = 1…B of an epoch: from 1/s_max to s_max linearly; s_max where B = 1 (eq. 6)."""
     if batches == 1:
         return s_max
     return 1 / s_max + (s_max - 1 / s_max) * (batch - 1) / (batches - 1)

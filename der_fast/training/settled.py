@@ -1,7 +1,7 @@
 """The settled part of a step, on the small network: once masks are binary, pruned channels need not be computed any more.
 
 The compact network takes over the full one's weights, batch-norm statistics and momentum, so the next batch's loss is what it would
-have been. What was cut away is kept aside, because the next step's extractor starts from this one's full weights (METHOD: model).
+have been. What was cut away is kept aside, because the next step's extractor starts from this one's full weights.
 With its mask at zero a channel receives no gradient, so there nothing but momentum and weight decay would have moved the weights; both
 are linear, and a whole epoch of them is one 2 × 2 matrix.
 """
@@ -39,7 +39,7 @@ class Remainder:
     momentum: dict[str, Tensor]
 
     def decay(self, schedule: ScheduleConfig, lr: float, updates: int) -> None:
-        """Move what was cut away as `updates` steps of SGD without gradient would: v ← μv + λw, w ← w − lr·v."""
+        """Move what was cut away as `updates` steps of SGD without gradient would (eq. 13)."""
         decay, momentum = schedule.weight_decay, schedule.momentum
         step = np.array([[1 - lr * decay, -lr * momentum], [decay, momentum]], dtype=np.float64)
         (ww, wv), (vw, vv) = np.linalg.matrix_power(step, updates).tolist()

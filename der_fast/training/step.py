@@ -1,4 +1,4 @@
-"""One incremental step, from new images to a model that knows their classes (METHOD: training a step)."""
+"""One incremental step, from new images to a model that knows their classes (docs/method.md)."""
 
 from __future__ import annotations
 

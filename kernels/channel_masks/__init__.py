@@ -23,7 +23,7 @@ BACKENDS = ("reference", "fused", "native")
 def masks_and_sparsity(
     logits: Tensor, scale: Tensor | float, structure: MaskStructure, *, backend: str = "reference"
 ) -> tuple[Tensor, Tensor]:
-    """Return the masks m = σ(s·e) and the sparsity loss L_S, with the compensated gradient (Yan et al. 2021; METHOD §3).
+    """Return the masks m = σ(s·e) and the sparsity loss L_S, with the compensated gradient (Yan et al. 2021; eq. 5, eq. 7 and eq. 8).
 
     Args:
         logits: e, (C,), float32 or float64, contiguous.

@@ -1,8 +1,8 @@
 """Channel masks in plain PyTorch: the definition of correct.
 
-    m   = σ(s·e), values below 2⁻²⁴ snapped to exact zero
-    g'_e = g_m · σ(e)[1 − σ(e)]                                           (compensated gradient)
-    L_S = Σ_l K_l·‖m_in(l)‖₁·‖m_out(l)‖₁ / Σ_l K_l·c_in(l)·c_out(l)        (sparsity loss)
+    m   = σ(s·e), values below 2⁻²⁴ snapped to exact zero                  (eq. 5)
+    g'_e = g_m · σ(e)[1 − σ(e)]                                           (compensated gradient, eq. 7)
+    L_S = Σ_l K_l·‖m_in(l)‖₁·‖m_out(l)‖₁ / Σ_l K_l·c_in(l)·c_out(l)        (sparsity loss, eq. 8)
 
 The compensated gradient is computed in this closed form and never as the printed quotient
 σ(e)[1−σ(e)] / (s·σ(se)[1−σ(se)]) · g_e, which is 0/0 as soon as s·e saturates. Because it replaces the derivative of the mask

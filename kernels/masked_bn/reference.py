@@ -1,10 +1,10 @@
 """Batch-norm × channel mask (+ residual) (+ ReLU) in plain PyTorch: the definition of correct.
 
     x̂ = (x − μ)·r,  r = 1/√(σ² + ε)
-    z = m ⊙ (γ·x̂ + β) (+ h),   a = ReLU(z)
+    z = m ⊙ (γ·x̂ + β) (+ h),   a = ReLU(z)                               (eq. 9)
 
 The mask is folded into γ and β, two vectors of C numbers, so that it costs no pass over the activation: with S1 = Σ g_z and
-S2 = Σ g_z·x̂, autograd of the folded form gives dβ = m·S1, dγ = m·S2 and dm = γ·S2 + β·S1.
+S2 = Σ g_z·x̂, autograd of the folded form gives dβ = m·S1, dγ = m·S2 and dm = γ·S2 + β·S1 (eq. 10).
 
 Layout: x, h, a are (N, C, H, W), channels-last or contiguous; γ, β, m and the running statistics are (C,). Statistics over
 N·H·W in the dtype PyTorch's batch-norm accumulates in. Saved for backward: x, the batch statistics, and a (for the ReLU).

@@ -39,7 +39,7 @@ def masks_of(layout, pattern, seed):
 
 
 def simple_plan(architecture, masks, align):
-    """What stays, as METHOD and `program` say it: lists of kept positions by group."""
+    """What stays, as docs/method.md and `program` say it: lists of kept positions by group."""
     kept = {name: [channel for channel, bit in enumerate(mask) if bit] for name, mask in masks.items()}
     streams = [architecture.stem.target] + [block.target for block in architecture.blocks]
     if any(not any(kept[name] for name in groups) for groups in streams):

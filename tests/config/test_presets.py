@@ -1,4 +1,4 @@
-"""Presets: the paper's recipes as METHOD and the paper give them, and how they are found."""
+"""Presets: the paper's recipes as docs/method.md and the paper give them, and how they are found."""
 
 from __future__ import annotations
 
