@@ -16,6 +16,7 @@ from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource, load_dataset
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DataError
+from der_fast.home import expand
 from der_fast.report import write_report
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
@@ -70,14 +71,14 @@ def train(
     """
     if isinstance(data, (str, Path)):
         resolved = resolve_config(str(data), protocol, preset=preset, paper=paper, changes=settings, base=config)
-        return train_run(resolved, None if out is None else Path(out), resume=resume, observer=observer)
+        return train_run(resolved, None if out is None else expand(out), resume=resume, observer=observer)
     if not (isinstance(data, tuple) and len(data) == 2):
         raise ConfigError(f"data must be a name, a folder, or a pair (train, test), not {type(data).__name__}")
     resolved = resolve_config(None, protocol, preset=preset, paper=paper, changes=settings, base=config or Config())
     resolved = replace_keys(resolved, {"data.name": GIVEN})
     train_source = as_source(data[0], resolved.data)
     test_source = as_source(data[1], resolved.data, train_source.image_size)
-    return _train(resolved, train_source, test_source, None if out is None else Path(out), resume, observer)
+    return _train(resolved, train_source, test_source, None if out is None else expand(out), resume, observer)
 
 
 def train_run(config: Config, out: Path | None, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
@@ -139,7 +140,7 @@ def learn_run(
     Raises:
         UserError: anything that the caller can mend: a class that is already known, a folder that cannot be used, a damaged run.
     """
-    run, watcher = Path(run), observer or Observer()
+    run, watcher = expand(run), observer or Observer()
     saved, overrides = Learner.load(run), dict(overrides or {})
     if data is not None:
         overrides["data.name"] = absolute(str(data))
@@ -186,6 +187,7 @@ def evaluate_run(
     Raises:
         UserError: a run or data set that cannot be read, or without any known class.
     """
+    run = expand(run)
     learner = Learner.load(run, device=device, observer=observer)
     wanted = learner.config.data
     if data is not None:
@@ -200,7 +202,7 @@ def evaluate_run(
             f"the images of the run in {run} are not in {wanted.name} any more; give a folder of test images, or tell the run where they "
             f"are now: der-fast train NEW_PLACE --out {run} --resume"
         )
-    _, test = load_dataset(wanted, cache=Path(run))
+    _, test = load_dataset(wanted, cache=run)
     known = [name for name in learner.class_names if name in test.class_names]
     if not known:
         raise DataError(f"data set {wanted.name!r} has none of the classes that the run in {run} knows; give a folder of test images")

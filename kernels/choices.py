@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import platform
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 
 from der_fast.errors import StorageError
 from der_fast.files import write_json
+from der_fast.home import cache_folder
 from der_fast.kernels.agreement import Run, Tensors, agreeing
 from der_fast.kernels.timing import measure
 from der_fast.kernels.triton_runtime import version as triton_version
@@ -43,18 +42,8 @@ class Choice:
 
 def cache_file() -> Path | None:
     """Return where this user's choices are kept; None where the user has no home."""
-    try:
-        return _cache_folder() / "der_fast" / "choices.json"
-    except RuntimeError:
-        return None
-
-
-def _cache_folder() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache_folder()
+    return None if folder is None else folder / "choices.json"
 
 
 def machine(device: torch.device = CPU) -> str:
@@ -89,12 +78,14 @@ class Choices:
     Args:
         path: JSON file that is read at first use and added to after every measurement; None for memory only. A file that cannot be
             read, written or understood is as good as none, and the log says so.
+        homeless: `path` is None only because there is no place for a file; the log says so, too.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, *, homeless: bool = False) -> None:
+        self.path, self.homeless = path, homeless
         self._chosen: dict[str, str] = {}
         self._filed: dict[str, Choice] | None = None
+        self._said = False
 
     def record(self) -> dict[str, str]:
         """Return every choice that was made, looked up or pinned here, key → name."""
@@ -158,13 +149,21 @@ class Choices:
         times = ", ".join(f"{name} {value:.3g} ms" for name, value in choice.milliseconds.items())
         _log.info("%s: %s (%s) for %s", what or "fastest", choice.chosen, times, key)
         if self.path is None:
+            if self.homeless:
+                self._say_not_kept("this user has no home folder; set HOME or XDG_CACHE_HOME to a folder that can be written to")
             return
         # Another process may have added to the file meanwhile.
         entries = {**_read(self.path, _log.debug), key: choice}
         try:
             write_json(self.path, {"version": VERSION, "choices": {name: asdict(entry) for name, entry in entries.items()}})
         except StorageError as error:
-            _log.debug("choices are not kept: %s", error)
+            self._say_not_kept(str(error))
+
+    def _say_not_kept(self, reason: str) -> None:
+        """Say once what it means for the next run."""
+        if not self._said:
+            self._said = True
+            _log.warning("what was measured to be the fastest is not kept, so the next run measures again: %s", reason)
 
 
 def _winner(milliseconds: Mapping[str, float], usual: str | None) -> str:
@@ -201,4 +200,5 @@ def _choice(value: Any) -> Choice | None:
 @functools.cache
 def shared() -> Choices:
     """Return the choices of this process, kept in the user's file."""
-    return Choices(cache_file())
+    path = cache_file()
+    return Choices(path, homeless=path is None)

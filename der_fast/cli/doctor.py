@@ -145,11 +145,22 @@ def _files() -> dict[str, Any]:
     import der_fast
     from der_fast.data.cifar import ARCHIVES
     from der_fast.data.load import archive_folder
+    from der_fast.home import cache_folder
 
-    folder = archive_folder(None)
+    cache = cache_folder()
     archives = {}
     for name, archive in ARCHIVES.items():
-        path = folder / archive.file
-        there = path.is_file()
-        archives[f"{name} archive"] = {"works": there, "reason": f"{path}{'' if there else ' is not there; --download, or data.root'}"}
-    return {"package": str(Path(der_fast.__file__).parent), "cache": str(folder), **archives}
+        folder = archive_folder(None, archive.file)
+        there = folder is not None and (folder / archive.file).is_file()
+        where = archive.file if folder is None else str(folder / archive.file)
+        archives[f"{name} archive"] = {"works": there, "reason": f"{where}{'' if there else ' is not there; --download, or data.root'}"}
+    return {"package": str(Path(der_fast.__file__).parent), "cache": _usable(cache), **archives}
+
+
+def _usable(cache: Path | None) -> dict[str, Any]:
+    """Whether anything can be kept in the cache folder, which is made when it is first needed."""
+    if cache is None:
+        return {"works": False, "reason": "this user has no home folder; set HOME or XDG_CACHE_HOME to a folder that can be written to"}
+    above = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    works = above.is_dir() and os.access(above, os.W_OK)
+    return {"works": works, "reason": str(cache) if works else f"{cache} cannot be written to; set XDG_CACHE_HOME to a folder that can"}

@@ -10,10 +10,13 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import output, print_json, say_where
+from der_fast.cli.group import at_home
 
 Out = Annotated[
     Path,
-    typer.Argument(metavar="OUT", help="the file to write; its suffix says the format: .onnx, .pt2 (torch.export) or .safetensors"),
+    typer.Argument(
+        metavar="OUT", callback=at_home, help="the file to write; its suffix says the format: .onnx, .pt2 (torch.export) or .safetensors"
+    ),
 ]
 Raw = Annotated[
     bool, typer.Option("--raw-uint8", help=".onnx, .pt2: take uint8 images N × H × W × 3; crop and normalisation are part of the file")
@@ -21,7 +24,9 @@ Raw = Annotated[
 Aoti = Annotated[bool, typer.Option("--aoti", help=".pt2: compile for this machine with AOTInductor; needs a C++ compiler")]
 Check = Annotated[
     list[Path] | None,
-    typer.Option(metavar="PATH", help="image file to compare file and learner on, repeatable; default: the run's rehearsal memory"),
+    typer.Option(
+        metavar="PATH", callback=at_home, help="image file to compare file and learner on, repeatable; default: the run's rehearsal memory"
+    ),
 ]
 
 

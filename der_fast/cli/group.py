@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -10,6 +11,7 @@ from typer.core import TyperGroup
 
 from der_fast.cli.console import errors, say_error, say_note
 from der_fast.errors import UserError
+from der_fast.home import expand
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -33,6 +35,13 @@ class Commands(TyperGroup):
                 errors().print("".join(traceback.format_exception(error)), end="")
             say_error(str(error))
             raise typer.Exit(USER_ERROR) from None
+
+
+def at_home(path: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Expand ``~`` in what a path option or argument was given; the shell leaves it where it is quoted, or follows a ``=``."""
+    if isinstance(path, (list, tuple)):
+        return [expand(entry) for entry in path]
+    return None if path is None else expand(path)
 
 
 def remember_debug(ctx: typer.Context, value: bool) -> bool:

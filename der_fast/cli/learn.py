@@ -9,13 +9,14 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.folders import learned_config
+from der_fast.cli.group import at_home
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from
 from der_fast.config.rescale import rescaled_keys
 from der_fast.config.schema import Config
 from der_fast.errors import DataError
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="class folders with the new classes' images")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", callback=at_home, help="class folders with the new classes' images")]
 
 
 def learn(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from der_fast.cli.group import remember_debug
+from der_fast.cli.group import at_home, remember_debug
 from der_fast.config.check import BACKBONES, BACKENDS
 from der_fast.config.presets import list_presets
 
@@ -27,7 +27,7 @@ Data = Annotated[
 MovedData = Annotated[
     str | None, typer.Option("--data", help="where the images of the run's own data set lie now, if they were moved", rich_help_panel=_RUN)
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a saved run")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", callback=at_home, help="the folder of a saved run")]
 
 Protocol = Annotated[
     str | None,
@@ -91,7 +91,8 @@ Bound = Annotated[bool, typer.Option("--bound", help="one extractor on all data 
 Fwt = Annotated[bool, typer.Option("--fwt", help="also train the reference models that forward transfer needs", rich_help_panel=_METHOD)]
 
 Out = Annotated[
-    Path | None, typer.Option(help="folder of the run; default: a new one under runs/", rich_help_panel=_RUN, show_default=False)
+    Path | None,
+    typer.Option(help="folder of the run; default: a new one under runs/", rich_help_panel=_RUN, show_default=False, callback=at_home),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out; DATA may be left out", rich_help_panel=_RUN)]
 Seed = Annotated[int | None, typer.Option(help="seed of everything random but the class order", rich_help_panel=_RUN)]

@@ -11,13 +11,18 @@ from rich.table import Table
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import output, print_json, say_note
+from der_fast.cli.group import at_home
 from der_fast.errors import ConfigError, DataError
 
 # So many decoded photos of 256 × 256 pixels take about 200 MB.
 _FILES_AT_ONCE = 1024
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="the folder of a saved run, or an exported .onnx or .safetensors file")]
-Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="image files, or folders (with everything below them)")]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", callback=at_home, help="the folder of a saved run, or an exported .onnx or .safetensors file")
+]
+Paths = Annotated[
+    list[Path], typer.Argument(metavar="PATH...", callback=at_home, help="image files, or folders (with everything below them)")
+]
 Top = Annotated[int, typer.Option(min=1, help="how many of the most probable classes to show")]
 
 

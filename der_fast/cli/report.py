@@ -9,11 +9,13 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import say_where
+from der_fast.cli.group import at_home
 from der_fast.cli.tables import print_texts
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="the folders of saved runs")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", callback=at_home, help="the folders of saved runs")]
 Compare = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="draw all runs in one picture: .html with a table, .png alone", show_default=False)
+    Path | None,
+    typer.Option(metavar="FILE", help="draw all runs in one picture: .html with a table, .png alone", show_default=False, callback=at_home),
 ]
 
 

@@ -11,6 +11,7 @@ from der_fast.config.rescale import parse_epochs, rescaled_keys
 from der_fast.config.schema import Config, ScheduleConfig
 from der_fast.config.tree import parse_assignments, split_list
 from der_fast.errors import ConfigError
+from der_fast.home import expand
 
 # Options that stand for exactly one key.
 _DIRECT = {
@@ -102,7 +103,7 @@ def read_names(text: str, option: str, other: str = "") -> tuple[str, ...]:
     Raises:
         ConfigError: a file that cannot be read, or fewer than two names.
     """
-    path = Path(text).expanduser()
+    path = expand(text)
     if _is_file(path):
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from der_fast.home import expand
+
 # These win over folders of the same name; write ./digits for the folder.
 KNOWN_NAMES = ("digits", "cifar10", "cifar100")
 
@@ -32,7 +34,7 @@ def paper_name(dataset: str) -> str | None:
 
 def data_folder(name: str) -> Path | None:
     """Return the folder, the list of files, or the tar, that a data set's name stands for, as an absolute path; None for anything else."""
-    folder = Path(name).expanduser()
+    folder = expand(name)
     return (
         Path(absolute(name))
         if name not in KNOWN_NAMES and (folder.is_dir() or (folder.suffix in (".txt", ".tar") and folder.is_file()))
@@ -45,5 +47,5 @@ def absolute(path: str) -> str:
 
     A link's own name is kept, because presets and reports go by the name of the folder; only ``..`` makes it necessary to follow links.
     """
-    expanded = Path(path).expanduser()
+    expanded = expand(path)
     return str(expanded.resolve()) if ".." in expanded.parts else str(expanded.absolute())

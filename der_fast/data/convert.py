@@ -15,6 +15,7 @@ from torch import Tensor
 
 from der_fast.data.decode import IMAGE_SUFFIXES, Pixels, decode, decode_files, fit, reason_of, to_rgb
 from der_fast.errors import DataError
+from der_fast.home import expand
 
 
 def to_pil(image: Any, what: str) -> Image.Image:
@@ -110,7 +111,7 @@ def _checked_batch(images: Tensor | NDArray[Any]) -> Tensor:
 
 def _one(image: Any, size: tuple[int, int], what: str) -> Pixels:
     if isinstance(image, (str, os.PathLike)):
-        path = Path(image).expanduser()
+        path = expand(image)
         try:
             return decode(path, size)
         except Exception as error:  # damaged bytes make the decoders raise almost anything
@@ -134,7 +135,7 @@ def load_folder_images(paths: Path | str | Sequence[Path | str], image_size: tup
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     files: list[Path] = []
     for entry in given:
-        path = Path(entry).expanduser()
+        path = expand(entry)
         if not path.exists():
             raise DataError(f"there is no file or folder {path}")
         found = _below(path) if path.is_dir() else [path]

@@ -137,4 +137,4 @@ def last_change(facts: os.stat_result) -> int:
 
 def absolute_root(path: Path) -> str:
     """Return a root as it stands in a table."""
-    return str(path.expanduser().absolute())
+    return str(path.absolute())

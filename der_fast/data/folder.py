@@ -23,6 +23,7 @@ from der_fast.data.sizes import LARGE_SIDE, SMALL_SIDE, default_side, refuse_too
 from der_fast.data.source import ImageSource, MemorySource
 from der_fast.data.tars import list_tars
 from der_fast.errors import DataError
+from der_fast.home import expand
 
 _MOST_LISTED = 20
 
@@ -52,7 +53,7 @@ def load_folder(
     elif folder.is_dir():
         listing = list_folder(folder, config, cache)
     else:
-        listing = list_texts(folder, None if config.test_list is None else Path(config.test_list).expanduser(), config)
+        listing = list_texts(folder, None if config.test_list is None else expand(config.test_list), config)
     if _stays_in_files(listing, config):
         return _in_files(listing, config, say)
     return _in_memory(folder, listing, config)

@@ -17,6 +17,7 @@ from der_fast.data.sizes import refuse_too_much, stored_side
 from der_fast.data.source import ImageSource, MemorySource
 from der_fast.data.threads import mapped
 from der_fast.errors import DataError
+from der_fast.home import cache_folder, expand, older_cache_folder
 
 
 def load_dataset(
@@ -39,8 +40,8 @@ def load_dataset(
     if config.name == "digits":
         return _limited(load_digits(config.test_share), config)
     if config.name in ARCHIVES:
-        return _limited(load_cifar(config.name, archive_folder(config.root), allow_download=config.download), config)
-    folder = Path(config.name).expanduser()
+        return _limited(load_cifar(config.name, _archive_folder(config), allow_download=config.download), config)
+    folder = expand(config.name)
     # A drive that does not answer is found out here, before anything waits for it without end.
     mapped(Path.exists, [folder], config.timeout)
     if folder.is_dir() or (folder.is_file() and folder.suffix in (".txt", ".tar")):
@@ -58,9 +59,27 @@ def load_dataset(
     )
 
 
-def archive_folder(root: str | None) -> Path:
-    """Return the folder in which official archives are looked for: `root`, or the user's cache folder."""
-    return Path.home() / ".cache" / "der_fast" if root is None else Path(root).expanduser()
+def archive_folder(root: str | None, file: str) -> Path | None:
+    """Return the folder in which the official archive `file` is looked for: `root`, or the user's cache folder, or the one that version 0.1
+    used where the archive lies there; None where there is no `root` and the user has no home.
+    """
+    if root is not None:
+        return expand(root)
+    older, folder = older_cache_folder(), cache_folder()
+    if older is not None and (older / file).is_file() and not (folder is not None and (folder / file).is_file()):
+        return older
+    return folder
+
+
+def _archive_folder(config: DataConfig) -> Path:
+    archive = ARCHIVES[config.name]
+    folder = archive_folder(config.root, archive.file)
+    if folder is None:
+        raise DataError(
+            f"{config.name} needs the official archive {archive.file}, and this user has no home folder in which it could lie: name the "
+            f"folder that holds it with data.root (--data-root), or one to download {archive.url} to"
+        )
+    return folder
 
 
 def _limited(sources: tuple[MemorySource, MemorySource], config: DataConfig) -> tuple[MemorySource, MemorySource]:

@@ -14,6 +14,7 @@ from der_fast.deployment.network import Run, network_of, runner
 from der_fast.deployment.onnx_file import read_onnx
 from der_fast.deployment.safetensors_file import read_safetensors
 from der_fast.errors import CheckpointError, ExportError
+from der_fast.home import expand
 from der_fast.kernels.backend import resolve_device
 from der_fast.training.learner import Learner
 from der_fast.training.prediction import Prediction, check_top, predictions_of
@@ -67,7 +68,7 @@ def load(path: str | Path, *, device: str | None = None) -> DeployedModel:
         CheckpointError: a folder that holds no finished step.
         BackendError: a device that is not there.
     """
-    path = Path(path)
+    path = expand(path)
     if path.is_dir():
         learner = load_run(path, device=device)
         network = network_of(learner.model)

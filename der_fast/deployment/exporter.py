@@ -25,6 +25,7 @@ from der_fast.deployment.pt2_file import open_written, require_compiler, write_a
 from der_fast.deployment.safetensors_file import read_safetensors, write_safetensors
 from der_fast.errors import ExportError, StorageError, UserError
 from der_fast.files import write_atomically
+from der_fast.home import expand
 from der_fast.training.learner import Learner
 from der_fast.training.step import Model
 
@@ -76,7 +77,7 @@ def export(run: Learner | str | Path, path: str | Path, *, raw_uint8: bool = Fal
         CheckpointError: a run that cannot be read or has no finished step.
         StorageError: the file cannot be written. In each case `path` is as it was.
     """
-    path = Path(path)
+    path = expand(path)
     write, read = _format(path, raw_uint8=raw_uint8, aoti=aoti)
     _check_place(path)
     learner = _learner(run)
@@ -140,9 +141,10 @@ def _learner(run: Learner | str | Path) -> Learner:
         if not run.results:
             raise ExportError("the learner has not learned anything yet: call learn() before export()")
         return run
-    if not Path(run).is_dir():
+    run = expand(run)
+    if not run.is_dir():
         raise ExportError(f"there is no run folder {run}; give the --out folder of `der-fast train` or what `Learner.save` wrote")
-    return load_run(Path(run))
+    return load_run(run)
 
 
 def _check_images(learner: Learner, given: Any) -> Tensor:

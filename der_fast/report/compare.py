@@ -7,6 +7,7 @@ from pathlib import Path
 
 from der_fast.errors import ConfigError
 from der_fast.files import write_bytes
+from der_fast.home import expand
 from der_fast.report import style
 from der_fast.report.accuracy import draw_runs
 from der_fast.report.page import render
@@ -32,7 +33,7 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
         CheckpointError: a run that cannot be read.
         StorageError: `out` could not be written.
     """
-    out = Path(out)
+    out = expand(out)
     if not runs:
         raise ConfigError("there are no runs to compare: give at least one run folder")
     if out.suffix.lower() not in (".html", ".png"):

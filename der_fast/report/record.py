@@ -11,6 +11,7 @@ from typing import Any
 
 from der_fast.config.datasets import own_name
 from der_fast.errors import CheckpointError
+from der_fast.home import expand
 from der_fast.report.fields import Fields, Values
 from der_fast.report.trajectory import MaskTrajectory, read_trajectories
 
@@ -121,7 +122,7 @@ def read_run(run: str | Path) -> RunRecord:
         CheckpointError: no such folder; metrics.json missing, not JSON, or without a usable `steps` or `top1`. A damaged
             history or mask file does not stop the report: it is named in `missing`.
     """
-    path = Path(run)
+    path = expand(run)
     metrics = _read_metrics(path)
     fields = Fields(metrics, path / "metrics.json")
     top1 = fields.values("top1")

@@ -19,6 +19,7 @@ from der_fast.data import MemorySource, as_image_batch, transforms_for
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
+from der_fast.home import expand
 from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.model.architecture import build_architecture
 from der_fast.model.classifier import new_classifier
@@ -184,7 +185,7 @@ class Learner:
         Raises:
             StorageError: no space left, no permission, or somebody else is writing to the folder.
         """
-        run, model = Path(folder), self.model
+        run, model = expand(folder), self.model
         with held(run):
             self._save_mask_logs(run)
             facts = {
@@ -224,8 +225,8 @@ class Learner:
         Raises:
             CheckpointError: nothing there can be read.
         """
-        watcher = observer or Observer()
-        model, config, manifest = saved.load_model(Path(folder), watcher.message)
+        watcher, home = observer or Observer(), expand(folder)
+        model, config, manifest = saved.load_model(home, watcher.message)
         runtime: RuntimeConfig = replace(config.runtime, device=device or "auto", backend=backend or "auto")
         learner = cls(replace(config, runtime=runtime), observer=watcher)
         assert model.head is not None
@@ -237,7 +238,7 @@ class Learner:
         learner.image_size = (manifest["image_size"][0], manifest["image_size"][1])
         learner.results, learner.records = saved.results_from_json(manifest)
         learner.notes = list(manifest["notes"])
-        learner._home = Path(folder)
+        learner._home = home
         learner._memory_found = False
         return learner
 
