@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import output, say_note
-from der_fast.cli.folders import new_folder, usable_out
+from der_fast.cli.folders import how_to_go_on, new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from
@@ -35,7 +34,7 @@ def demo(
     config = check(replace_keys(config, changes_from(ctx.params, config)))
     out = new_folder(Path("runs"), "demo") if out is None else usable_out(out, resume=False)
     say_note(f"writing to {out}")
-    remember_resume(ctx, f"der-fast train --out {shlex.quote(str(out))} --resume")
+    remember_resume(ctx, lambda: how_to_go_on(out))
     if not quiet:
         output().print("1797 handwritten digits arrive two classes at a time; every step is tested on all digits seen so far.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,19 @@ def usable_out(out: Path, resume: bool) -> Path:
 
     Raises:
         ConfigError: it is a file, or it holds a run and `resume` is off: nothing is ever overwritten.
-        CheckpointError: `resume` is on and it holds none.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
-    if resume and not holds_run(out):
-        raise CheckpointError(f"there is no run to resume in {out}; check --out, or leave --resume out to start a new run")
     if not resume and holds_run(out):
         raise ConfigError(f"{out} already holds a run; go on with it by --resume, or give another --out")
     return out
+
+
+def how_to_go_on(run: Path) -> str:
+    """Say what to type after training in `run` was interrupted."""
+    if not holds_run(run):
+        return "Nothing was begun yet: give the same command again."
+    return f"What was learned is saved; go on with: der-fast train --out {shlex.quote(str(run))} --resume"
 
 
 def begun_config(run: Path) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 from der_fast.cli.console import errors, say_error, say_note
 from der_fast.errors import UserError
 from der_fast.home import expand
+from der_fast.stopping import Stopped
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -21,15 +23,16 @@ _RESUME = "der_fast.resume"
 
 
 class Commands(TyperGroup):
-    """Ends with 2 on errors that the user can mend, 130 on Ctrl-C, and leaves faults of ours to Python (traceback, 1)."""
+    """Ends with 2 on errors that the user can mend, 130 on Ctrl-C, 143 on SIGTERM; faults of ours are left to Python (traceback, 1)."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command of `ctx`."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            say_note("interrupted. " + ctx.meta.get(_RESUME, "Nothing was lost that had been saved."))
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            how: Callable[[], str] = ctx.meta.get(_RESUME, lambda: "Nothing was lost that had been saved.")
+            say_note(f"interrupted. {how()}")
+            raise typer.Exit(128 + stop.signal if isinstance(stop, Stopped) else INTERRUPTED) from None
         except UserError as error:
             if ctx.meta.get(_DEBUG):
                 errors().print("".join(traceback.format_exception(error)), end="")
@@ -50,6 +53,6 @@ def remember_debug(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
-def remember_resume(ctx: typer.Context, command: str) -> None:
-    """Keep what to type to go on, for whoever presses Ctrl-C."""
-    ctx.meta[_RESUME] = f"Every finished epoch is saved; go on with: {command}"
+def remember_resume(ctx: typer.Context, how: Callable[[], str]) -> None:
+    """Keep what says how to go on, for whoever presses Ctrl-C; it is asked when that happens."""
+    ctx.meta[_RESUME] = how

@@ -9,7 +9,7 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.folders import learned_config
-from der_fast.cli.group import at_home
+from der_fast.cli.group import at_home, remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from
 from der_fast.config.rescale import rescaled_keys
@@ -46,6 +46,7 @@ def learn(
 
         learn_run(run, folder, data=data, overrides=overrides, observer=observer)
 
+    remember_resume(ctx, lambda: f"{run} is as it was; the same command goes on from where it stopped.")
     run_and_show(work, run, quiet=quiet)
 
 

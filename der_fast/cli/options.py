@@ -94,7 +94,9 @@ Out = Annotated[
     Path | None,
     typer.Option(help="folder of the run; default: a new one under runs/", rich_help_panel=_RUN, show_default=False, callback=at_home),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out; DATA may be left out", rich_help_panel=_RUN)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="go on with the run in --out, or begin it; DATA may then be left out", rich_help_panel=_RUN)
+]
 Seed = Annotated[int | None, typer.Option(help="seed of everything random but the class order", rich_help_panel=_RUN)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto", rich_help_panel=_RUN)]
 Backend = Annotated[str | None, typer.Option(help=", ".join(BACKENDS), rich_help_panel=_RUN)]

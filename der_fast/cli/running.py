@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from der_fast.cli.console import say_where
+from der_fast.cli.console import say_note, say_where
 from der_fast.cli.folders import read_json
 from der_fast.cli.tables import print_summary
+from der_fast.stopping import heeding
 
 if TYPE_CHECKING:
     from der_fast.training.progress import Observer
@@ -21,10 +22,13 @@ def run_and_show(work: Callable[[Observer], Any], run: Path, *, quiet: bool) -> 
         work: trains; writes the run folder and its report.
         run: that folder.
         quiet: no progress, only the final table.
+
+    Raises:
+        Stopped: by Ctrl-C or SIGTERM; what had been learned is saved.
     """
     from der_fast.cli.display import watching
 
-    with watching(quiet) as observer:
+    with heeding(say_note, terminate=True), watching(quiet) as observer:
         work(observer)
     print_summary(read_json(run, "metrics.json"))
     say_where("run", run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import print_json, say_note
-from der_fast.cli.folders import begun_config, new_folder, usable_out
+from der_fast.cli.folders import begun_config, holds_run, how_to_go_on, new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from, refuse_contradictions
@@ -68,7 +67,7 @@ def train(
         out = new_folder(Path("runs"), f"{Path(config.data.name).name}-{config.protocol.name}")
     usable_out(out, resume)
     say_note(f"writing to {out}")
-    remember_resume(ctx, f"der-fast train --out {shlex.quote(str(out))} --resume")
+    remember_resume(ctx, lambda: how_to_go_on(out))
 
     def work(observer: Any) -> None:
         from der_fast.api import train_run
@@ -82,18 +81,22 @@ def resolve(options: dict[str, Any]) -> Config:
     """Turn the options of `der-fast train` into a checked configuration.
 
     With --resume the saved configuration is the base, so that DATA and options may be left out; whatever is given still counts,
-    and training refuses what differs from the saved run.
+    and training refuses what differs from the saved run. Where no run was begun yet, --resume changes nothing: whoever restarts a
+    command that was stopped cannot know how far it came.
 
     Raises:
-        ConfigError: neither DATA nor --resume, --resume without --out, or anything wrong with an option.
-        CheckpointError: nothing to resume in --out.
+        ConfigError: neither DATA nor a run to resume, --resume without --out, or anything wrong with an option.
+        CheckpointError: the run in --out is damaged.
     """
     refuse_contradictions(options)
     base = None
     if options["resume"]:
         if options["out"] is None:
             raise ConfigError("--resume needs --out, the folder of the run to go on with")
-        base = begun_config(usable_out(options["out"], resume=True))
+        out = usable_out(options["out"], resume=True)
+        base = begun_config(out) if holds_run(out) else None
+        if base is None and options["data"] is None and options["preset"] is None:
+            raise ConfigError(f"there is no run to resume in {out}; check --out, or give DATA to start one there")
     elif options["data"] is None and options["preset"] is None:
         raise ConfigError("DATA is missing: give digits, cifar10, cifar100 or a folder of class folders, e.g. `der-fast train digits`")
     if base is None and options["preset"] is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,11 @@ def _as_it_is(part: Any) -> Any:
     return part
 
 
+def _leave_interrupts(worker: int) -> None:
+    """Let Ctrl-C, which reaches every process of a terminal, be for the main process alone: it lets its workers go."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class PillowReader:
     """Reads with Pillow; see `Reader`.
 
@@ -99,6 +105,7 @@ class PillowReader:
             num_workers=workers,
             prefetch_factor=self.settings.prefetch if workers else None,
             timeout=self.settings.timeout if workers else 0,
+            worker_init_fn=_leave_interrupts if workers else None,
         )
         try:
             for number, (pixels, positions, problems) in enumerate(loader, walk.start.batches):

@@ -12,6 +12,7 @@ from torch import Tensor
 from der_fast.data.place import BEGINNING, Place
 from der_fast.data.source import Batch
 from der_fast.errors import DivergenceError
+from der_fast.stopping import requested, stop_if_requested
 from der_fast.training.context import Context
 from der_fast.training.position import Position
 from der_fast.training.progress import EpochRecord
@@ -52,6 +53,7 @@ class EpochMeter:
         self.images = self.batch = 0
         self.waited = 0.0
         self.start = BEGINNING
+        self._between: tuple[Place, float, Callable[[], None]] | None = None
         self.started = self._saved = time.perf_counter()
         if state.position is not None:
             self._go_on(state.position)
@@ -67,7 +69,13 @@ class EpochMeter:
         """Pass batches on and measure how long each lets wait; what a GPU has still to do meanwhile is not asked."""
         while True:
             asked = time.perf_counter()
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+            except Exception:
+                # The signal that says stop may have ended the workers, too.
+                if requested():
+                    self._stop()
+                raise
             self.waited += time.perf_counter() - asked
             if batch is None:
                 return
@@ -86,7 +94,7 @@ class EpochMeter:
         self.context.observer.batch_ends(self.state.step, self.stage, epoch, self.epochs, self.batch, self.batches, images)
 
     def checkpoint(self, place: Place | None, lr: float, write_down: Callable[[], None]) -> None:
-        """Save the state as it is between two batches, if the last checkpoint is `runtime.checkpoint_seconds` old.
+        """Save the state as it is between two batches, if the last checkpoint is `runtime.checkpoint_seconds` old or a signal says stop.
 
         Args:
             place: of the pass over the images; nothing is saved where it is unknown.
@@ -95,10 +103,25 @@ class EpochMeter:
 
         Raises:
             DivergenceError: the loss or a weight is not a finite number.
+            Stopped: a signal says stop. After an epoch's last batch that is left to whoever saves the epoch.
         """
-        interval, now = self.context.config.runtime.checkpoint_seconds, time.perf_counter()
-        if place is None or not interval or now - self._saved < interval or self.batch == self.batches:
+        self._between = None if place is None else (place, lr, write_down)
+        if self.batch == self.batches:
             return
+        if requested():
+            self._stop()
+        interval, now = self.context.config.runtime.checkpoint_seconds, time.perf_counter()
+        if place is not None and interval and now - self._saved >= interval:
+            self._save(place, lr, write_down)
+
+    def _stop(self) -> None:
+        """Save the state as it was after the last batch, where that can be done, and raise Stopped."""
+        if self._between is not None:
+            self._save(*self._between)
+        stop_if_requested()
+
+    def _save(self, place: Place, lr: float, write_down: Callable[[], None]) -> None:
+        now = time.perf_counter()
         write_down()
         totals = self.totals.cpu().clone()
         self._check_finite(float(totals[0]), self.state.epoch + 1, lr)

@@ -10,6 +10,7 @@ from der_fast.data.source import ImageSource
 from der_fast.model.classifier import initialise_classifier
 from der_fast.model.layout import MaskLayout
 from der_fast.seeds import generator
+from der_fast.stopping import deferred, stop_if_requested
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, count_batches
@@ -63,12 +64,14 @@ class RepresentationStage:
         return optimizer
 
     def run(self) -> None:
-        """Train what remains, saving after every epoch and in the middle of long ones."""
+        """Train what remains, saving after every epoch and in the middle of long ones; raises Stopped where a signal says stop."""
         if self.state.masks is not None and not self.state.mask_log.times:
             self.state.mask_log.add(0.0, self.state.masks.logits)
-        while self.state.epoch < self.schedule.epochs:
-            self._epoch()
-            self.context.save(self.state)
+        with deferred():
+            while self.state.epoch < self.schedule.epochs:
+                self._epoch()
+                self.context.save(self.state)
+                stop_if_requested()
 
     def _epoch(self) -> None:
         state, epoch = self.state, self.state.epoch

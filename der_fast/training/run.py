@@ -13,6 +13,7 @@ from der_fast.config.tree import flatten, to_dict
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from der_fast.files import held, remove_leftovers
+from der_fast.stopping import deferred, heeding
 from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
 from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
@@ -70,11 +71,13 @@ def run_protocol(
     if out is None:
         if resume:
             raise ConfigError("there is no folder to resume from; give the run's folder as out")
-        with _advising("Start again with the lower value."):
+        with heeding(watcher.message), _advising("Start again with the lower value."):
             _learn_steps(learner, steps, train, test, None)
         return learner
     check_out(out, resume=resume)
-    with held(out):
+    with heeding(watcher.message), held(out):
+        if resume and not _holds_run(out):
+            watcher.message(f"nothing was begun in {out} yet: the run starts")
         learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         _check_steps(learner, steps, out)
         with _advising("Start again with another --out and the lower value: --resume takes no changed configuration."):
@@ -118,8 +121,9 @@ def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | No
     checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
     restore = partial(checkpoints.restore, warn=learner.observer.message)
     learner.learn(train, test, announce=announce, begin=restore, save=checkpoints.save)
-    learner.save(out)
-    checkpoints.clear()
+    with deferred():
+        learner.save(out)
+        checkpoints.clear()
 
 
 def check_out(out: Path, *, resume: bool) -> None:
@@ -246,7 +250,7 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
     """
     refuse_several_processes()
     watcher = observer or Observer()
-    with held(run):
+    with heeding(watcher.message), held(run):
         learner = Learner.load(run, device=config.runtime.device, backend=config.runtime.backend, observer=watcher)
         _finish_saving(learner, run)
         learner.reconfigure(config)
