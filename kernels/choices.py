@@ -157,7 +157,8 @@ class Choices:
         try:
             write_json(self.path, {"version": VERSION, "choices": {name: asdict(entry) for name, entry in entries.items()}})
         except StorageError as error:
-            self._say_not_kept(str(error))
+            reason = getattr(error.__cause__, "strerror", None) or error
+            self._say_not_kept(f"cannot write {self.path}: {reason}")
 
     def _say_not_kept(self, reason: str) -> None:
         """Say once what it means for the next run."""

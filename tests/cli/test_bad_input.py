@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[Callable[[], Result], str]] = {
     "too small a memory": (
         lambda: train("images", "--memory", "3"), "memory.total = 3 leaves no exemplar for each of 4 classes; use at least 4 (--memory)"
     ),
-    "nothing to resume": (lambda: train("images", "--resume"), "there is no run to resume in run; check --out"),
+    "nothing to resume": (lambda: command("train", "--out", "run", "--resume"), "there is no run to resume in run; check --out"),
     "images that need too much memory": (lambda: train("images", "--set", "data.max_gib=1e-9"), "more than data.max_gib=1e-09; raise"),
 }  # fmt: skip
 

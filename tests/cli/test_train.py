@@ -163,8 +163,9 @@ def test_faults_of_ours_are_not_hidden(run: Run, api: Any) -> None:
 
 
 def test_interruption(run: Run, api: Any) -> None:
+    save_config(Path("my run"), resolve_config("digits"))
     api.error = KeyboardInterrupt()
-    ended = run("train", "digits", "--out", "my run")
+    ended = run("train", "--out", "my run", "--resume")
     assert ended.exit_code == 130
     assert "go on with: der-fast train --out 'my run' --resume" in ended.stderr
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from der_fast.config.schema import DataConfig
-from der_fast.data import cifar, load_dataset
+from der_fast.data import cifar, load, load_dataset
+from der_fast.data.load import archive_folder
 from der_fast.errors import DataError
 
 
@@ -233,6 +234,28 @@ def test_an_unpacked_folder_is_not_trusted(tmp_path):
 
 
 def test_default_folder_is_the_users_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(DataError, match=rf"not in {tmp_path}/\.cache/der_fast"):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=rf"not in {tmp_path}/cache/der_fast"):
         load_dataset(DataConfig(name="cifar10"))
+
+
+def test_an_archive_that_version_0_1_downloaded_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = cifar.ARCHIVES["cifar10"].file
+    older, newer = tmp_path / ".cache" / "der_fast", tmp_path / "cache" / "der_fast"
+    older.mkdir(parents=True)
+    assert archive_folder(None, file) == newer
+    (older / file).write_bytes(b"")
+    assert archive_folder(None, file) == older and archive_folder(None, cifar.ARCHIVES["cifar100"].file) == newer
+    newer.mkdir(parents=True)
+    (newer / file).write_bytes(b"")
+    assert archive_folder(None, file) == newer
+    assert archive_folder("~/elsewhere", file) == tmp_path / "elsewhere"
+
+
+def test_without_a_home_an_archive_needs_a_folder(monkeypatch):
+    monkeypatch.setattr(load, "cache_folder", lambda: None)
+    monkeypatch.setattr(load, "older_cache_folder", lambda: None)
+    with pytest.raises(DataError, match=r"this user has no home folder in which it could lie: name the folder .* \(--data-root\)"):
+        load_dataset(DataConfig(name="cifar10", download=True))

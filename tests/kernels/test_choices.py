@@ -181,12 +181,28 @@ def test_a_file_that_cannot_be_written_does_no_harm(tmp_path, monkeypatch):
 
 
 def test_the_file_lies_in_the_users_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(choices.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_file() == tmp_path / "der_fast" / "choices.json"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_file() == tmp_path / ".cache" / "der_fast" / "choices.json"
+    monkeypatch.setattr(choices, "cache_folder", lambda: tmp_path)
+    assert cache_file() == tmp_path / "choices.json"
+    monkeypatch.setattr(choices, "cache_folder", lambda: None)
+    assert cache_file() is None
+
+
+def test_without_a_place_for_the_file_one_line_says_so(tmp_path, monkeypatch, caplog):
+    table(monkeypatch, fast=1.0)
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setattr(choices, "cache_folder", lambda: None)
+    choices.shared.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            for store in (choices.shared(), Choices(blocked / "choices.json"), Choices()):
+                for key in ("one", "two"):
+                    assert store.fastest(key, runs([], fast=0)) == "fast"
+    finally:
+        choices.shared.cache_clear()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "is not kept, so the next run measures again: this user has no home folder; set HOME or XDG_CACHE_HOME" in first
+    assert "is not kept, so the next run measures again: cannot write" in second and str(blocked) in second
 
 
 def test_what_is_known_is_told_without_measuring(tmp_path, monkeypatch):
