@@ -15,27 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
-from bench.shapes import stages
-from bench.world import SHARE, World
-from der_fast.compaction.execute import execute
-from der_fast.compaction.extractor import CompactExtractor
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
+from bench.subjects.branch import Branch, branch
+from bench.subjects.shapes import stages
+from bench.subjects.world import SHARE, World
 from der_fast.compaction.graphs import run_parallel
-from der_fast.compaction.strategies import macs, true_features
+from der_fast.compaction.strategies import macs
 from der_fast.kernels.grouped_conv import Part, grouped_conv, pack_layer, padded
 
 HALF = torch.bfloat16
-Branch = Callable[[Tensor], Tensor]
-
-
-def branch(member: CompactExtractor) -> Branch:
-    """Return a compact extractor as a plain function of images in its dtype."""
-    runnable = member.runnable
-
-    def run(images: Tensor) -> Tensor:
-        return true_features(runnable, execute(runnable.arena.ops, runnable.tensors, images))
-
-    return run
 
 
 def parallel(branches: Sequence[Branch], images: Tensor) -> Branch:

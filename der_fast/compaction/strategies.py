@@ -1,6 +1,6 @@
 """The ways in which one arena's program can run, and which of them this processor has.
 
-What was measured and not taken, for ten extractors of a ResNet-18 on a Xeon with AVX-512 (`python bench/strategies.py`, time relative to
+What was measured and not taken, for ten extractors of a ResNet-18 on a Xeon with AVX-512 (`python -m bench strategies`, time relative to
 plain): all stems as one convolution 1.03, all extractors as one network of grouped convolutions 1.14, weights in oneDNN's own format 0.92
 like fused without it, traced and frozen 1.35; the lanes 0.50.
 """

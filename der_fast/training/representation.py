@@ -67,10 +67,11 @@ class RepresentationStage:
         if self.state.masks is not None and not self.state.mask_log.times:
             self.state.mask_log.add(0.0, self.state.masks.logits)
         while self.state.epoch < self.schedule.epochs:
-            self._epoch()
+            self.epoch()
             self.context.save(self.state)
 
-    def _epoch(self) -> None:
+    def epoch(self) -> None:
+        """Train one epoch, or what remains of it; raises DivergenceError."""
         state, epoch = self.state, self.state.epoch
         settled = epoch >= self.settle_at
         lr = learning_rate(self.schedule, epoch)

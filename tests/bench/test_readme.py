@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench import __main__ as command
-from bench import cpu_table, gpu_table, readme
+from bench.reports import cpu_table, gpu_table, readme
 
 
 def test_the_readme_says_what_the_results_say():
