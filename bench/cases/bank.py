@@ -21,7 +21,7 @@ from bench.subjects.shapes import stages
 from bench.subjects.world import SHARE, World
 from der_fast.compaction.graphs import run_parallel
 from der_fast.compaction.strategies import macs
-from der_fast.kernels.grouped_conv import Part, grouped_conv, pack_layer, padded
+from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer, padded
 
 HALF = torch.bfloat16
 
@@ -156,7 +156,7 @@ def _layer(setting: Setting, stage: int, count: int, batch: int) -> Case:
         starts = [sum(padded(width) for width in widths[:number]) for number in range(count)]
         total = sum(padded(width) for width in widths)
         parts = [
-            Part(tensors[f"w{n}"], tensors[f"b{n}"], start, start, width, start, width)
+            GroupMember(tensors[f"w{n}"], tensors[f"b{n}"], start, start, width, start, width)
             for n, (start, width) in enumerate(zip(starts, widths, strict=True))
         ]
         layer = pack_layer(parts, kernel=3, stride=1, relu=True, inputs=total, dtype=HALF, device=setting.device)

@@ -4,7 +4,7 @@
 
 'chain' is the convolution as the training step runs it: statistics, and the affine and ReLU of the layer before, in the forward pass;
 batch-norm's backward on load and the sums of the layer before on store in the backward one. Medians of CUDA graph replays with a warm
-L2 cache. What is found goes by hand into `kernels.conv.config.default_config`, so that nobody waits for a search.
+L2 cache. What is found goes by hand into `kernels.conv.launch.default_config`, so that nobody waits for a search.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from bench.harness.runner import append
 from bench.subjects.shapes import ConvLayer, batches, layers
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.backend import resolve_device
-from der_fast.kernels.conv import Config, ConvShape, candidates, conv_dgrad, conv_forward, conv_wgrad, default_split
-from der_fast.kernels.conv.config import DIRECTIONS, multiprocessors
+from der_fast.kernels.conv import ConvShape, ConvTiles, candidates, conv_dgrad, conv_forward, conv_wgrad, default_split
+from der_fast.kernels.conv.launch import DIRECTIONS
+from der_fast.kernels.device import multiprocessors
 from der_fast.kernels.masked_bn import Affine
 from der_fast.kernels.timing import measure
 
@@ -54,7 +55,7 @@ class Problem:
         """For people."""
         return f"{self.direction} {self.layer.name} batch {self.batch} {'chain' if self.chained else 'plain'}"
 
-    def tiles(self, device: torch.device, quick: bool) -> dict[str, tuple[Config, int | None]]:
+    def tiles(self, device: torch.device, quick: bool) -> dict[str, tuple[ConvTiles, int | None]]:
         """Return what is timed, the default first: tiles, and for wgrad into how many parts its sum is cut (None elsewhere)."""
         count = multiprocessors(device)
         configs = candidates(self.direction, self.shape, torch.bfloat16, transformed=self.chained, processors=count)
@@ -67,7 +68,7 @@ class Problem:
         return {f"{label(config)} split {split}": (config, split) for config, split in found}
 
 
-def label(config: Config) -> str:
+def label(config: ConvTiles) -> str:
     """Return tiles as one short word each."""
     flat = " flat" if config.flat else ""
     return (
@@ -105,7 +106,7 @@ def runs(problem: Problem, device: torch.device, quick: bool) -> dict[str, Calla
     g_affine = (vector(3, layer.outputs), y) if chained else None
     common: dict[str, Any] = {"stride": layer.stride, "backend": "fused"}
 
-    def one(config: Config, split: int | None) -> Callable[[], object]:
+    def one(config: ConvTiles, split: int | None) -> Callable[[], object]:
         if problem.direction == "forward":
             return lambda: conv_forward(x, weight, prologue=prologue, statistics=chained, config=config, **common)
         if problem.direction == "dgrad":

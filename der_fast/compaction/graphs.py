@@ -91,13 +91,10 @@ class GraphedBranches:
     def _capture(self, images: Tensor) -> _Captured:
         static = torch.empty_strided(images.shape, images.stride(), dtype=images.dtype, device=images.device)
         static.copy_(images)
-        side = _stream(images)
-        side.wait_stream(torch.cuda.current_stream(images.device))
-        with torch.cuda.stream(side):
-            # Libraries choose their algorithms and make their workspaces here, which no capture allows.
-            for _ in range(2):
-                run_parallel(self.branches, static, self._streams)
-        torch.cuda.current_stream(images.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        features = capture.record(lambda: run_parallel(self.branches, static, self._streams), graph, side)
+
+        def run() -> Tensor:
+            return run_parallel(self.branches, static, self._streams)
+
+        graph, side = torch.cuda.CUDAGraph(), capture.warmed_up(run, images.device)
+        features = capture.record(run, graph, side)
         return _Captured(graph, static, features)

@@ -18,7 +18,7 @@ from torch import Tensor
 from der_fast.compaction.arena import Arena
 from der_fast.compaction.program import AFFINE, CONV, IMAGE, MEAN, POOL, WIDEN, Op, program
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.grouped_conv import GroupedLayer, Part, grouped_conv, pack_layer, padded
+from der_fast.kernels.grouped_conv import GroupedLayer, GroupMember, grouped_conv, pack_layer, padded
 from der_fast.model.architecture import IMAGE_CHANNELS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -191,7 +191,7 @@ class _Builder:
         layer = pack_layer(parts, kernel=kernel, stride=step, relu=op.relu, inputs=channels, dtype=self.dtype, device=self.device)
         self.steps.append(_Step(op.target, source, layer, residual, stride))
 
-    def _part(self, index: int, found: Op, value: _Value, op: Op, residual: str) -> Part:
+    def _part(self, index: int, found: Op, value: _Value, op: Op, residual: str) -> GroupMember:
         tensors: Mapping[str, Tensor] = self.tensors[index]
         conv = found.kind == CONV
         assert (found.source, found.residual) == (op.source, op.residual) if conv else found.source == op.residual
@@ -200,18 +200,18 @@ class _Builder:
         source = self.values[op.source].begins[index] if conv else 0
         place = (source, value.begins[index], found.outputs)
         if not residual:
-            return Part(weight, bias, *place)
+            return GroupMember(weight, bias, *place)
         added = self.values[residual]
-        return Part(weight, bias, *place, added.begins[index], added.widths[index])
+        return GroupMember(weight, bias, *place, added.begins[index], added.widths[index])
 
-    def _stem(self, value: _Value, op: Op) -> Part:
+    def _stem(self, value: _Value, op: Op) -> GroupMember:
         """One dense convolution: all extractors read the same image."""
         weight = torch.zeros(value.channels, op.inputs, op.kernel, op.kernel, dtype=torch.float64, device=self.device)
         bias = torch.zeros(value.channels, dtype=torch.float64, device=self.device)
         for tensors, begin, width in zip(self.tensors, value.begins, value.widths, strict=True):
             weight[begin : begin + width] = tensors[f"{op.target}.weight"]
             bias[begin : begin + width] = tensors[f"{op.target}.bias"]
-        return Part(weight, bias, 0, 0, value.channels)
+        return GroupMember(weight, bias, 0, 0, value.channels)
 
 
 def _with_ends(steps: Sequence[_Step]) -> list[_Step]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.config import Config
+from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import affine_relu, case, constants, cut, launch, multiply, tile_of, within
 
@@ -112,7 +112,7 @@ def forward(
     x: Tensor,
     weight: Tensor,
     shape: ConvShape,
-    config: Config,
+    config: ConvTiles,
     *,
     prologue: tuple[Tensor, Tensor] | None,
     statistics: bool,

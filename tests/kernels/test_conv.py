@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.kernels import masked_bn as passes
-from der_fast.kernels.conv import Config, ConvShape, conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.conv import ConvShape, ConvTiles, conv_dgrad, conv_forward, conv_wgrad
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NO_GPU = not torch.cuda.is_available()
 # Small enough that every shape below has several tiles or several steps.
-TILES = Config(32, 32, 64, num_warps=4, num_stages=2, group=2)
-FLAT = Config(64, 32, 64, num_warps=4, num_stages=2, flat=True)
+TILES = ConvTiles(32, 32, 64, num_warps=4, num_stages=2, group=2)
+FLAT = ConvTiles(64, 32, 64, num_warps=4, num_stages=2, flat=True)
 # N, C, H, W, K, R, stride: odd sizes, one image, one channel, one pixel, channels beyond a block.
 SHAPES = [
     (ConvShape(2, 3, 5, 7, 18, 3, 1), FLAT),
@@ -136,18 +136,18 @@ def column(vector: Tensor) -> Tensor:
     return vector.reshape(1, -1, 1, 1)
 
 
-def forward(case: Case, backend: str = "reference", config: Config | None = None, **changes):
+def forward(case: Case, backend: str = "reference", config: ConvTiles | None = None, **changes):
     options = {"prologue": (case.scale, case.shift), "statistics": True, "bias": case.bias, "residual": case.residual, "relu": True}
     return conv_forward(case.x, case.weight, stride=case.shape.stride, config=config, backend=backend, **options | changes)
 
 
-def dgrad(case: Case, backend: str = "reference", config: Config | None = None, **changes):
+def dgrad(case: Case, backend: str = "reference", config: ConvTiles | None = None, **changes):
     options = {"g_affine": (case.k, case.y), "epilogue": (case.x, case.affine)} | changes
     size = (case.shape.height, case.shape.width)
     return conv_dgrad(case.g, case.weight, size, stride=case.shape.stride, config=config, backend=backend, **options)
 
 
-def wgrad(case: Case, backend: str = "reference", config: Config | None = None, **changes):
+def wgrad(case: Case, backend: str = "reference", config: ConvTiles | None = None, **changes):
     options = {"prologue": (case.scale, case.shift), "g_affine": (case.k, case.y)} | changes
     return conv_wgrad(case.x, case.g, case.shape.kernel, stride=case.shape.stride, config=config, backend=backend, **options)
 
@@ -173,7 +173,7 @@ def test_reference_equals_autograd(shape, config):
     torch.testing.assert_close(wgrad(case), for_weight, **exact)
 
 
-def check_forward(case: Case, config: Config | None, dtype: torch.dtype, **changes) -> None:
+def check_forward(case: Case, config: ConvTiles | None, dtype: torch.dtype, **changes) -> None:
     truth, _ = forward(case, **changes)
     magnitude, _ = forward(case.magnitudes(), **changes)
     narrow = case.as_dtype(dtype)
@@ -193,7 +193,7 @@ def check_forward(case: Case, config: Config | None, dtype: torch.dtype, **chang
     assert bool(((m2 - true_m2).abs() <= unit * (true_m2 + (true_m2 * count).sqrt() * true_mean.abs() + unit * count * true_mean**2)).all())
 
 
-def check_dgrad(case: Case, config: Config | None, dtype: torch.dtype, **changes) -> None:
+def check_dgrad(case: Case, config: ConvTiles | None, dtype: torch.dtype, **changes) -> None:
     truth, _ = dgrad(case, **changes)
     magnitude, _ = dgrad(case.magnitudes(), **{**changes, "epilogue": None})
     narrow = case.as_dtype(dtype)
@@ -211,7 +211,7 @@ def check_dgrad(case: Case, config: Config | None, dtype: torch.dtype, **changes
         assert bool((error <= 8 * torch.finfo(torch.float32).eps * scale).all())
 
 
-def check_wgrad(case: Case, config: Config | None, dtype: torch.dtype, **changes) -> None:
+def check_wgrad(case: Case, config: ConvTiles | None, dtype: torch.dtype, **changes) -> None:
     truth, magnitude = wgrad(case, **changes), wgrad(case.magnitudes(), **changes)
     narrow = case.as_dtype(dtype)
     ours = wgrad(narrow, "fused", config, **changes)

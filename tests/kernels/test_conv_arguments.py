@@ -10,8 +10,8 @@ from torch import Tensor
 
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.conv import Config, ConvShape, candidates, conv_dgrad, conv_forward, conv_wgrad, default_config, default_split
-from der_fast.kernels.conv.config import SHARED, wgrad_tiles
+from der_fast.kernels.conv import ConvShape, ConvTiles, candidates, conv_dgrad, conv_forward, conv_wgrad, default_config, default_split
+from der_fast.kernels.conv.launch import SHARED, wgrad_tiles
 from der_fast.kernels.conv.shape import unit_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -123,7 +123,7 @@ def test_wgrad_refuses(changes, message):
 def test_backends():
     assert conv_forward(**arguments(conv_forward))[0].shape == (2, 8, 5, 4)
     for call in (conv_forward, conv_dgrad, conv_wgrad):
-        refused(call, {"backend": "cuda"}, "backend must be one of reference, fused, not 'cuda'")
+        refused(call, {"backend": "cuda"}, "unknown backend 'cuda': choose from reference, fused")
     doubled = {"x": lambda x: x.double(), "backend": "fused"}
     refused(conv_forward, doubled, "backend 'fused' takes torch.bfloat16, .* not torch.float64")
 
@@ -147,7 +147,7 @@ def test_fused_says_why_it_cannot_run(call, monkeypatch):
 )
 def test_tiles_that_no_kernel_takes(change, message):
     with pytest.raises(ValueError, match=message):
-        Config(**{"block_m": 64, "block_n": 64, "block_k": 32} | change)
+        ConvTiles(**{"block_m": 64, "block_n": 64, "block_k": 32} | change)
 
 
 # ResNet-18's stages on 32×32, its stem and shortcuts; and widths as compaction leaves them.
@@ -176,7 +176,7 @@ def test_candidates(direction, transformed, dtype):
 
 def test_default_tiles_fill_the_gpu_and_do_not_pad_much():
     wide, deep = ConvShape(512, 64, 32, 32, 64, 3, 1), ConvShape(128, 512, 4, 4, 512, 3, 1)
-    assert default_config("forward", wide) == Config(128, 64, 64, num_warps=8)
+    assert default_config("forward", wide) == ConvTiles(128, 64, 64, num_warps=8)
     # 2048 rows and 512 columns: only small tiles are at least as many as multiprocessors.
     assert (2048 // default_config("forward", deep).block_m) * (512 // default_config("forward", deep).block_n) >= 132
     assert default_config("forward", ConvShape(512, 18, 32, 32, 18, 3, 1)).block_n == 32

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from der_fast.kernels.conv import Config, ConvShape, candidates, conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.conv import ConvShape, ConvTiles, candidates, conv_dgrad, conv_forward, conv_wgrad
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -48,7 +48,7 @@ def draw(shape: ConvShape, dtype: torch.dtype = torch.float64) -> SimpleNamespac
     return SimpleNamespace(shape=shape, affine=affine, **images, **vectors)
 
 
-def run(direction: str, case: SimpleNamespace, backend: str, config: Config | None = None) -> tuple[Tensor, Tensor | None]:
+def run(direction: str, case: SimpleNamespace, backend: str, config: ConvTiles | None = None) -> tuple[Tensor, Tensor | None]:
     """One direction with everything around it: the result, and the sums over all blocks."""
     stride, options = case.shape.stride, {"config": config, "backend": backend}
     prologue, g_affine = (case.scale, case.shift), (case.k, case.y)
@@ -70,7 +70,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).norm() / truth.norm())
 
 
-def check(direction: str, shape: ConvShape, config: Config | None = None) -> None:
+def check(direction: str, shape: ConvShape, config: ConvTiles | None = None) -> None:
     case = draw(shape, BF16)
     truth, _ = run(direction, draw(shape), "reference")
     ours, sums = run(direction, case, "fused", config)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.grouped_conv.launch import PROCESSORS, Config, default_config
+from der_fast.kernels.device import multiprocessors
+from der_fast.kernels.grouped_conv.launch import GroupedTiles, default_config
 from der_fast.kernels.grouped_conv.layer import ALIGN, FIELDS, GroupedLayer
 
 _ROW = tl.constexpr(len(FIELDS))
@@ -163,13 +164,13 @@ def grouped_conv_kernel(
 
 
 def grouped_conv_fused(
-    x: Tensor, layer: GroupedLayer, residual: Tensor | None, residual_stride: int, pool: bool, tf32: bool, config: Config | None
+    x: Tensor, layer: GroupedLayer, residual: Tensor | None, residual_stride: int, pool: bool, tf32: bool, config: GroupedTiles | None
 ) -> Tensor:
     """Return what `grouped_conv_reference` returns; arguments are checked."""
     images, _, height, width = x.shape
     out_height, out_width = (-(-side // layer.stride) for side in (height, width))
     size = out_height * out_width
-    config = config or default_config(layer, images * size, _processors(x.device))
+    config = config or default_config(layer, images * size, multiprocessors(x.device))
     if images * max(size, height * width) + config.block_m >= 2**31:
         raise ValueError(f"x has {images * height * width} pixels; the fused kernel counts up to 2³¹: use a smaller batch")
     if pool:
@@ -225,11 +226,7 @@ def grouped_conv_fused(
     return out[:, 0] if chunks == 1 else out.sum(1)
 
 
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
-
-
-def _case(name: str, dtype: str, config: Config, **constants: object) -> CompileCase:
+def _case(name: str, dtype: str, config: GroupedTiles, **constants: object) -> CompileCase:
     signature = {"x": dtype, "weights": dtype, "bias": "*fp32", "residual": dtype, "out": dtype, "table": "*i32"}
     signature |= dict.fromkeys(_SIZES, "i32")
     if constants.get("POOL"):
@@ -244,12 +241,12 @@ def _case(name: str, dtype: str, config: Config, **constants: object) -> Compile
 
 def compile_cases() -> list[CompileCase]:
     """Return the launches that a bank of residual networks consists of."""
-    wide, usual, narrow = Config(128, 128, 64, num_warps=8), Config(128, 64, 64, num_warps=8), Config(64, 32, 64)
+    wide, usual, narrow = GroupedTiles(128, 128, 64, num_warps=8), GroupedTiles(128, 64, 64, num_warps=8), GroupedTiles(64, 32, 64)
     return [
-        _case("stem.bf16", "*bf16", Config(128, 128, 32, num_warps=8), UNIT=1),
+        _case("stem.bf16", "*bf16", GroupedTiles(128, 128, 32, num_warps=8), UNIT=1),
         _case("3x3.bf16.wide", "*bf16", wide),
         _case("3x3.bf16.residual", "*bf16", usual, RESIDUAL_STRIDE=1),
         _case("1x1.fp16.stride2", "*fp16", narrow, KERNEL=1, STRIDE=2, RELU=False),
         _case("3x3.bf16.pool", "*bf16", usual, RESIDUAL_STRIDE=1, POOL=16),
-        _case("3x3.fp32.widen", "*fp32", Config(128, 64, 32, num_warps=8), RESIDUAL_STRIDE=2, PRECISION="tf32"),
+        _case("3x3.fp32.widen", "*fp32", GroupedTiles(128, 64, 32, num_warps=8), RESIDUAL_STRIDE=2, PRECISION="tf32"),
     ]

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from der_fast.kernels.conv.shape import ConvShape, unit_of
+from der_fast.kernels.device import H100_MULTIPROCESSORS
 
 DIRECTIONS = ("forward", "dgrad", "wgrad")
-# Multiprocessors of an H100, where no device is asked.
-PROCESSORS = 132
 # What every GPU from compute capability 8.0 on gives one block, with room for the compiler's own use.
 SHARED = 98304
 # Steps of the reduction that each part of a wgrad should at least have, so that filling the pipeline does not dominate.
@@ -21,7 +20,7 @@ MOST_PARTS = 65535
 
 
 @dataclass(frozen=True)
-class Config:
+class ConvTiles:
     """Tile and launch parameters of one kernel; blocks and warps are powers of two.
 
     The matrix product behind it: forward has rows N·H'·W', columns K and reduces over taps × C; dgrad has rows N·H·W, columns C and
@@ -74,8 +73,8 @@ def default_config(
     dtype: torch.dtype = torch.bfloat16,
     *,
     transformed: bool = False,
-    processors: int = PROCESSORS,
-) -> Config:
+    processors: int = H100_MULTIPROCESSORS,
+) -> ConvTiles:
     """Return the tiles for a shape that is not timed.
 
     Wide tiles re-read less; they are made smaller where columns would be padded much, or where there would be fewer tiles than
@@ -96,7 +95,7 @@ def default_config(
     deep = dtype.itemsize == 2 and not transformed
     if direction == "wgrad":
         # The reduction is split until the GPU is full, so the tiles need not become smaller.
-        chosen = Config(_width(gemm.rows), block_n, 64 if deep else 32, flat=gemm.period % block_n != 0)
+        chosen = ConvTiles(_width(gemm.rows), block_n, 64 if deep else 32, flat=gemm.period % block_n != 0)
     else:
         block_m = 128
         if _tiles(gemm, block_m, block_n) < processors:
@@ -104,7 +103,7 @@ def default_config(
         if _tiles(gemm, block_m, block_n) < processors and block_n == 128:
             block_n = 64
         block_k = 64 if deep and gemm.period % 64 == 0 else 32
-        chosen = Config(block_m, block_n, block_k, flat=gemm.period % block_k != 0)
+        chosen = ConvTiles(block_m, block_n, block_k, flat=gemm.period % block_k != 0)
     return _fitted(chosen, gemm, dtype, transformed)
 
 
@@ -114,8 +113,8 @@ def candidates(
     dtype: torch.dtype = torch.bfloat16,
     *,
     transformed: bool = False,
-    processors: int = PROCESSORS,
-) -> list[Config]:
+    processors: int = H100_MULTIPROCESSORS,
+) -> list[ConvTiles]:
     """Return the tiles worth timing, the default first, without repetition.
 
     Arguments and errors as in `default_config`.
@@ -125,19 +124,14 @@ def candidates(
     return list(dict.fromkeys([first, *(_fitted(config, gemm, dtype, transformed) for config in _variants(direction, first, gemm))]))
 
 
-def multiprocessors(device: torch.device) -> int:
-    """Return the multiprocessors of a device; an H100's for the CPU, so that what is interpreted is what would be launched."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
-
-
-def default_split(shape: ConvShape, config: Config, processors: int = PROCESSORS) -> int:
+def default_split(shape: ConvShape, config: ConvTiles, processors: int = H100_MULTIPROCESSORS) -> int:
     """Return into how many parts wgrad's reduction is cut: two blocks per multiprocessor, none with too few steps."""
     gemm = _gemm("wgrad", shape)
     steps = _blocks(gemm.depth, config.block_k)
     return max(1, min(2 * processors // wgrad_tiles(shape, config), steps // STEPS_PER_PART))
 
 
-def wgrad_tiles(shape: ConvShape, config: Config) -> int:
+def wgrad_tiles(shape: ConvShape, config: ConvTiles) -> int:
     """Return the number of tiles of the weight's gradient."""
     across = _blocks(shape.taps * shape.channels, config.block_n) if config.flat else shape.taps * _blocks(shape.channels, config.block_n)
     return _blocks(shape.filters, config.block_m) * across
@@ -166,7 +160,7 @@ def _width(columns: int) -> int:
     return min((128, 64, 32), key=lambda block: _blocks(columns, block) * block * (1 + 32 / block))
 
 
-def _fitted(config: Config, gemm: _Gemm, dtype: torch.dtype, transformed: bool) -> Config:
+def _fitted(config: ConvTiles, gemm: _Gemm, dtype: torch.dtype, transformed: bool) -> ConvTiles:
     """Return the config with as many warps as its registers need, and with stages that fit into shared memory."""
     # Channels that cannot be read in vectors take an address each.
     many = config.block_m * config.block_n >= 128 * 64 or unit_of(gemm.period) * dtype.itemsize < 4
@@ -176,7 +170,7 @@ def _fitted(config: Config, gemm: _Gemm, dtype: torch.dtype, transformed: bool) 
     return replace(config, num_warps=8 if many else 4, num_stages=stages)
 
 
-def _variants(direction: str, first: Config, gemm: _Gemm) -> Iterator[Config]:
+def _variants(direction: str, first: ConvTiles, gemm: _Gemm) -> Iterator[ConvTiles]:
     """Yield configs around the first; their stages are cut to fit later."""
     for block_m in (128, 64):
         for block_n in (128, 64, 32):

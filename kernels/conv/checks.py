@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from der_fast.kernels.checks import check_backend
 from der_fast.kernels.conv.shape import KERNELS, STRIDES, Affine, ConvShape
 
-BACKENDS = ("reference", "fused")
 FUSED = (torch.bfloat16, torch.float16, torch.float32)
 # Offsets into a weight and counts of rows, rounded up to tiles, are 32-bit numbers in the kernels; offsets into activations are not.
 LARGEST = 2**30
 
 
-def check_backend(backend: str, dtype: torch.dtype, op: str) -> None:
+def check_kind(backend: str, dtype: torch.dtype, op: str) -> None:
     """Raise ValueError for an unknown backend, or a dtype that it cannot take."""
-    if backend not in BACKENDS:
-        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    check_backend(op, backend)
     allowed = FUSED if backend == "fused" else (*FUSED, torch.float64)
     if dtype not in allowed:
         names = ", ".join(str(one) for one in allowed)
