@@ -19,8 +19,8 @@ from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, d
 from bench.subjects.branch import Branch, branch
 from bench.subjects.shapes import stages
 from bench.subjects.world import SHARE, World
-from der_fast.compaction.graphs import run_parallel
-from der_fast.compaction.strategies import macs
+from der_fast.compaction.bank.graphs import run_parallel
+from der_fast.compaction.bank.strategies import macs
 from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer, padded
 
 HALF = torch.bfloat16
@@ -36,7 +36,7 @@ def parallel(branches: Sequence[Branch], images: Tensor) -> Branch:
 
 def ours(world: World, count: int, dtype: torch.dtype) -> Branch:
     """Return all extractors in one launch per layer."""
-    from der_fast.compaction.grouped import GroupedProgram
+    from der_fast.compaction.bank.grouped import GroupedProgram
 
     return GroupedProgram([world.compact(number, dtype).arena for number in range(count)], dtype, backend=world.setting.backend)
 

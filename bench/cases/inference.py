@@ -20,7 +20,7 @@ from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, d
 from bench.subjects.branch import branch
 from bench.subjects.world import CLASSES, World
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.graphs import GraphedBranches
+from der_fast.compaction.bank.graphs import GraphedBranches
 
 Features = Callable[[Tensor], Tensor]
 

@@ -3,7 +3,7 @@
     python -m bench strategies --extractors 10 --json bench/results/strategies.json
     python -m bench strategies --extractors 3 --compile       # torch.compile with frozen weights too: minutes of compilation
 
-  plain      per extractor PyTorch's convolution, then ReLU (der_fast/compaction/execute.py), channels-last
+  plain      per extractor PyTorch's convolution, then ReLU (der_fast/compaction/bank/execute.py), channels-last
   fused      per extractor oneDNN's fused convolutions, weights as they lie
   prepacked  the same, weights copied into oneDNN's blocked format once
   stems      the same as fused, all stems as one convolution whose output is cut into copies
@@ -29,11 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.harness.arguments import study_parser
-from der_fast.compaction import lanes, pack, plan
-from der_fast.compaction.execute import apply, execute
-from der_fast.compaction.fused import execute_fused
+from der_fast.compaction import pack, plan
+from der_fast.compaction.bank import lanes
+from der_fast.compaction.bank.execute import apply, execute
+from der_fast.compaction.bank.onednn import execute_fused
+from der_fast.compaction.bank.strategies import Runnable
 from der_fast.compaction.program import CONV, FEATURES, IMAGE, Op
-from der_fast.compaction.strategies import Runnable
 from der_fast.config.resolve import resolve_config
 from der_fast.model.architecture import build_architecture
 from der_fast.model.extractor import Extractor

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from der_fast.compaction.execute import execute
+from der_fast.compaction.bank.execute import execute
+from der_fast.compaction.bank.strategies import true_features
 from der_fast.compaction.extractor import CompactExtractor
-from der_fast.compaction.strategies import true_features
 
 Branch = Callable[[Tensor], Tensor]
 

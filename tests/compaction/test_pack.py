@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from der_fast import native
 from der_fast.compaction import compact, pack, plan
-from der_fast.compaction.execute import execute
+from der_fast.compaction.bank.execute import execute
 from der_fast.compaction.program import lost_branch
 from der_fast.errors import DivergenceError
 from der_fast.kernels.compact import compact_reference

@@ -7,13 +7,12 @@ import logging
 import pytest
 import torch
 
-from der_fast.compaction import together
-from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.execute import execute
+from der_fast.compaction.bank import FrozenBank, together
+from der_fast.compaction.bank.execute import execute
+from der_fast.compaction.bank.grouped import GroupedProgram, reason_against
+from der_fast.compaction.bank.strategies import GROUPED, STREAMS
+from der_fast.compaction.bank.together import Together
 from der_fast.compaction.extractor import CompactExtractor
-from der_fast.compaction.grouped import GroupedProgram, reason_against
-from der_fast.compaction.strategies import GROUPED, STREAMS
-from der_fast.compaction.together import Together
 from der_fast.kernels import choices, triton_runtime
 from der_fast.kernels.choices import Choices
 

@@ -14,10 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from der_fast.compaction import fused, lanes
 from der_fast.compaction.arena import Arena
-from der_fast.compaction.execute import execute
-from der_fast.compaction.lanes import LanesProgram
+from der_fast.compaction.bank import lanes, onednn
+from der_fast.compaction.bank.execute import execute
+from der_fast.compaction.bank.lanes import LanesProgram
 from der_fast.compaction.program import CONV
 from der_fast.kernels.choices import Choices
 
@@ -73,7 +73,7 @@ class Runnable:
         if self.device.type != "cpu":
             return (PLAIN,)
         names = [LANES] if lanes.suits(self.arena) and lanes.available()[0] else []
-        names += [FUSED] if self.dtype != torch.float64 and fused.available(self.dtype) else []
+        names += [FUSED] if self.dtype != torch.float64 and onednn.available(self.dtype) else []
         return (*names, PLAIN)
 
     def prepared(self, images: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class Runnable:
         """Return the stored features of prepared images."""
         if strategy == LANES:
             return lanes.run([self.program], images.float(), torch.get_num_threads())
-        return (fused.execute_fused if strategy == FUSED else execute)(self.arena.ops, self.tensors, images)
+        return (onednn.execute_fused if strategy == FUSED else execute)(self.arena.ops, self.tensors, images)
 
     def key(self, images: Tensor) -> str:
         """Return what a choice is remembered under: everything that the time depends on, sizes in powers of two."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from der_fast.compaction.execute import apply
+from der_fast.compaction.bank.execute import apply
 from der_fast.compaction.program import CONV, FEATURES, IMAGE, Op
 
 

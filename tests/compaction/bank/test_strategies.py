@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from der_fast.compaction import lanes
-from der_fast.compaction.execute import execute
-from der_fast.compaction.strategies import FUSED, LANES, PLAIN, Runnable, macs, run
+from der_fast.compaction.bank import lanes
+from der_fast.compaction.bank.execute import execute
+from der_fast.compaction.bank.strategies import FUSED, LANES, PLAIN, Runnable, macs, run
 from der_fast.kernels.choices import Choices
 
 FLOOR = 1e-6  # relative to the largest feature: a few float32 roundings per layer, in networks of up to 54 layers
