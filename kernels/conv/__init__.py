@@ -31,13 +31,10 @@ def conv_forward(
     stride: int,
     prologue: tuple[Tensor, Tensor] | None,
     statistics: bool,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
     config: ConvTiles | None = None,
     backend: str = "reference",
 ) -> tuple[Tensor, Tensor | None]:
-    """Convolve with padding R // 2: y = conv(a, weight) (+ bias) (+ residual), then ReLU if asked.
+    """Convolve with padding R // 2: y = conv(a, weight).
 
     Returns y (N, K, H', W') in x's dtype, channels_last, and with `statistics` the partials (P, 3, K) float32: count, mean and
     Σ(y − mean)² of every block of rows of y as stored (rounded), to be merged in the order of P.
@@ -48,9 +45,6 @@ def conv_forward(
         stride: 1 or 2.
         prologue: (scale, shift), each (C,) float32: a = ReLU(x·scale + shift), rounded to x's dtype, zero outside the image; None: a = x.
         statistics: also return the partials.
-        bias: (K,) float32.
-        residual: like y, added before the ReLU.
-        relu: apply ReLU last.
         config: tiles of the fused kernel; None for the default of the shape.
         backend: 'reference' or 'fused'.
 
@@ -64,20 +58,14 @@ def conv_forward(
     batch, channels, height, width = x.shape
     shape = checks.shape_of((batch, channels, height, width), weight.shape[0], weight.shape[2], stride)
     checks.check_affine("prologue", prologue, channels, x)
-    if bias is not None:
-        checks.check_vector("bias", bias, (shape.filters,), x)
-    if residual is not None:
-        checks.check_image("residual", residual, like=x, shape=(batch, shape.filters, shape.out_height, shape.out_width))
     if backend == "reference":
-        return conv_forward_reference(
-            x, weight, stride=stride, prologue=prologue, statistics=statistics, bias=bias, residual=residual, relu=relu
-        )
+        return conv_forward_reference(x, weight, stride=stride, prologue=prologue, statistics=statistics)
     triton_runtime.require(x.device, "conv_forward")
     from der_fast.kernels.conv.triton_forward import forward
 
     transformed, count = prologue is not None, multiprocessors(x.device)
     chosen = config or default_config("forward", shape, x.dtype, transformed=transformed, processors=count)
-    return forward(x, weight, shape, chosen, prologue=prologue, statistics=statistics, bias=bias, residual=residual, relu=relu)
+    return forward(x, weight, shape, chosen, prologue=prologue, statistics=statistics)
 
 
 def conv_dgrad(

@@ -43,8 +43,8 @@ def draw(shape: ConvShape, dtype: torch.dtype = torch.float64) -> SimpleNamespac
     scale, shift = normal(shape.channels), normal(shape.channels) + 1
     affine = SimpleNamespace(mean=normal(shape.channels), rstd=normal(shape.channels).abs() + 0.5, scale=scale, shift=shift)
     weight = normal(shape.filters, shape.channels, shape.kernel, shape.kernel)
-    images = {"x": normal(*inside), "weight": weight, "g": normal(*outside), "y": normal(*outside), "residual": normal(*outside)}
-    vectors = {"scale": scale, "shift": shift, "bias": normal(shape.filters), "k": normal(3, shape.filters)}
+    images = {"x": normal(*inside), "weight": weight, "g": normal(*outside), "y": normal(*outside)}
+    vectors = {"scale": scale, "shift": shift, "k": normal(3, shape.filters)}
     return SimpleNamespace(shape=shape, affine=affine, **images, **vectors)
 
 
@@ -53,8 +53,7 @@ def run(direction: str, case: SimpleNamespace, backend: str, config: ConvTiles |
     stride, options = case.shape.stride, {"config": config, "backend": backend}
     prologue, g_affine = (case.scale, case.shift), (case.k, case.y)
     if direction == "forward":
-        more = {"bias": case.bias, "residual": case.residual, "relu": True}
-        y, partials = conv_forward(case.x, case.weight, stride=stride, prologue=prologue, statistics=True, **more, **options)
+        y, partials = conv_forward(case.x, case.weight, stride=stride, prologue=prologue, statistics=True, **options)
         count, mean, _ = partials.double().unbind(1)
         return y, (count * mean).sum(0)
     if direction == "dgrad":
