@@ -11,7 +11,7 @@ import torch
 
 from bench.harness import ceilings, facts, records, registry
 from bench.harness.runner import Runner, append
-from bench.reports import compare, gpu_table, plots, readme
+from bench.reports import compare, gpu_table, picture, plots, readme
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.backend import resolve_device
@@ -131,14 +131,16 @@ def write_table(args: argparse.Namespace) -> int:
 
 
 def write_readme(args: argparse.Namespace) -> int:
-    """Rewrite the README's tables, or say whether they are what the results say."""
-    before = readme.README.read_text(encoding="utf-8")
-    after = readme.written(before)
+    """Rewrite the tables and the picture, or say whether the tables are what the results say."""
+    pages = readme.written()
+    stale = [path for path, (before, after) in pages.items() if before != after]
     if args.check:
-        if before != after:
-            print("README.md does not say what bench/results/ says: run `python -m bench readme`", file=sys.stderr)
-        return int(before != after)
-    readme.README.write_text(after, encoding="utf-8")
+        for path in stale:
+            print(f"{path} does not say what bench/results/ says: run `python -m bench readme`", file=sys.stderr)
+        return int(bool(stale))
+    for path in stale:
+        path.write_text(pages[path][1], encoding="utf-8")
+    picture.draw(readme.PLACE, readme.RESULTS)
     return 0
 
 
@@ -182,7 +184,7 @@ def parser(studies: Sequence[str]) -> argparse.ArgumentParser:
     command = commands.add_parser("table", help="results files as Markdown, and the goals")
     command.set_defaults(function=write_table)
     command.add_argument("files", type=Path, nargs="+")
-    command = commands.add_parser("readme", help="write the README's tables from bench/results/")
+    command = commands.add_parser("readme", help="write the tables of README.md and bench/README.md, and the picture, from bench/results/")
     command.set_defaults(function=write_readme)
     command.add_argument("--check", action="store_true", help="change nothing; exit code 1 if they differ")
     command = commands.add_parser("plot", help="results files as pictures")

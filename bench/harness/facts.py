@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from der_fast.machine import processor_name
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("der_fast", "torch", "triton", "numpy", "pillow")
 _QUERY = (
@@ -68,24 +70,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cpu_name() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def facts_of(device: torch.device, commit_name: str | None = None) -> dict[str, object]:
     """Return everything that belongs beside a figure measured on `device`; the commit may be given where there is no repository."""
     found: dict[str, object] = {
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "device": cpu_name(),
+        "device": processor_name(),
         "kind": device.type,
         "commit": commit_name or commit(),
         "versions": versions(),
-        "cpu": cpu_name(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,

@@ -1,4 +1,4 @@
-"""The README's table of what was measured on a CPU: one row per claim, each from its results file."""
+"""The table of what was measured on a CPU: one row per claim, each from its results file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ def table(results: Path) -> str:
     """Return the table, from the files that are there."""
     rows: list[str] = []
     for name, make in (
-        ("demo.json", _demo),
         ("cifar10.jsonl", _cifar10),
         ("stated.json", _stated),
         ("step_overhead.json", _overhead),
@@ -48,17 +47,6 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     """Return mean ± standard deviation, or the one value."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
-def _demo(found: Mapping[str, Any]) -> list[str]:
-    seconds = found["seconds"]
-    parameters = (
-        f"{found['final_params'] / 1e6:.2f} M, {100 * found['final_params'] / found['final_params_unpruned']:.1f} % of the unpruned "
-    )
-    accuracy = f"{found['average_top1']:.1f} % average, {found['last_top1']:.1f} % after the last step"
-    cores = "one CPU core" if found["threads"] == 1 else f"{found['threads']} CPU cores"
-    how = f"`der-fast demo`, {seconds:.0f} s on {cores}"
-    return [row("demo: digits, 5 steps of 2 classes, pruned", accuracy, f"{parameters}{found['final_params_unpruned'] / 1e6:.2f} M", how)]
 
 
 def _cifar10(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,22 +1,27 @@
-"""The README's results tables, written from the files in bench/results/ and never by hand.
+"""The results tables of README.md and bench/README.md and the picture, written from the files in bench/results/ and never by hand.
 
-`python -m bench readme` rewrites what stands between the markers; `--check` only says whether that would change anything.
+`python -m bench readme` rewrites what stands between the markers, and the picture; `--check` only says whether a table would change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.harness.facts import ROOT
-from bench.reports import cpu_table, gpu_table
+from bench.reports import cpu_table, gpu_table, headline
 
-README = ROOT / "README.md"
+# Where the pages lie.
+PLACE = ROOT
 RESULTS = ROOT / "bench" / "results"
-BLOCKS = {"results": cpu_table.table, "gpu-results": gpu_table.table}
+PAGES: dict[str, Mapping[str, Callable[[Path], str]]] = {
+    "README.md": {"results": headline.table},
+    "bench/README.md": {"cpu-results": cpu_table.table, "gpu-results": gpu_table.table},
+}
 
 
 class MarkerError(ValueError):
-    """The README lacks a marker."""
+    """A page lacks a marker."""
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -32,13 +37,19 @@ def replaced(text: str, name: str, table: str) -> str:
     """
     begin, end = markers(name)
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise MarkerError(f"the README needs these two lines exactly once, in this order:\n{begin}\n{end}")
+        raise MarkerError(f"the page needs these two lines exactly once, in this order:\n{begin}\n{end}")
     head, _, rest = text.partition(begin)
     return f"{head}{begin}\n{table.strip()}\n{end}{rest.partition(end)[2]}"
 
 
-def written(text: str, results: Path = RESULTS) -> str:
-    """Return the README with every table as the results say."""
-    for name, table in BLOCKS.items():
-        text = replaced(text, name, table(results))
-    return text
+def written(results: Path = RESULTS) -> dict[Path, tuple[str, str]]:
+    """Return every page as it is, and with its tables as the results say; links lead from where the page lies."""
+    pages = {}
+    for page, tables in PAGES.items():
+        path = PLACE / page
+        before = after = path.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            text = table(results)
+            after = replaced(after, name, text if page == "README.md" else text.replace("(bench/", "("))
+        pages[path] = before, after
+    return pages
