@@ -1,202 +1,42 @@
-"""`python -m bench`: list and run the cases, compare two results files, write tables and pictures. bench/README.md explains them."""
+"""`python -m bench`: the cases (list, run, compare, table, readme, plot) and the studies, each by its name; see bench/README.md."""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-
-from bench import ceilings, compare, facts, gpu_table, plots, readme, records, registry
-from bench.runner import Runner, append
-from der_fast.errors import BackendError
-from der_fast.kernels import triton_runtime
-from der_fast.kernels.backend import resolve_device
-
-
-def setting_of(args: argparse.Namespace) -> registry.Setting:
-    """Return where and how the cases run.
-
-    Raises:
-        BackendError: the device is not there, or backend 'fused' was asked for and does not run on it.
-    """
-    device = resolve_device(args.device)
-    if device == torch.device("cuda"):
-        device = torch.device("cuda", torch.cuda.current_device())
-    scale = "smoke" if args.smoke else "quick" if args.quick else "full"
-    backend = args.backend
-    works, _ = triton_runtime.usable(device)
-    if backend == "auto":
-        # The interpreter is for checking one kernel, not for running hundreds of cases.
-        backend = "fused" if works and not triton_runtime.interpreting() else "reference"
-    elif backend == "fused":
-        triton_runtime.require(device, "the benchmark's own variants")
-    return registry.Setting(device, scale, backend, backend == "fused" and triton_runtime.interpreting())
-
-
-class Mistake(ValueError):
-    """What was asked for cannot be done; the message says why and what can."""
-
-
-def chosen_cases(args: argparse.Namespace, setting: registry.Setting) -> list[registry.Case]:
-    """Return the cases that were asked for.
-
-    Raises:
-        Mistake: none fits.
-    """
-    cases = registry.chosen(registry.cases_of(setting, args.groups or registry.GROUPS), args.cases)
-    if not cases:
-        raise Mistake("no case fits; `python -m bench list` shows them")
-    return cases
-
-
-def check_variants(wanted: Sequence[str], cases: Sequence[registry.Case]) -> None:
-    """Raise Mistake where none of the cases has a variant of such a name."""
-    known = sorted({variant.name for case in cases for variant in case.variants})
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise Mistake(f"no case here has a variant {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
-
-
-def check_writable(path: Path) -> None:
-    """Raise Mistake where no line can be added to the file, before an hour of measuring is lost on it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise Mistake(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def list_cases(args: argparse.Namespace) -> int:
-    """Print every case with its variants."""
-    setting = setting_of(args)
-    cases = chosen_cases(args, setting)
-    for case in cases:
-        print(f"{case.id}: {', '.join(variant.name for variant in case.variants)}")
-    print(f"{len(cases)} cases, {sum(len(case.variants) for case in cases)} variants")
-    return 0
-
-
-def run_cases(args: argparse.Namespace) -> int:
-    """Run cases and write their records; returns 1 where one failed."""
-    setting = setting_of(args)
-    cases = chosen_cases(args, setting)
-    check_variants(args.variants or (), cases)
-    if args.json:
-        check_writable(args.json)
-    if setting.cuda:
-        torch.cuda.set_device(setting.device)
-        # cuDNN tries its algorithms out, as a careful user of eager PyTorch lets it.
-        torch.backends.cudnn.benchmark = True
-    if setting.cuda:
-        with torch.cuda.stream(torch.cuda.Stream(setting.device)):
-            limits = ceilings.measured(setting)
-    else:
-        limits = ceilings.measured(setting)
-    known = facts.facts_of(setting.device, args.commit)
-    print(f"{known['device']}: copy {limits.gb_per_s:.1f} GB/s, bf16 product {limits.tflop_per_s['bf16']:.3g} TFLOP/s")
-    if not setting.cuda:
-        print("on a CPU: it shows that the cases run and agree; no speed on a GPU follows")
-    runner = Runner(setting, limits, known, args.variants or (), args.seed, lambda line: print(line, flush=True))
-    found = [runner.header()]
-    if args.json:
-        append(args.json, found[0])
-    for record in runner.run(cases):
-        found.append(record)
-        if args.json:
-            append(args.json, record)
-    broken = [record for record in found if record.get("status") == "failed"]
-    for record in broken:
-        if record.get("trace"):
-            print(f"\n{record['case']} {record['params']} {record['variant']}\n{record['trace']}", file=sys.stderr)
-    print(f"\n{gpu_table.goals_table(found)}" if setting.cuda else "")
-    print(f"{len(found) - 1} measurements, {len(broken)} failed")
-    return 1 if broken else 0
-
-
-def compare_files(args: argparse.Namespace) -> int:
-    """Print what changed from one file to the other."""
-    print(compare.text(compare.compare(records.read(args.before), records.read(args.after))))
-    return 0
-
-
-def write_table(args: argparse.Namespace) -> int:
-    """Print the full table of results files, and the goals."""
-    found = [record for path in args.files for record in records.read(path)]
-    print(f"{gpu_table.full_table(found)}\n\n{gpu_table.goals_table(found)}")
-    return 0
-
-
-def write_readme(args: argparse.Namespace) -> int:
-    """Rewrite the README's tables, or say whether they are what the results say."""
-    before = readme.README.read_text(encoding="utf-8")
-    after = readme.written(before)
-    if args.check:
-        if before != after:
-            print("README.md does not say what bench/results/ says: run `python -m bench readme`", file=sys.stderr)
-        return int(before != after)
-    readme.README.write_text(after, encoding="utf-8")
-    return 0
-
-
-def draw(args: argparse.Namespace) -> int:
-    """Draw pictures of results files."""
-    paths = plots.plot([record for file in args.files for record in records.read(file)], args.out)
-    for path in paths:
-        print(path)
-    if not paths:
-        raise Mistake("there is nothing to draw: no case in these files has a measured eager baseline")
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    top = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True)
-    for name, function, text in (
-        ("list", list_cases, "show the cases"),
-        ("run", run_cases, "measure, after checking that results are right"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.set_defaults(function=function)
-        command.add_argument("cases", nargs="*", help="names, groups or ids, * for anything: 'masked_bn.*', 'conv.dgrad[layer=stage1,*'")
-        command.add_argument("--groups", nargs="+", choices=registry.GROUPS, metavar="GROUP", help=f"of {', '.join(registry.GROUPS)}")
-        command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or auto")
-        command.add_argument("--backend", default="auto", choices=["auto", "fused", "reference"], help="of the variants that are ours")
-        scale = command.add_mutually_exclusive_group()
-        scale.add_argument("--quick", action="store_true", help="fewer shapes, fewer samples")
-        scale.add_argument("--smoke", action="store_true", help="tiny shapes, one sample: does everything run?")
-    command.add_argument("--variants", nargs="+", metavar="NAME", help="only these (baselines are still computed, for the gate)")
-    command.add_argument("--json", type=Path, help="append records to this file")
-    command.add_argument("--seed", type=int, default=0, help="of the inputs")
-    command.add_argument("--commit", help="name of the commit, where this is a copy without its repository")
-    command = commands.add_parser("compare", help="two results files, ratios")
-    command.set_defaults(function=compare_files)
-    command.add_argument("before", type=Path)
-    command.add_argument("after", type=Path)
-    command = commands.add_parser("table", help="results files as Markdown, and the goals")
-    command.set_defaults(function=write_table)
-    command.add_argument("files", type=Path, nargs="+")
-    command = commands.add_parser("readme", help="write the README's tables from bench/results/")
-    command.set_defaults(function=write_readme)
-    command.add_argument("--check", action="store_true", help="change nothing; exit code 1 if they differ")
-    command = commands.add_parser("plot", help="results files as pictures")
-    command.set_defaults(function=draw)
-    command.add_argument("files", type=Path, nargs="+")
-    command.add_argument("--out", type=Path, default=Path("bench/results/plots"))
-    return top
+# Imported when they are asked for: each needs other packages, and one of them measures memory.
+STUDIES = {
+    name: f"bench.studies.{name.replace('-', '_')}"
+    for name in (
+        "agreement",
+        "cifar10",
+        "cifar10-gpu",
+        "compaction",
+        "demo",
+        "growth",
+        "index",
+        "loading",
+        "needed",
+        "sanitize",
+        "schedule",
+        "step-overhead",
+        "strategies",
+        "sweep",
+        "tiles",
+    )
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 where a case failed or the README differs, 2 for a mistake of the caller."""
-    args = parser().parse_args(arguments)
-    try:
-        return int(args.function(args))
-    except (BackendError, Mistake, records.ResultsError, readme.MarkerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Run a study or a command; returns the exit code: 0, 1 where something failed, 2 for a mistake of the caller."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in STUDIES:
+        return int(importlib.import_module(STUDIES[given[0]]).main(given[1:]) or 0)
+    from bench import commands
+
+    return commands.main(given, list(STUDIES))
 
 
 if __name__ == "__main__":

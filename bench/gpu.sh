@@ -115,7 +115,7 @@ facts() {
 import torch
 print("torch", torch.__version__, "CUDA", torch.version.cuda, "cuDNN", torch.backends.cudnn.version(), "GPU", torch.cuda.is_available())
 EOF
-    "$python" -m bench.needed
+    "$python" -m bench needed
 }
 
 build() { DER_FAST_CUDA=ON "$python" -m pip install --no-deps --no-build-isolation -e . && "$python" -m der_fast.cli.main doctor; }
@@ -123,7 +123,7 @@ build() { DER_FAST_CUDA=ON "$python" -m pip install --no-deps --no-build-isolati
 sanitize() {
     local status=0 tool
     for tool in memcheck racecheck; do
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 3 "$python" -m bench.sanitize || status=$?
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 3 "$python" -m bench sanitize || status=$?
     done
     return "$status"
 }
@@ -135,7 +135,7 @@ cifar10_runs() {
         "$python" -m tarfile -e "$data" "$images" || return 1
         data=$(find "$images" -maxdepth 3 -type d -name train -printf '%h\n' | head -1)
     fi
-    "$python" -m bench.cifar10_gpu "$data" --device cuda --out "$out/cifar10-gpu.jsonl" "${@:2}"
+    "$python" -m bench cifar10-gpu "$data" --device cuda --out "$out/cifar10-gpu.jsonl" "${@:2}"
 }
 
 if [[ -n $wheels ]]; then
@@ -157,19 +157,19 @@ for name in "${sections[@]}"; do
         build) section build bash -c build; needs_build=no ;;
         test) section test "$python" -m pytest -m gpu -p no:cacheprovider tests ;;
         test-kernels) section test-kernels "$python" -m pytest -p no:cacheprovider tests/kernels tests/compaction tests/bench ;;
-        agree) section agree "$python" -m bench.agreement --device cuda ;;
+        agree) section agree "$python" -m bench agreement --device cuda ;;
         sanitize) section sanitize bash -c sanitize ;;
         bench-kernels) run_bench bench-kernels '' masked_bn channel_masks augment compact ;;
         bench-conv) run_bench bench-conv '' conv ;;
-        tiles) section tiles "$python" -m bench.tiles --device cuda --json "$out/tiles.jsonl" $quick "${naming[@]}" ;;
+        tiles) section tiles "$python" -m bench tiles --device cuda --json "$out/tiles.jsonl" $quick "${naming[@]}" ;;
         bench-chain) run_bench bench-chain '' conv_chain ;;
         bench-bank) run_bench bench-bank '' bank ;;
         bench-inference) run_bench bench-inference '' inference ;;
         bench-step) run_bench bench-step 'step.*batch=128*' step ;;
         bench-step-512) run_bench bench-step-512 'step.*batch=512*' step ;;
         bench-epoch) run_bench bench-epoch '' epoch ;;
-        schedule) section schedule "$python" -m bench.schedule --device cuda --json "$results" "${naming[@]}" ;;
-        schedule-full) section schedule-full "$python" -m bench.schedule --device cuda --full --json "$results" "${naming[@]}" ;;
+        schedule) section schedule "$python" -m bench schedule --device cuda --json "$results" "${naming[@]}" ;;
+        schedule-full) section schedule-full "$python" -m bench schedule --device cuda --full --json "$results" "${naming[@]}" ;;
         cifar10)
             if [[ -n $cifar10 ]]; then
                 section cifar10 bash -c 'cifar10_runs "$@"' cifar10 "$cifar10" "${naming[@]}"

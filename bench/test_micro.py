@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gate import gated
-from bench.registry import Case, Setting, Variant, cases_of, seeded
+from bench.harness.gate import gated
+from bench.harness.registry import Case, Setting, Variant, cases_of, seeded
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SETTING = Setting(DEVICE, "quick" if DEVICE.type == "cuda" else "smoke", "fused" if DEVICE.type == "cuda" else "reference")

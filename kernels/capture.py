@@ -12,6 +12,20 @@ Result = TypeVar("Result")
 _given_up: list[torch.cuda.CUDAGraph] = []
 
 
+def warmed_up(run: Callable[[], object], device: torch.device, times: int = 2) -> torch.cuda.Stream:
+    """Run on a stream of its own, on which a capture may follow; return the stream.
+
+    Kernels are compiled and libraries choose their algorithms and make their workspaces here, which no capture allows.
+    """
+    here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        for _ in range(times):
+            run()
+    here.wait_stream(side)
+    return side
+
+
 def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Result:
     """Capture what `run` launches into `graph`, on `stream`; return what it returns, of which a replay writes the tensors anew.
 

@@ -82,13 +82,7 @@ def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device, problems: lis
 
 def _replay(run: Run, device: torch.device) -> Run:
     """Return the run as a CUDA graph, in which launching costs nothing, as in training; as it is where that cannot be captured."""
-    here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        # Kernels are compiled and libraries choose their algorithms here, which no capture allows.
-        for _ in range(2):
-            run()
-    here.wait_stream(side)
+    side = capture.warmed_up(run, device)
     graph = torch.cuda.CUDAGraph()
     try:
         capture.record(run, graph, side)

@@ -114,8 +114,9 @@ def test_every_path_option_and_argument_knows_the_home_folder(at_home: Path) -> 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["eval", "~/x"], ["learn", "~/x", "y"], ["predict", ".", "~/x"], ["predict", "~/x", "."], ["report", "~/x"], ["export", "~/x", "y.onnx"],
-        ["export", "y", "~/x"], ["report", "r", "--compare", "~/x"], ["train", "--out", "~/x", "--resume"], ["train", "digits", "--out=~/x"],
+        ["eval", "~/x"], ["learn", "~/x", "y"], ["predict", ".", "~/x"], ["report", "~/x"], ["export", "~/x", "y.onnx"],
+        ["export", "y", "~/x"], ["report", "r", "--compare", "~/x"], ["train", "--out", "~/x", "--resume"],
+        ["train", "digits", "--out=~/x"],
         ["demo", "--out", "~/x"], ["train", "cifar10", "--data-root", "~/x", "--out", "r"], ["train", "~/x", "--out", "r"],
     ],
 )  # fmt: skip

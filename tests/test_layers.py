@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top. Parts that stand side by side must not import each other.
 LAYERS = [
     ["errors"],
-    ["seeds", "files", "native", "home", "stopping"],
+    ["seeds", "files", "native", "machine", "home", "stopping"],
     ["config"],
     ["kernels"],
     ["model"],

@@ -11,10 +11,10 @@ import itertools
 
 import torch
 
-from bench import loader
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work
-from bench.shapes import batches
-from bench.world import World
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
+from bench.subjects import loader
+from bench.subjects.shapes import batches
+from bench.subjects.world import World
 from der_fast.kernels.augment import augment, augment_drawn, draw_augmentation
 
 # Seed and stream of the random numbers.

@@ -15,27 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
-from bench.shapes import stages
-from bench.world import SHARE, World
-from der_fast.compaction.execute import execute
-from der_fast.compaction.extractor import CompactExtractor
-from der_fast.compaction.graphs import run_parallel
-from der_fast.compaction.strategies import macs, true_features
-from der_fast.kernels.grouped_conv import Part, grouped_conv, pack_layer, padded
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
+from bench.subjects.branch import Branch, branch
+from bench.subjects.shapes import stages
+from bench.subjects.world import SHARE, World
+from der_fast.compaction.bank.graphs import run_parallel
+from der_fast.compaction.bank.strategies import macs
+from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer, padded
 
 HALF = torch.bfloat16
-Branch = Callable[[Tensor], Tensor]
-
-
-def branch(member: CompactExtractor) -> Branch:
-    """Return a compact extractor as a plain function of images in its dtype."""
-    runnable = member.runnable
-
-    def run(images: Tensor) -> Tensor:
-        return true_features(runnable, execute(runnable.arena.ops, runnable.tensors, images))
-
-    return run
 
 
 def parallel(branches: Sequence[Branch], images: Tensor) -> Branch:
@@ -48,7 +36,7 @@ def parallel(branches: Sequence[Branch], images: Tensor) -> Branch:
 
 def ours(world: World, count: int, dtype: torch.dtype) -> Branch:
     """Return all extractors in one launch per layer."""
-    from der_fast.compaction.grouped import GroupedProgram
+    from der_fast.compaction.bank.grouped import GroupedProgram
 
     return GroupedProgram([world.compact(number, dtype).arena for number in range(count)], dtype, backend=world.setting.backend)
 
@@ -168,7 +156,7 @@ def _layer(setting: Setting, stage: int, count: int, batch: int) -> Case:
         starts = [sum(padded(width) for width in widths[:number]) for number in range(count)]
         total = sum(padded(width) for width in widths)
         parts = [
-            Part(tensors[f"w{n}"], tensors[f"b{n}"], start, start, width, start, width)
+            GroupMember(tensors[f"w{n}"], tensors[f"b{n}"], start, start, width, start, width)
             for n, (start, width) in enumerate(zip(starts, widths, strict=True))
         ]
         layer = pack_layer(parts, kernel=3, stride=1, relu=True, inputs=total, dtype=HALF, device=setting.device)

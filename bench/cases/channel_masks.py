@@ -17,10 +17,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.compiled import compiled
-from bench.registry import Case, Run, Setting, Tensors, Variant, drawn, uniform
-from bench.rivals import Masks, sparsity
-from bench.world import World
+from bench.harness.compiled import compiled
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, drawn, uniform
+from bench.subjects.rivals import Masks, sparsity
+from bench.subjects.world import World
 from der_fast.kernels.channel_masks import Convolution, MaskStructure, masks_and_sparsity
 from der_fast.model.architecture import IMAGE_CHANNELS, Architecture
 

@@ -6,8 +6,8 @@ import copy
 
 import torch
 
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work
-from bench.world import World
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
+from bench.subjects.world import World
 from der_fast.compaction import pack
 
 

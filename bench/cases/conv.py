@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.compiled import compiled
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
-from bench.shapes import ConvLayer, batches, layers, short
+from bench.harness.compiled import compiled
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
+from bench.subjects.shapes import ConvLayer, batches, layers, short
 from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
 
 DIRECTIONS = ("forward", "dgrad", "wgrad")

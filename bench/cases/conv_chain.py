@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases import masked_bn as norm
-from bench.compiled import compiled
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like, uniform
-from bench.shapes import ConvLayer, batches, short, stages
+from bench.harness.compiled import compiled
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like, uniform
+from bench.subjects.shapes import ConvLayer, batches, short, stages
 from der_fast.kernels import masked_bn as bn
 from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
 

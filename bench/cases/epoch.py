@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 import torch
 
-from bench import loader
 from bench.cases.bank import timesteps
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work
-from bench.steps import LARGEST_SCALE, Rival, Task, ours
-from bench.world import World
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
+from bench.subjects import loader
+from bench.subjects.steps import LARGEST_SCALE, Rival, Task, ours
+from bench.subjects.world import World
 from der_fast.training.schedule import mask_scale
 
 NEW, MEMORY = 5000, 2000

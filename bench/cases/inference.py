@@ -14,12 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bench.cases.bank import HALF, branch, timesteps
-from bench.compiled import compiled
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work, drawn
-from bench.world import CLASSES, World
+from bench.cases.bank import HALF, timesteps
+from bench.harness.compiled import compiled
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn
+from bench.subjects.branch import branch
+from bench.subjects.world import CLASSES, World
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.graphs import GraphedBranches
+from der_fast.compaction.bank.graphs import GraphedBranches
 
 Features = Callable[[Tensor], Tensor]
 

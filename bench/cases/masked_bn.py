@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.compiled import compiled
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, uniform
-from bench.shapes import batches, short, stages
+from bench.harness.compiled import compiled
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, uniform
+from bench.subjects.shapes import batches, short, stages
 from der_fast.kernels.masked_bn import masked_bn
 
 PARAMETERS = ("weight", "bias", "mask")

@@ -19,9 +19,9 @@ from collections.abc import Callable
 import torch
 
 from bench.cases.bank import timesteps
-from bench.registry import Case, Run, Setting, Tensors, Variant, Work
-from bench.steps import Task, ours, rival
-from bench.world import World
+from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
+from bench.subjects.steps import Task, ours, rival
+from bench.subjects.world import World
 from der_fast.model.architecture import Architecture
 
 

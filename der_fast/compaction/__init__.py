@@ -1,7 +1,7 @@
-"""Cutting pruned channels away: which stay (`plan`), and the smaller network that they make (`compact`, `pack`)."""
+"""Cutting pruned channels away: which stay (`plan`), and the smaller network that they make (`pack`)."""
 
 from der_fast.compaction.arena import Arena, ArenaTensor
-from der_fast.compaction.pack import compact, compaction_error, pack
+from der_fast.compaction.pack import pack
 from der_fast.compaction.plan import CompactionPlan, plan
 
-__all__ = ["Arena", "ArenaTensor", "CompactionPlan", "compact", "compaction_error", "pack", "plan"]
+__all__ = ["Arena", "ArenaTensor", "CompactionPlan", "pack", "plan"]

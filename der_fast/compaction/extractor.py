@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from der_fast.compaction import strategies
 from der_fast.compaction.arena import Arena
+from der_fast.compaction.bank import strategies
 from der_fast.kernels import choices
 
 

@@ -1,77 +1,22 @@
-"""From a plan to the smaller network: gather the kept channels of every weight.
-
-`compact` gives a network that can be trained further, `pack` one that is finished: batch-norm folded, in one piece of memory.
-"""
+"""From a plan to the smaller network: the kept channels of every weight, batch-norm folded, in one piece of memory."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from der_fast import native
 from der_fast.compaction.arena import ALIGNMENT, Arena, ArenaTensor, vector_dtype
 from der_fast.compaction.fold import EPSILON, lost_branches, lost_output, norm_of, scale_and_shift, sources
 from der_fast.compaction.plan import CompactionPlan
-from der_fast.compaction.slices import gather
 from der_fast.compaction.units import AFFINE, CONSTANT, Unit, units
 from der_fast.compaction.units import description as describe
 from der_fast.errors import DivergenceError
 from der_fast.kernels import compact as kernel
 from der_fast.model.architecture import Groups
 from der_fast.model.extractor import Extractor
-
-
-@torch.no_grad()
-def compact(dense: Extractor, plan: CompactionPlan) -> Extractor:
-    """Return the network of the kept channels, in evaluation mode, with the same dtype on the same device.
-
-    In evaluation mode it computes what `dense` computes with the binary masks of the plan (the kept features of it). Where a block
-    lost its branch but its last convolution still yields a constant, the constant moves into the running mean of the batch-norm
-    behind it: right in evaluation mode, and without effect in training mode.
-
-    Args:
-        dense: the full network.
-        plan: made by `plan` for the same architecture.
-
-    Raises:
-        ValueError: the plan belongs to another architecture, or `dense` is not the full network.
-    """
-    if plan.layout.architecture != dense.architecture or dense.widths != dict(dense.architecture.groups):
-        raise ValueError(f"the plan is for the full {plan.layout.architecture.name}, not for this {dense.architecture.name}")
-    small = Extractor(dense.architecture, plan.widths).to(dense.stem.weight)
-    small.load_state_dict(gather(plan, dense.state_dict()))
-    if not (plan.constant or dense.architecture.preactivation):
-        places = {description.name: block for description, block in zip(dense.architecture.blocks, small.blocks, strict=True)}
-        for lost, block in lost_branches(dense, plan.masked):
-            constant = lost_output(lost, block, plan.masked)[plan.kept(lost.target)]
-            mean = places[lost.name].norms[-1].running_mean  # type: ignore[union-attr, index]
-            mean.sub_(constant.to(mean))
-    return small.eval()
-
-
-@torch.no_grad()
-def compaction_error(dense: Extractor, masks: Tensor, small: nn.Module, plan: CompactionPlan, images: Tensor) -> float:
-    """Return max |difference| / max |feature| between the binary-masked and the compact network, both in evaluation mode.
-
-    It is infinite where either has a feature that is not a number, so that no bound lets it pass.
-
-    Args:
-        dense: the full network; its mode is restored.
-        masks: (C,) binary masks, float.
-        small, plan: the compact network and its plan.
-        images: (N, 3, H, W) a real batch.
-    """
-    training = dense.training
-    truth = dense.eval()(images, masks)[:, plan.features.to(images.device)]
-    dense.train(training)
-    if truth.numel() == 0:
-        return 0.0
-    error = float((truth - small(images)).abs().max() / truth.abs().max().clamp_min(1e-12))
-    return math.inf if math.isnan(error) else error
-
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -89,7 +34,7 @@ def pack(
     """Fold what is kept of an extractor into one arena, on the extractor's device.
 
     Args:
-        extractor: the full network, or the compact one that `compact` made with `plan`; float32 or float64.
+        extractor: the full network, or the compact one of the same plan; float32 or float64.
         plan: made by `plan` for the same architecture; None keeps everything that the extractor has.
         dtype: of the weights: float32, bfloat16, float16, or float64 (for comparisons in double precision). Biases, scales and
             shifts are float32 (float64 with float64).

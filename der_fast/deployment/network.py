@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.compaction import Arena
-from der_fast.compaction.execute import execute
+from der_fast.compaction.bank.execute import execute
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.compaction.program import Op
 from der_fast.data import Transform

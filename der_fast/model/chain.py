@@ -30,7 +30,7 @@ EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Block:
+class ChainBlock:
     """What does not change from step to step.
 
     Attributes:
@@ -96,7 +96,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def forward(block: Block, x: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, Tensor | None, list[Kept]]:
+def forward(block: ChainBlock, x: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, Tensor | None, list[Kept]]:
     """Return the block's output, the bits of its ReLU (None for a stem, which recomputes them), and what each layer leaves.
 
     Changes nothing, running statistics included, so that it can be timed.
@@ -131,7 +131,7 @@ def _pair(affine: Affine) -> tuple[Tensor, Tensor]:
     return affine.scale, affine.shift
 
 
-def _layer_forward(block: Block, layer: Layer, weight: Weights, source: Tensor, prologue: tuple[Tensor, Tensor] | None) -> Kept:
+def _layer_forward(block: ChainBlock, layer: Layer, weight: Weights, source: Tensor, prologue: tuple[Tensor, Tensor] | None) -> Kept:
     if layer.forward == CUDNN:
         y = channels_last(convolve(source, weight.conv, layer.stride, layer.kernel // 2))
         _check_count(y)
@@ -151,7 +151,7 @@ def _check_count(y: Tensor) -> None:
         )
 
 
-def _identity(block: Block, x: Tensor, like: Tensor) -> Tensor | None:
+def _identity(block: ChainBlock, x: Tensor, like: Tensor) -> Tensor | None:
     """The shortcut without a projection."""
     if block.residual == IDENTITY:
         return x
@@ -163,7 +163,7 @@ def _identity(block: Block, x: Tensor, like: Tensor) -> Tensor | None:
 
 
 def backward(
-    block: Block, x: Tensor, weights: Sequence[Weights], kept: Sequence[Kept], bits: Tensor | None, g: Tensor, wants_x: bool
+    block: ChainBlock, x: Tensor, weights: Sequence[Weights], kept: Sequence[Kept], bits: Tensor | None, g: Tensor, wants_x: bool
 ) -> tuple[Tensor | None, list[Gradients]]:
     """Return the gradient of the block's input (None unless `wants_x`) and of every layer's tensors.
 
@@ -226,7 +226,7 @@ def _needs_dy(layer: Layer, wants_x: bool) -> bool:
 
 
 def _layer_backward(
-    block: Block, layer: Layer, weight: Weights, kept: Kept, at: _Arriving, before: Kept | None, writes: bool, wants_x: bool
+    block: ChainBlock, layer: Layer, weight: Weights, kept: Kept, at: _Arriving, before: Kept | None, writes: bool, wants_x: bool
 ) -> tuple[Gradients, _Arriving | None]:
     """Return the gradients of a layer's tensors, and what arrives at the layer before; for the block's first layer, at its input.
 
@@ -252,7 +252,7 @@ def _layer_backward(
 
 
 def _wgrad(
-    block: Block, layer: Layer, weight: Weights, kept: Kept, before: Kept | None, g: Tensor, g_affine: tuple[Tensor, Tensor] | None
+    block: ChainBlock, layer: Layer, weight: Weights, kept: Kept, before: Kept | None, g: Tensor, g_affine: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     source, prologue = kept.source, _pair(before.affine) if kept.transformed and before is not None else None
     if layer.wgrad == CHAIN:
@@ -263,7 +263,7 @@ def _wgrad(
 
 
 def _dgrad(
-    block: Block,
+    block: ChainBlock,
     layer: Layer,
     weight: Weights,
     source: Tensor,
@@ -286,7 +286,7 @@ def _dgrad(
     return _Arriving(dx if g_z is None else g_z, g_z is None, sums)
 
 
-def _add_identity(block: Block, dx: Tensor, g_z: Tensor) -> Tensor:
+def _add_identity(block: ChainBlock, dx: Tensor, g_z: Tensor) -> Tensor:
     """Add the gradient that comes through the shortcut, in place: nobody else has dx."""
     if block.residual == IDENTITY:
         return dx.add_(g_z)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from der_fast.kernels.masked_bn import Affine
 from der_fast.model import chain
-from der_fast.model.chain import Block, Kept, Weights
+from der_fast.model.chain import ChainBlock, Kept, Weights
 
 # Of a layer, as arguments of the node: the weight, its copy in the activations' dtype, γ, β, mask.
 _PER_LAYER = 5
@@ -22,7 +22,7 @@ Flat = Sequence[Tensor | None]
 
 class _BlockNode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, block: Block, x: Tensor, *flat: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, block: ChainBlock, x: Tensor, *flat: Tensor | None) -> tuple[Tensor, ...]:
         out, bits, kept = chain.forward(block, x, weights_of(flat))
         ctx.block, ctx.transformed = block, [layer.transformed for layer in kept]
         # A layer's source is mostly a tensor that is kept anyway; naming it twice costs nothing.
@@ -51,7 +51,7 @@ class _BlockNode(torch.autograd.Function):
         return None, dx, *found
 
 
-def run_block(block: Block, x: Tensor, flat: Flat) -> tuple[Tensor, list[Tensor]]:
+def run_block(block: ChainBlock, x: Tensor, flat: Flat) -> tuple[Tensor, list[Tensor]]:
     """Return the block's output, differentiable, and the mean and unbiased variance of every batch-norm in turn, which are not.
 
     Args:

@@ -19,7 +19,7 @@ from der_fast.kernels.choices import Choices, shared
 from der_fast.kernels.conv.strided import convolve
 from der_fast.kernels.masked_bn import masked_bn
 from der_fast.model import chain, paths
-from der_fast.model.chain import IDENTITY, NOTHING, PROJECTION, WIDENED, Block
+from der_fast.model.chain import IDENTITY, NOTHING, PROJECTION, WIDENED, ChainBlock
 from der_fast.model.chain_node import run_block, weights_of
 from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm, ResidualBlock
 from der_fast.model.mask_slices import MaskSlices
@@ -72,7 +72,7 @@ class FusedTraining:
         self._norms = [module for module in extractor.modules() if isinstance(module, MaskedBatchNorm)]
         parts = [norm.where for norm in self._norms if norm.where is not None]
         self._slices = MaskSlices(parts, extractor.maskable) if parts else None
-        self._chosen: dict[tuple[object, ...], Block] = {}
+        self._chosen: dict[tuple[object, ...], ChainBlock] = {}
 
     def __call__(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return features (N, F), float32 (float64 for float64 activations); `masks` is the flat mask vector (C,), or None for all ones.
@@ -134,12 +134,12 @@ class FusedTraining:
             step.statistics.append((norm, mean, variance))
         return out
 
-    def _block(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, flat: Sequence[Tensor | None]) -> Block:
+    def _block(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, flat: Sequence[Tensor | None]) -> ChainBlock:
         """The ways that a block takes: chosen at its first batch, and kept for batches of any length."""
         key = (name, *x.shape[2:])
         if key not in self._chosen:
             layers = tuple(Layer(conv.weight.shape[2], conv.stride) for conv, _ in pairs)
-            block = Block(layers, residual, max(layer.stride for layer in layers), self.backend)
+            block = ChainBlock(layers, residual, max(layer.stride for layer in layers), self.backend)
             if self.path == "auto":
                 weights = weights_of([None if value is None else value.detach() for value in flat])
                 self._chosen[key] = fastest_block(block, x.detach(), weights, self._choices or shared())
@@ -199,7 +199,7 @@ def _pairs(module: ResidualBlock) -> list[Pair]:
     return [(cast(Convolution, conv), cast(MaskedBatchNorm, norm)) for conv, norm in zip(convs, norms, strict=True)]
 
 
-def _uniform(block: Block, path: str) -> Block:
+def _uniform(block: ChainBlock, path: str) -> ChainBlock:
     layers = paths.forward_layers(block.layers, path)
     return replace(block, layers=paths.backward_layers(layers, path if path in paths.BACKWARD else paths.CUDNN))
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from der_fast.kernels.agreement import Run, Tensors
 from der_fast.kernels.choices import Choices
 from der_fast.model import chain, paths
-from der_fast.model.chain import Block, Gradients, Kept, Weights
+from der_fast.model.chain import ChainBlock, Gradients, Kept, Weights
 
 # Values per channel from which on ways are compared: with few of them batch-norm magnifies rounding without bound.
 ENOUGH = 512
 
 
 @torch.no_grad()
-def fastest_block(block: Block, x: Tensor, weights: Sequence[Weights], choices: Choices) -> Block:
+def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choices: Choices) -> ChainBlock:
     """Return the block with the fastest way in each direction; 'cudnn' wins unless another is clearly faster.
 
     The forward way is chosen first. The backward way is measured on what that one keeps, which the two share.
@@ -69,7 +69,7 @@ def _gradients(result: object) -> list[Tensor | None]:
     return [dx, *(value for one in layers for value in (one.conv, one.gamma, one.beta, one.mask))]
 
 
-def _key(block: Block, x: Tensor, weights: Sequence[Weights]) -> str:
+def _key(block: ChainBlock, x: Tensor, weights: Sequence[Weights]) -> str:
     """Everything that the time depends on: dtype, shape of the input, shape of every layer, and what is added at the join."""
     convs = [
         f"{layer.kernel}x{layer.kernel}/{layer.stride}:{weight.conv.shape[0]}" for layer, weight in zip(block.layers, weights, strict=True)

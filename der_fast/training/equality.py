@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from der_fast.compaction import CompactionPlan, pack, strategies
+from der_fast.compaction import CompactionPlan, pack
+from der_fast.compaction.bank import strategies
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.errors import DerFastError
 from der_fast.kernels.choices import shared

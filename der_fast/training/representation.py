@@ -69,11 +69,12 @@ class RepresentationStage:
             self.state.mask_log.add(0.0, self.state.masks.logits)
         with deferred():
             while self.state.epoch < self.schedule.epochs:
-                self._epoch()
+                self.epoch()
                 self.context.save(self.state)
                 stop_if_requested()
 
-    def _epoch(self) -> None:
+    def epoch(self) -> None:
+        """Train one epoch, or what remains of it; raises DivergenceError."""
         state, epoch = self.state, self.state.epoch
         settled = epoch >= self.settle_at
         lr = learning_rate(self.schedule, epoch)

@@ -14,10 +14,10 @@ from torch import Tensor
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.augment.draw import Draw, draw_augmentation
 from der_fast.kernels.augment.reference import augment_reference, scale_and_shift
+from der_fast.kernels.checks import BACKENDS, check_backend
 
 __all__ = ["BACKENDS", "Draw", "augment", "augment_drawn", "augment_reference", "draw_augmentation"]
 
-BACKENDS = ("reference", "fused")
 _FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -142,7 +142,7 @@ def _run(
         chosen = images if index is None else images.index_select(0, index)
         return augment_reference(chosen, **draw._asdict(), padding=padding, mean=mean, std=std, dtype=dtype, channels_last=channels_last)
     triton_runtime.require(images.device, "augment")
-    from der_fast.kernels.augment.triton import augment_triton
+    from der_fast.kernels.augment.triton_augment import augment_triton
 
     scale, shift = (values.float().tolist() for values in scale_and_shift(mean, std))
     result = augment_triton(
@@ -170,8 +170,7 @@ def _check_images(
         raise ValueError(f"padding must be ≥ 0, not {padding}")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(f"mean and std must hold three numbers, std > 0; got mean {tuple(mean)}, std {tuple(std)}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    check_backend("augment", backend)
     if backend == "fused" and (dtype not in _FUSED_DTYPES or not images.is_contiguous()):
         raise ValueError(
             "backend 'fused' takes contiguous images and gives float32, bfloat16 or float16; "

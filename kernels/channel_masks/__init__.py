@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from der_fast.errors import BackendError
-from der_fast.kernels import triton_runtime
+from der_fast.kernels import checks, triton_runtime
 from der_fast.kernels.channel_masks.reference import channel_masks_reference as channel_masks
 from der_fast.kernels.channel_masks.reference import masks_and_sparsity_reference
 from der_fast.kernels.channel_masks.reference import sparsity_loss_reference as sparsity_loss
@@ -17,7 +17,7 @@ from der_fast.kernels.channel_masks.structure import Convolution, MaskStructure
 
 __all__ = ["BACKENDS", "Convolution", "MaskStructure", "channel_masks", "masks_and_sparsity", "sparsity_loss"]
 
-BACKENDS = ("reference", "fused", "native")
+BACKENDS = (*checks.BACKENDS, "native")
 
 
 def masks_and_sparsity(
@@ -57,8 +57,7 @@ def masks_and_sparsity(
 
 
 def _check(logits: Tensor, scale: Tensor | float, structure: MaskStructure, backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    checks.check_backend("channel_masks", backend, BACKENDS)
     if logits.dtype not in (torch.float32, torch.float64) or logits.shape != (structure.channels,) or not logits.is_contiguous():
         raise ValueError(
             f"logits must be float32 or float64, contiguous, one per channel of the structure ({structure.channels}); "

@@ -26,7 +26,7 @@ class _MasksAndSparsity(torch.autograd.Function):
         inner = len(structure.rows) + len(structure.widths)
         work = torch.empty(inner + 2 * len(structure.convolutions), dtype=torch.float64, device=logits.device)
         if backend == "fused":
-            from der_fast.kernels.channel_masks.triton import forward
+            from der_fast.kernels.channel_masks.triton_masks import forward
 
             forward(logits, scale, structure, masks, loss, work)
         else:
@@ -49,7 +49,7 @@ class _MasksAndSparsity(torch.autograd.Function):
         if grad_masks is not None:
             grad_masks = grad_masks.contiguous()
         if ctx.backend == "fused":
-            from der_fast.kernels.channel_masks.triton import backward
+            from der_fast.kernels.channel_masks.triton_masks import backward
 
             backward(logits, grad_masks, grad_loss, sides, structure, gradient)
         else:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.conv import check
-from der_fast.kernels.conv.config import MOST_PARTS, Config, candidates, default_config, default_split, multiprocessors
+from der_fast.kernels.conv import checks
+from der_fast.kernels.conv.launch import MOST_PARTS, ConvTiles, candidates, default_config, default_split
 from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
 from der_fast.kernels.conv.shape import Affine, ConvShape
+from der_fast.kernels.device import multiprocessors
 
 __all__ = [
     "Affine",
-    "Config",
     "ConvShape",
+    "ConvTiles",
     "candidates",
     "conv_dgrad",
     "conv_forward",
@@ -30,13 +31,10 @@ def conv_forward(
     stride: int,
     prologue: tuple[Tensor, Tensor] | None,
     statistics: bool,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    config: Config | None = None,
+    config: ConvTiles | None = None,
     backend: str = "reference",
 ) -> tuple[Tensor, Tensor | None]:
-    """Convolve with padding R // 2: y = conv(a, weight) (+ bias) (+ residual), then ReLU if asked.
+    """Convolve with padding R // 2: y = conv(a, weight).
 
     Returns y (N, K, H', W') in x's dtype, channels_last, and with `statistics` the partials (P, 3, K) float32: count, mean and
     Σ(y − mean)² of every block of rows of y as stored (rounded), to be merged in the order of P.
@@ -47,9 +45,6 @@ def conv_forward(
         stride: 1 or 2.
         prologue: (scale, shift), each (C,) float32: a = ReLU(x·scale + shift), rounded to x's dtype, zero outside the image; None: a = x.
         statistics: also return the partials.
-        bias: (K,) float32.
-        residual: like y, added before the ReLU.
-        relu: apply ReLU last.
         config: tiles of the fused kernel; None for the default of the shape.
         backend: 'reference' or 'fused'.
 
@@ -57,26 +52,20 @@ def conv_forward(
         ValueError: an argument does not fit; the message names it.
         BackendError: 'fused' does not run here.
     """
-    check.check_backend(backend, x.dtype, "conv_forward")
-    check.check_image("x", x)
-    check.check_weight(weight, x.shape[1], None, x)
+    checks.check_kind(backend, x.dtype, "conv_forward")
+    checks.check_image("x", x)
+    checks.check_weight(weight, x.shape[1], None, x)
     batch, channels, height, width = x.shape
-    shape = check.shape_of((batch, channels, height, width), weight.shape[0], weight.shape[2], stride)
-    check.check_affine("prologue", prologue, channels, x)
-    if bias is not None:
-        check.check_vector("bias", bias, (shape.filters,), x)
-    if residual is not None:
-        check.check_image("residual", residual, like=x, shape=(batch, shape.filters, shape.out_height, shape.out_width))
+    shape = checks.shape_of((batch, channels, height, width), weight.shape[0], weight.shape[2], stride)
+    checks.check_affine("prologue", prologue, channels, x)
     if backend == "reference":
-        return conv_forward_reference(
-            x, weight, stride=stride, prologue=prologue, statistics=statistics, bias=bias, residual=residual, relu=relu
-        )
+        return conv_forward_reference(x, weight, stride=stride, prologue=prologue, statistics=statistics)
     triton_runtime.require(x.device, "conv_forward")
     from der_fast.kernels.conv.triton_forward import forward
 
     transformed, count = prologue is not None, multiprocessors(x.device)
     chosen = config or default_config("forward", shape, x.dtype, transformed=transformed, processors=count)
-    return forward(x, weight, shape, chosen, prologue=prologue, statistics=statistics, bias=bias, residual=residual, relu=relu)
+    return forward(x, weight, shape, chosen, prologue=prologue, statistics=statistics)
 
 
 def conv_dgrad(
@@ -87,7 +76,7 @@ def conv_dgrad(
     stride: int,
     g_affine: tuple[Tensor, Tensor] | None,
     epilogue: tuple[Tensor, Affine] | None,
-    config: Config | None = None,
+    config: ConvTiles | None = None,
     backend: str = "reference",
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient of a convolution's input.
@@ -109,14 +98,14 @@ def conv_dgrad(
         ValueError: an argument does not fit; the message names it.
         BackendError: 'fused' does not run here.
     """
-    check.check_backend(backend, g.dtype, "conv_dgrad")
-    check.check_image("g", g)
-    check.check_weight(weight, None, g.shape[1], g)
+    checks.check_kind(backend, g.dtype, "conv_dgrad")
+    checks.check_image("g", g)
+    checks.check_weight(weight, None, g.shape[1], g)
     batch, filters, out_height, out_width = g.shape
-    shape = check.shape_of((batch, weight.shape[1], *input_hw), filters, weight.shape[2], stride)
-    check.check_output("g", (out_height, out_width), shape)
-    check.check_g_affine(g_affine, g)
-    check.check_epilogue(epilogue, shape, g)
+    shape = checks.shape_of((batch, weight.shape[1], *input_hw), filters, weight.shape[2], stride)
+    checks.check_output("g", (out_height, out_width), shape)
+    checks.check_g_affine(g_affine, g)
+    checks.check_epilogue(epilogue, shape, g)
     if backend == "reference":
         return conv_dgrad_reference(g, weight, input_hw, stride=stride, g_affine=g_affine, epilogue=epilogue)
     triton_runtime.require(g.device, "conv_dgrad")
@@ -136,7 +125,7 @@ def conv_wgrad(
     prologue: tuple[Tensor, Tensor] | None = None,
     g_affine: tuple[Tensor, Tensor] | None = None,
     split: int | None = None,
-    config: Config | None = None,
+    config: ConvTiles | None = None,
     backend: str = "reference",
 ) -> Tensor:
     """Gradient of a convolution's weight, (K, C, R, R) float32 with channels_last strides; the same bits on every run.
@@ -156,16 +145,16 @@ def conv_wgrad(
         ValueError: an argument does not fit; the message names it.
         BackendError: 'fused' does not run here.
     """
-    check.check_backend(backend, x.dtype, "conv_wgrad")
-    check.check_image("x", x)
-    check.check_image("g", g, like=x)
+    checks.check_kind(backend, x.dtype, "conv_wgrad")
+    checks.check_image("x", x)
+    checks.check_image("g", g, like=x)
     batch, channels, height, width = x.shape
-    shape = check.shape_of((batch, channels, height, width), g.shape[1], kernel, stride)
+    shape = checks.shape_of((batch, channels, height, width), g.shape[1], kernel, stride)
     if g.shape[0] != batch:
         raise ValueError(f"g has a batch of {g.shape[0]}, x one of {batch}")
-    check.check_output("g", (g.shape[2], g.shape[3]), shape)
-    check.check_affine("prologue", prologue, channels, x)
-    check.check_g_affine(g_affine, g)
+    checks.check_output("g", (g.shape[2], g.shape[3]), shape)
+    checks.check_affine("prologue", prologue, channels, x)
+    checks.check_g_affine(g_affine, g)
     if split is not None and not 1 <= split <= MOST_PARTS:
         raise ValueError(f"split must be from 1 to {MOST_PARTS}, not {split}")
     if backend == "reference":

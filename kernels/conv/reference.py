@@ -2,7 +2,7 @@
 
 With a = x without prologue, a = ReLU(x·scale + shift) with it (rounded to x's dtype), p = R // 2 and a = 0 outside the image:
 
-    forward  y[n,h,w,k]  = Σ_{r,s,c} a[n, h·S + r − p, w·S + s − p, c] · w[k,r,s,c]   (+ bias, + residual, ReLU)
+    forward  y[n,h,w,k]  = Σ_{r,s,c} a[n, h·S + r − p, w·S + s − p, c] · w[k,r,s,c]
     dgrad    dx[n,i,j,c] = Σ_{r,s,k} g[n, (i + p − r)/S, (j + p − s)/S, k] · w[k,r,s,c]   where both quotients are whole and inside
     wgrad    dw[k,r,s,c] = Σ_{n,h,w} g[n,h,w,k] · a[n, h·S + r − p, w·S + s − p, c]
 
@@ -29,17 +29,9 @@ def conv_forward_reference(
     stride: int,
     prologue: tuple[Tensor, Tensor] | None,
     statistics: bool,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return y (N, K, H', W') and, with `statistics`, one block of partials (1, 3, K): count, mean and M2 of y as stored."""
     out = convolve(_activation(x, prologue), weight, stride, weight.shape[2] // 2)
-    if bias is not None or residual is not None or relu:
-        wide = _wide(out)
-        wide = wide if bias is None else wide + _per_channel(bias)
-        wide = wide if residual is None else wide + residual
-        out = (wide.relu() if relu else wide).to(x.dtype)
     out = out.contiguous(memory_format=torch.channels_last)
     return out, _moments(out) if statistics else None
 

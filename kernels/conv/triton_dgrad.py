@@ -17,7 +17,7 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.config import Config
+from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import Affine, ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import case, constants, cut, formed_gradient, launch, multiply, tile_of, within
 
@@ -141,7 +141,7 @@ def dgrad(
     g: Tensor,
     weight: Tensor,
     shape: ConvShape,
-    config: Config,
+    config: ConvTiles,
     *,
     g_affine: tuple[Tensor, Tensor] | None,
     epilogue: tuple[Tensor, Affine] | None,

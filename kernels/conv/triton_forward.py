@@ -15,7 +15,7 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.config import Config
+from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import affine_relu, case, constants, cut, launch, multiply, tile_of, within
 
@@ -37,8 +37,6 @@ def _conv_forward_kernel(
     weight,
     scale,
     shift,
-    bias,
-    residual,
     out,
     partials,
     rows,
@@ -52,7 +50,6 @@ def _conv_forward_kernel(
     STRIDE: tl.constexpr,
     CHANNEL_UNIT: tl.constexpr,
     FILTER_UNIT: tl.constexpr,
-    RELU: tl.constexpr,
     FLAT: tl.constexpr,
     DOT_F32: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -95,12 +92,6 @@ def _conv_forward_kernel(
 
     kept = live[:, None] & (column < filters)[None, :]
     place = row.to(tl.int64)[:, None] * filters + column[None, :]
-    if bias is not None:
-        total += tl.load(bias + column, mask=column < filters, other=0.0)[None, :]
-    if residual is not None:
-        total += tl.load(residual + place, mask=kept, other=0.0).to(tl.float32)
-    if RELU:
-        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
     stored = total.to(out.dtype.element_ty)
     tl.store(out + place, stored, mask=kept)
     if partials is not None:
@@ -112,13 +103,10 @@ def forward(
     x: Tensor,
     weight: Tensor,
     shape: ConvShape,
-    config: Config,
+    config: ConvTiles,
     *,
     prologue: tuple[Tensor, Tensor] | None,
     statistics: bool,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Launch the kernel; arguments as in `conv_forward`, checked."""
     size = (shape.batch, shape.filters, shape.out_height, shape.out_width)
@@ -132,8 +120,6 @@ def forward(
             weight,
             scale,
             shift,
-            bias,
-            residual,
             out,
             partials,
             shape.out_rows,
@@ -143,7 +129,6 @@ def forward(
             shape.out_width,
             shape.channels // unit_of(shape.channels),
             shape.filters // unit_of(shape.filters),
-            RELU=relu,
             **constants(shape, config, triton_runtime.dot_in_float32()),
             **launch(config),
         )
@@ -155,14 +140,13 @@ def compile_cases() -> list[CompileCase]:
     plain = {"x": "act", "weight": "act", "out": "act"}
     sums = {**plain, "partials": "fp32"}
     chain = {**sums, "scale": "fp32", "shift": "fp32"}
-    inference = {**plain, "bias": "fp32", "residual": "act"}
     wide, deep = ConvShape(512, 64, 32, 32, 64, 3, 1), ConvShape(512, 256, 8, 8, 256, 3, 1)
     stem, compacted = ConvShape(512, 3, 32, 32, 64, 3, 1), ConvShape(512, 24, 32, 32, 40, 3, 1)
     kernel = _conv_forward_kernel
     return [
         # For 10.0 the compiler stops at 80 registers and puts one value aside in the epilogue, once per tile and outside the loop.
-        case(kernel, "conv.forward.bf16.64x64.prologue.statistics", "forward", wide, chain, stack_budget=8, RELU=False),
-        case(kernel, "conv.forward.bf16.256x256.statistics", "forward", deep, sums, RELU=False),
-        case(kernel, "conv.forward.bf16.3x64.statistics", "forward", stem, sums, RELU=False),
-        case(kernel, "conv.forward.bf16.24x40.inference", "forward", compacted, inference, RELU=True),
+        case(kernel, "conv.forward.bf16.64x64.prologue.statistics", "forward", wide, chain, stack_budget=8),
+        case(kernel, "conv.forward.bf16.256x256.statistics", "forward", deep, sums),
+        case(kernel, "conv.forward.bf16.3x64.statistics", "forward", stem, sums),
+        case(kernel, "conv.forward.bf16.24x40", "forward", compacted, plain),
     ]

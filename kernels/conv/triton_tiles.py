@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.config import Config, default_config
+from der_fast.kernels.conv.launch import ConvTiles, default_config
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 
 
@@ -77,7 +77,7 @@ def formed_gradient(g, y, k0, k1, k2):
     return k0 * g.to(tl.float32) + k1 * y.to(tl.float32) + k2
 
 
-def constants(shape: ConvShape, config: Config, dot_in_float32: bool) -> dict[str, Any]:
+def constants(shape: ConvShape, config: ConvTiles, dot_in_float32: bool) -> dict[str, Any]:
     """Return the compile-time arguments that all three kernels take."""
     return {
         "KERNEL": shape.kernel,
@@ -93,7 +93,7 @@ def constants(shape: ConvShape, config: Config, dot_in_float32: bool) -> dict[st
     }
 
 
-def launch(config: Config) -> dict[str, Any]:
+def launch(config: ConvTiles) -> dict[str, Any]:
     """Return the launch options."""
     return {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.config import Config, wgrad_tiles
+from der_fast.kernels.conv.launch import ConvTiles, wgrad_tiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import (
     affine_relu,
@@ -127,7 +127,7 @@ def wgrad(
     x: Tensor,
     g: Tensor,
     shape: ConvShape,
-    config: Config,
+    config: ConvTiles,
     split: int,
     *,
     prologue: tuple[Tensor, Tensor] | None,

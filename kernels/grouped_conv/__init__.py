@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.grouped_conv.launch import Config, default_config
-from der_fast.kernels.grouped_conv.layer import ALIGN, GroupedLayer, Part, pack_layer, padded
+from der_fast.kernels.checks import check_backend
+from der_fast.kernels.grouped_conv.launch import GroupedTiles, default_config
+from der_fast.kernels.grouped_conv.layer import ALIGN, GroupedLayer, GroupMember, pack_layer, padded
 from der_fast.kernels.grouped_conv.reference import grouped_conv_reference
 
-__all__ = ["Config", "GroupedLayer", "Part", "default_config", "grouped_conv", "grouped_conv_reference", "pack_layer", "padded"]
-
-BACKENDS = ("reference", "fused")
+__all__ = [
+    "GroupMember",
+    "GroupedLayer",
+    "GroupedTiles",
+    "default_config",
+    "grouped_conv",
+    "grouped_conv_reference",
+    "pack_layer",
+    "padded",
+]
 
 
 def grouped_conv(
@@ -26,7 +34,7 @@ def grouped_conv(
     residual_stride: int = 1,
     pool: bool = False,
     tf32: bool = False,
-    config: Config | None = None,
+    config: GroupedTiles | None = None,
     backend: str = "reference",
 ) -> Tensor:
     """Run one layer of every extractor; the formula is in `reference.py`.
@@ -50,8 +58,7 @@ def grouped_conv(
             activation of 2³¹ pixels with backend 'fused'; an unknown backend.
         BackendError: 'fused' does not run on this device.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
+    check_backend("grouped_conv", backend)
     _check_activation("x", x, layer)
     if x.shape[1] != layer.inputs:
         raise ValueError(f"x must have the layer's {layer.inputs} channels, not {x.shape[1]}")
@@ -61,7 +68,7 @@ def grouped_conv(
     triton_runtime.require(x.device, "grouped_conv")
     if x.dtype == torch.float64:
         raise ValueError("backend 'fused' has no float64: use backend 'reference'")
-    from der_fast.kernels.grouped_conv.triton import grouped_conv_fused
+    from der_fast.kernels.grouped_conv.triton_forward import grouped_conv_fused
 
     return grouped_conv_fused(x, layer, residual, residual_stride, pool, tf32, config)
 

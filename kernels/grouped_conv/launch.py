@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from der_fast.kernels.device import H100_MULTIPROCESSORS
 from der_fast.kernels.grouped_conv.layer import ALIGN, GroupedLayer
-
-# Multiprocessors where the device was not asked: those of an H100.
-PROCESSORS = 132
 
 
 @dataclass(frozen=True)
-class Config:
+class GroupedTiles:
     """One launch.
 
     Attributes:
@@ -48,7 +46,7 @@ def tile_channels(layer: GroupedLayer) -> int:
     return min((128, 64, 32, 16) if layer.weights.dtype.itemsize == 2 else (64, 32, 16), key=cost)
 
 
-def default_config(layer: GroupedLayer, pixels: int, processors: int = PROCESSORS) -> Config:
+def default_config(layer: GroupedLayer, pixels: int, processors: int = H100_MULTIPROCESSORS) -> GroupedTiles:
     """Return the launch for a result of `pixels` pixels, images × height × width.
 
     Args:
@@ -63,4 +61,4 @@ def default_config(layer: GroupedLayer, pixels: int, processors: int = PROCESSOR
     # An image's channels are loaded one by one, each with an address of its own: that takes registers, as float32 does.
     light = layer.weights.dtype.itemsize == 2 and layer.align == ALIGN
     num_warps = 8 if block_m * block_n >= 128 * (64 if light else 32) else 4
-    return Config(block_m, block_n, 64 if light else 32, num_warps)
+    return GroupedTiles(block_m, block_n, 64 if light else 32, num_warps)

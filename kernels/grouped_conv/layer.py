@@ -28,7 +28,7 @@ def padded(channels: int, align: int = ALIGN) -> int:
 
 
 @dataclass(frozen=True)
-class Part:
+class GroupMember:
     """What one extractor does in a layer.
 
     Attributes:
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """A `Part` without its tensors; all channels padded, `weight` its first element in the flat weights.
+    """A `GroupMember` without its tensors; all channels padded, `weight` its first element in the flat weights.
 
     The rows of its matrix lie one after another, `outputs` of them; a row has the entries (row of the kernel, column, input channel)
     and is filled with zeros to a multiple of 8.
@@ -129,7 +129,7 @@ class GroupedLayer:
 
 
 def pack_layer(
-    parts: Sequence[Part], *, kernel: int, stride: int, relu: bool, inputs: int, dtype: torch.dtype, device: torch.device
+    parts: Sequence[GroupMember], *, kernel: int, stride: int, relu: bool, inputs: int, dtype: torch.dtype, device: torch.device
 ) -> GroupedLayer:
     """Copy the weights of all parts into one layer.
 
@@ -169,7 +169,7 @@ def pack_layer(
     return layer
 
 
-def _check_layer(parts: Sequence[Part], kernel: int, stride: int, inputs: int, dtype: torch.dtype) -> None:
+def _check_layer(parts: Sequence[GroupMember], kernel: int, stride: int, inputs: int, dtype: torch.dtype) -> None:
     if not parts:
         raise ValueError("a grouped layer needs at least one part")
     if dtype not in DTYPES:
@@ -189,7 +189,7 @@ def _check_layer(parts: Sequence[Part], kernel: int, stride: int, inputs: int, d
             )
 
 
-def _check_part(name: str, part: Part, kernel: int, inputs: int) -> None:
+def _check_part(name: str, part: GroupMember, kernel: int, inputs: int) -> None:
     if part.outputs < 1:
         raise ValueError(f"{name}: outputs must be at least 1, not {part.outputs}; leave out a part that writes nothing")
     for what, begin in (("source", part.source), ("target", part.target), ("residual", part.residual)):

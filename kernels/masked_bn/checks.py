@@ -10,13 +10,6 @@ from torch import Tensor
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 # Keeps every offset inside a tile below 2³¹.
 MOST_CHANNELS = 2**20
-BACKENDS = ("reference", "fused")
-
-
-def check_backend(backend: str) -> None:
-    """Raise ValueError unless `backend` is 'reference' or 'fused'."""
-    if backend not in BACKENDS:
-        raise ValueError(f"masked_bn: unknown backend {backend!r}: choose 'reference' or 'fused'")
 
 
 def check_shape(name: str, y: Tensor) -> None:

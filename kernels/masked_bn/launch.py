@@ -9,14 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 # What rows are folded to a multiple of, and the widest block of columns.
 COLUMNS, WIDEST = 64, 128
 # Folding more channels than this would gain little, and could push offsets inside a tile beyond 2³¹.
 MOST_FOLDED_CHANNELS = 4096
-# Of an H100; what an interpreter pretends to have.
-MULTIPROCESSORS = 132
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,6 @@ def grid(shape: View, cut: Launch) -> tuple[int, int]:
 
 def _columns(width: int) -> int:
     return WIDEST if width % WIDEST == 0 else min(COLUMNS, max(16, 1 << (width - 1).bit_length()))
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Return how many multiprocessors the device has."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MULTIPROCESSORS
 
 
 def elementwise(shape: View, processors: int) -> Launch:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.checks import check_backend
 from der_fast.kernels.masked_bn import checks
-from der_fast.kernels.masked_bn.fused import FusedMaskedBN, affine_only
+from der_fast.kernels.masked_bn.autograd import FusedMaskedBN, affine_only
 from der_fast.kernels.masked_bn.reference import masked_bn_reference
 from der_fast.kernels.masked_bn.reference_passes import accumulator
 
@@ -50,7 +51,7 @@ def masked_bn(
         ValueError: an argument does not fit, or one element per channel in training mode.
         BackendError: backend 'fused' cannot run on x's device.
     """
-    checks.check_backend(backend)
+    check_backend("masked_bn", backend)
     if backend == "reference":
         checks.check_no_broadcast(x, residual, mask)
         return masked_bn_reference(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.checks import check_backend
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn import reference_passes as reference
 from der_fast.kernels.masked_bn.affine import Affine
@@ -19,7 +20,7 @@ from der_fast.kernels.masked_bn.reference_passes import ReluFrom, accumulator
 
 
 def _fused(backend: str, device: torch.device) -> bool:
-    checks.check_backend(backend)
+    check_backend("masked_bn", backend)
     if backend == "fused":
         triton_runtime.require(device, "masked_bn")
     return backend == "fused"

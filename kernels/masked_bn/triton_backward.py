@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from der_fast.kernels.compile_case import CompileCase
+from der_fast.kernels.device import multiprocessors
 from der_fast.kernels.masked_bn import launch as choose
 from der_fast.kernels.masked_bn.affine import Affine
 from der_fast.kernels.masked_bn.launch import Launch
@@ -188,7 +189,7 @@ def backward_reduce(
     channels = y.shape[1]
     bits, recompute, foldable = _gate(relu_from, channels)
     view = choose.view(y.numel() // channels, channels, foldable)
-    cut = launch or choose.reduction(view, choose.multiprocessors(y.device), RESIDENT if shortcut is None else RESIDENT_WITH_SHORTCUT)
+    cut = launch or choose.reduction(view, multiprocessors(y.device), RESIDENT if shortcut is None else RESIDENT_WITH_SHORTCUT)
     programs, blocks = choose.grid(view, cut)
     partials = torch.empty(programs * view.fold, 2, channels, dtype=accumulator(y.dtype), device=y.device)
     shortcut_partials = None if shortcut is None else torch.empty_like(partials)
@@ -226,7 +227,7 @@ def backward_apply(g: Tensor, y: Tensor, k: Tensor, relu_from: ReluFrom, affine:
     channels = y.shape[1]
     bits, recompute, foldable = _gate(relu_from, channels)
     view = choose.view(y.numel() // channels, channels, foldable)
-    cut = launch or choose.elementwise(view, choose.multiprocessors(y.device))
+    cut = launch or choose.elementwise(view, multiprocessors(y.device))
     out = torch.empty_like(y, memory_format=torch.channels_last)
     with torch.cuda.device_of(y):
         _dy_kernel[choose.grid(view, cut)](

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from der_fast.kernels.compile_case import CompileCase
+from der_fast.kernels.device import multiprocessors
 from der_fast.kernels.masked_bn import launch as choose
 from der_fast.kernels.masked_bn.launch import Launch
 from der_fast.kernels.masked_bn.reference_passes import accumulator
@@ -134,7 +135,7 @@ def statistics(y: Tensor, launch: Launch | None) -> Tensor:
     """Launch the statistics pass; see `passes.statistics`."""
     channels = y.shape[1]
     view = choose.view(y.numel() // channels, channels)
-    cut = launch or choose.reduction(view, choose.multiprocessors(y.device), RESIDENT)
+    cut = launch or choose.reduction(view, multiprocessors(y.device), RESIDENT)
     programs, blocks = choose.grid(view, cut)
     partials = torch.empty(programs * view.fold, 3, channels, dtype=accumulator(y.dtype), device=y.device)
     with torch.cuda.device_of(y):
@@ -169,7 +170,7 @@ def apply(
     rows = y.numel() // channels
     # Every row of bits begins with a new byte: rows can be read as one only where no byte is shared.
     view = choose.view(rows, channels, foldable=not keep_bits or channels % 8 == 0)
-    cut = launch or choose.elementwise(view, choose.multiprocessors(y.device))
+    cut = launch or choose.elementwise(view, multiprocessors(y.device))
     out = torch.empty_like(y, memory_format=torch.channels_last)
     bits = torch.empty(rows, -(-channels // 8), dtype=torch.uint8, device=y.device) if keep_bits else None
     with torch.cuda.device_of(y):

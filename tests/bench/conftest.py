@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.registry import Case, Setting, Tensors, Variant
+from bench.harness.registry import Case, Setting, Tensors, Variant
 
 FACTS = {
     "time": "2026-01-01T00:00:00Z",

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from bench.ceilings import Ceilings
-from bench.gate import GateError, gated, poison, poisoned, relative_error
-from bench.registry import Variant
-from bench.runner import Runner
+from bench.harness.ceilings import Ceilings
+from bench.harness.gate import GateError, gated, poison, poisoned, relative_error
+from bench.harness.registry import Variant
+from bench.harness.runner import Runner
 
 
 def variant_of(function, **options):

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from bench import needed
-from bench.facts import ROOT
+from bench.harness.facts import ROOT
+from bench.studies import needed
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 SCRIPT = ROOT / "bench" / "gpu.sh"
@@ -59,7 +59,7 @@ def test_every_section_is_reported_whatever_fails(tmp_path):
         "bench-bank: exit status 124",
     ]
     assert done.returncode == 1
-    assert "no time is left" in done.stdout and "ran -m bench.schedule --device cuda" in done.stdout and "--commit abc" in done.stdout
+    assert "no time is left" in done.stdout and "ran -m bench schedule --device cuda" in done.stdout and "--commit abc" in done.stdout
     assert "agree: exit status 7" in (out / "log.txt").read_text(encoding="utf-8")
 
 
@@ -75,7 +75,7 @@ def test_a_build_comes_first_where_there_is_none(tmp_path):
 
 def test_missing_packages_are_named_with_a_way_to_carry_them(monkeypatch, capsys):
     monkeypatch.setattr(needed.metadata, "version", lambda name: (_ for _ in ()).throw(needed.metadata.PackageNotFoundError(name)))
-    assert needed.main() == 1
+    assert needed.main([]) == 1
     said = capsys.readouterr().out
     assert "safetensors>=0.4.3" in said and "pytest-benchmark" in said and "--wheels FOLDER" in said
     assert "mypy" not in said

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench import index
+from bench.studies import index
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads peak memory from /proc")

@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.cpu_table import table
-from bench.facts import ROOT
+from bench.harness.facts import ROOT
+from bench.reports.cpu_table import table
 from der_fast.data.dali import is_installed
-
-SCRIPT = ROOT / "bench" / "loading.py"
 
 
 def loading(*arguments):
     # Of its own, because it takes cores away from the process.
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, "-m", "bench", "loading", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from bench import __main__ as command
-from bench import cpu_table, gpu_table, readme
+from bench.reports import cpu_table, gpu_table, headline, picture, readme
 
 
 def test_the_readme_says_what_the_results_say():
@@ -43,13 +44,40 @@ def test_missing_markers_are_named(text):
         readme.replaced(text.format(begin=begin, end=end), "results", "new")
 
 
-def test_a_stale_readme_is_told_and_rewritten(tmp_path, monkeypatch, capsys):
-    stale = tmp_path / "README.md"
-    stale.write_text(readme.README.read_text(encoding="utf-8").replace("% average", "% mean"), encoding="utf-8")
-    monkeypatch.setattr(readme, "README", stale)
+def test_a_stale_page_is_told_and_rewritten(tmp_path, monkeypatch, capsys):
+    for page in readme.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        text = (readme.PLACE / page).read_text(encoding="utf-8")
+        (tmp_path / page).write_text(text.replace("the same command", "by hand"), encoding="utf-8")
+    monkeypatch.setattr(readme, "PLACE", tmp_path)
     assert command.main(["readme", "--check"]) == 1
-    assert "run `python -m bench readme`" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("run `python -m bench readme`") == 2
     assert command.main(["readme"]) == 0 and command.main(["readme", "--check"]) == 0
+    assert {path.name for path in (tmp_path / picture.FOLDER).iterdir()} == {"steps-light.svg", "steps-dark.svg"}
+
+
+def test_links_lead_somewhere():
+    for page in readme.PAGES:
+        text = (readme.PLACE / page).read_text(encoding="utf-8")
+        for target in re.findall(r'(?:\]\(|src="|srcset=")([^)"#:]+)', text):
+            assert ((readme.PLACE / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_picture_is_the_same_for_the_same_rows():
+    rows = [{"variant": "pruned", "top1": [90.0, top], "params": [1e6, 2e6]} for top in (70.0, 80.0)]
+    first, again = (picture.svg(rows, picture.THEMES["light"]) for _ in range(2))
+    assert first == again and "<svg" in first
+    assert picture.curves(rows, "top1") == {"pruned": [[90.0, 90.0], [70.0, 80.0]]}
+    assert picture.svg(rows, picture.THEMES["dark"]) != first
+
+
+def test_the_demo_row_has_the_spread_over_seeds_and_threads(tmp_path):
+    common = {"last_top1": 95.0, "final_params": 24, "final_params_unpruned": 100, "seconds": 60.0}
+    rows = [{"seed": seed, "threads": threads, "average_top1": 96.0 + threads, **common} for seed in (1, 2) for threads in (1, 2)]
+    (tmp_path / "demo.json").write_text(json.dumps(rows))
+    row = headline.table(tmp_path).splitlines()[-1]
+    assert "97.5 ± 0.6 % on average over the steps, 95.0 ± 0.0 % after the last; 24.0 % of the unpruned parameters; 60 s" in row
+    assert "--seeds 1 2 --thread-counts 1 2`: 2 seeds × 2 thread counts" in row
 
 
 def test_without_a_gpu_file_the_readme_claims_nothing(tmp_path, header_of, record_of):

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from bench import compare, goals, gpu_table, plots, records, runner
-from bench.ceilings import Ceilings
-from bench.registry import Work
-from bench.timing import summary
+from bench.harness import records, runner
+from bench.harness.ceilings import Ceilings
+from bench.harness.registry import Work
+from bench.harness.timing import summary
+from bench.reports import compare, goals, gpu_table, plots
 
 
 def write(path, *entries):
@@ -133,7 +134,7 @@ def test_tables_and_pictures(header_of, record_of, tmp_path):
 def test_rates_come_from_stated_work(doubling):
     import torch
 
-    from bench.registry import Variant
+    from bench.harness.registry import Variant
 
     variant = Variant("ours", torch.bfloat16, lambda tensors: lambda: {})
     case = doubling(variant, work=lambda dtype: Work(bytes=6e6, flops=2e9, images=10))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.plain import PlainFeatures
-from bench.rivals import MaskedNet, Masks, sparsity, take
-from bench.steps import Task
-from bench.world import World
+from bench.subjects.plain import PlainFeatures
+from bench.subjects.rivals import MaskedNet, Masks, sparsity, take
+from bench.subjects.steps import Task
+from bench.subjects.world import World
 from der_fast.model.architecture import build_architecture
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import agreement, schedule
+from bench.studies import agreement, schedule
 from der_fast.training.progress import EpochRecord
 
 
@@ -33,7 +33,7 @@ def test_a_small_run_is_recorded_as_extrapolated(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(schedule, "STEPS", 2)
     monkeypatch.setattr("sys.argv", ["schedule", *options, *small, "--json", str(path), "--commit", "abc"])
     assert schedule.main() == 0
-    from bench.records import read
+    from bench.harness.records import read
 
     header, record = read(path)
     assert header["facts"]["commit"] == "abc" and record["params"] == {"epochs": "extrapolated"}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import ceilings, runner
-from bench.facts import ROOT
-from bench.registry import GROUPS, OURS, SCALES, Setting, cases_of, chosen
+from bench.harness import ceilings, runner
+from bench.harness.facts import ROOT
+from bench.harness.registry import GROUPS, OURS, SCALES, Setting, cases_of, chosen
 
 CPU = torch.device("cpu")
 # Of every case there is; a group at a time would take a busy machine minutes.
@@ -94,7 +94,7 @@ def test_cases_have_names_of_their_own_and_something_of_ours(scale):
 
 
 def test_the_goals_name_cases_and_variants_that_exist(monkeypatch):
-    from bench import goals
+    from bench.reports import goals
 
     asked: list[tuple[str, str, dict]] = []
     monkeypatch.setattr(goals, "_value", lambda records, case, variant, key="ms", **params: asked.append((case, variant, params)) or [])

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from bench import tiles
-from bench.registry import Setting
+from bench.harness.registry import Setting
+from bench.studies import tiles
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
 

@@ -12,7 +12,7 @@ import torch
 
 from der_fast.compaction import Arena, ArenaTensor, pack, plan
 from der_fast.compaction import arena as arena_module
-from der_fast.compaction.execute import execute
+from der_fast.compaction.bank.execute import execute
 from der_fast.errors import CheckpointError, StorageError
 from der_fast.files import sha256_of
 from der_fast.model.architecture import BACKBONES, build_architecture

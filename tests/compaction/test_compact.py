@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
-import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from der_fast.compaction import compact, compaction_error, plan
+from der_fast.compaction import plan
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.classifier import new_classifier, slice_classifier
 from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 
+compact = runpy.run_path(str(Path(__file__).with_name("compact_network.py")))["compact"]
 TOLERANCE = 1e-5
 CASES = [(backbone, stem) for backbone in BACKBONES for stem in ("small", "imagenet")]
 cases = pytest.mark.parametrize(("backbone", "stem"), CASES)
@@ -233,54 +235,6 @@ def test_a_compact_network_cannot_be_compacted_by_the_full_one_s_plan():
     decision = plan(layout, random_keep(layout))
     with pytest.raises(ValueError, match="the plan is for the full resnet20"):
         compact(compact(dense, decision), decision)
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_error_measures_the_difference(backbone):
-    dense = trained(backbone, "small")
-    layout = MaskLayout(dense.architecture)
-    keep = random_keep(layout)
-    decision = plan(layout, keep)
-    small = compact(dense, decision)
-    assert compaction_error(dense, keep.float(), small, decision, images()) <= TOLERANCE
-    truth = dense(images(), keep.float())[:, decision.features]
-    with torch.no_grad():
-        for module in small.modules():
-            if isinstance(module, MaskedBatchNorm):
-                module.weight.mul_(1.5)
-    expected = (truth - small(images())).abs().max() / truth.abs().max()
-    assert float(expected.detach()) > 1e-3
-    assert compaction_error(dense, keep.float(), small, decision, images()) == pytest.approx(float(expected.detach()), rel=1e-6)
-
-
-def test_error_is_infinite_where_there_is_no_number():
-    dense = trained("resnet20", "small")
-    layout = MaskLayout(dense.architecture)
-    keep = random_keep(layout)
-    decision = plan(layout, keep)
-    small = compact(dense, decision)
-    small.stem.weight.data[0, 0, 0, 0] = math.nan
-    assert compaction_error(dense, keep.float(), small, decision, images()) == math.inf
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_error_leaves_mode_and_statistics_alone(training):
-    dense = Extractor(build_architecture("resnet20", width=3)).initialise(seeded(0)).train(training)
-    before = {name: value.clone() for name, value in dense.state_dict().items()}
-    layout = MaskLayout(dense.architecture)
-    keep = random_keep(layout)
-    decision = plan(layout, keep)
-    compaction_error(dense, keep.float(), compact(dense, decision), decision, images())
-    assert dense.training is training and all(module.training is training for module in dense.modules())
-    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
-
-
-def test_nothing_left_has_no_error():
-    dense = trained("resnet20", "small")
-    layout = MaskLayout(dense.architecture)
-    keep = torch.zeros(layout.channels, dtype=torch.bool)
-    decision = plan(layout, keep)
-    assert compaction_error(dense, keep.float(), compact(dense, decision), decision, images()) == 0.0
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

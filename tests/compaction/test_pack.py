@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from der_fast import native
-from der_fast.compaction import compact, pack, plan
-from der_fast.compaction.execute import execute
+from der_fast.compaction import pack, plan
+from der_fast.compaction.bank.execute import execute
 from der_fast.compaction.program import lost_branch
 from der_fast.errors import DivergenceError
 from der_fast.kernels.compact import compact_reference
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
+
+compact = runpy.run_path(str(Path(__file__).with_name("compact_network.py")))["compact"]
 
 TOLERANCE = 1e-5
 CASES = [(backbone, stem) for backbone in BACKBONES for stem in ("small", "imagenet")]

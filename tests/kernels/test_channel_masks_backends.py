@@ -249,7 +249,7 @@ def test_networks_that_make_no_sense_are_refused(widths, convs, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"backend": "cuda"}, "backend must be one of reference, fused, native, not 'cuda'"),
+        ({"backend": "cuda"}, "channel_masks: unknown backend 'cuda': choose from reference, fused, native"),
         ({"logits": torch.zeros(22)}, r"logits must be .* one per channel of the structure \(23\); got torch.float32, \(22,\)"),
         ({"logits": torch.zeros(23).half()}, "logits must be float32 or float64.* got torch.float16"),
         ({"logits": torch.zeros(23, dtype=torch.int64)}, "got torch.int64"),

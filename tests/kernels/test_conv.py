@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.kernels import masked_bn as passes
-from der_fast.kernels.conv import Config, ConvShape, conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.conv import ConvShape, ConvTiles, conv_dgrad, conv_forward, conv_wgrad
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NO_GPU = not torch.cuda.is_available()
 # Small enough that every shape below has several tiles or several steps.
-TILES = Config(32, 32, 64, num_warps=4, num_stages=2, group=2)
-FLAT = Config(64, 32, 64, num_warps=4, num_stages=2, flat=True)
+TILES = ConvTiles(32, 32, 64, num_warps=4, num_stages=2, group=2)
+FLAT = ConvTiles(64, 32, 64, num_warps=4, num_stages=2, flat=True)
 # N, C, H, W, K, R, stride: odd sizes, one image, one channel, one pixel, channels beyond a block.
 SHAPES = [
     (ConvShape(2, 3, 5, 7, 18, 3, 1), FLAT),
@@ -57,8 +57,6 @@ class Case:
     weight: Tensor
     g: Tensor
     y: Tensor
-    residual: Tensor
-    bias: Tensor
     scale: Tensor
     shift: Tensor
     k: Tensor
@@ -67,14 +65,14 @@ class Case:
     def as_dtype(self, dtype: torch.dtype) -> Case:
         """Activations and weight in `dtype`; coefficients in float32, or float64 beside float64."""
         narrow = torch.float64 if dtype == torch.float64 else torch.float32
-        images = {name: getattr(self, name).to(dtype) for name in ("x", "weight", "g", "y", "residual")}
-        vectors = {name: getattr(self, name).to(narrow) for name in ("bias", "scale", "shift", "k")}
+        images = {name: getattr(self, name).to(dtype) for name in ("x", "weight", "g", "y")}
+        vectors = {name: getattr(self, name).to(narrow) for name in ("scale", "shift", "k")}
         affine = SimpleNamespace(**{name: value.to(narrow) for name, value in vars(self.affine).items()})
         return Case(self.shape, **images, **vectors, affine=affine)
 
     def magnitudes(self, **used: bool) -> Case:
         """The same with absolute values: its results bound the sums of the magnitudes that are added up."""
-        names = ("x", "weight", "g", "y", "residual", "bias", "scale", "shift", "k")
+        names = ("x", "weight", "g", "y", "scale", "shift", "k")
         return Case(self.shape, *(getattr(self, name).abs() for name in names), affine=self.affine)
 
 
@@ -95,8 +93,6 @@ def draw(shape: ConvShape, dtype: torch.dtype = torch.float32, seed: int = 0, de
         weight=normal(s.filters, s.channels, s.kernel, s.kernel),
         g=normal(*outside),
         y=normal(*outside),
-        residual=normal(*outside),
-        bias=normal(s.filters),
         scale=scale,
         shift=shift,
         k=normal(3, s.filters),
@@ -136,18 +132,18 @@ def column(vector: Tensor) -> Tensor:
     return vector.reshape(1, -1, 1, 1)
 
 
-def forward(case: Case, backend: str = "reference", config: Config | None = None, **changes):
-    options = {"prologue": (case.scale, case.shift), "statistics": True, "bias": case.bias, "residual": case.residual, "relu": True}
+def forward(case: Case, backend: str = "reference", config: ConvTiles | None = None, **changes):
+    options = {"prologue": (case.scale, case.shift), "statistics": True}
     return conv_forward(case.x, case.weight, stride=case.shape.stride, config=config, backend=backend, **options | changes)
 
 
-def dgrad(case: Case, backend: str = "reference", config: Config | None = None, **changes):
+def dgrad(case: Case, backend: str = "reference", config: ConvTiles | None = None, **changes):
     options = {"g_affine": (case.k, case.y), "epilogue": (case.x, case.affine)} | changes
     size = (case.shape.height, case.shape.width)
     return conv_dgrad(case.g, case.weight, size, stride=case.shape.stride, config=config, backend=backend, **options)
 
 
-def wgrad(case: Case, backend: str = "reference", config: Config | None = None, **changes):
+def wgrad(case: Case, backend: str = "reference", config: ConvTiles | None = None, **changes):
     options = {"prologue": (case.scale, case.shift), "g_affine": (case.k, case.y)} | changes
     return conv_wgrad(case.x, case.g, case.shape.kernel, stride=case.shape.stride, config=config, backend=backend, **options)
 
@@ -163,7 +159,7 @@ def test_reference_equals_autograd(shape, config):
 
     out, partials = forward(case)
     exact = {"rtol": 1e-11, "atol": 1e-11}
-    torch.testing.assert_close(out, (y + column(case.bias) + case.residual).relu().detach(), **exact)
+    torch.testing.assert_close(out, y.detach(), **exact)
     for ours, theirs in zip(merged(partials), moments(out), strict=True):
         torch.testing.assert_close(ours, theirs, **exact)
     g_z, sums = dgrad(case)
@@ -173,7 +169,7 @@ def test_reference_equals_autograd(shape, config):
     torch.testing.assert_close(wgrad(case), for_weight, **exact)
 
 
-def check_forward(case: Case, config: Config | None, dtype: torch.dtype, **changes) -> None:
+def check_forward(case: Case, config: ConvTiles | None, dtype: torch.dtype, **changes) -> None:
     truth, _ = forward(case, **changes)
     magnitude, _ = forward(case.magnitudes(), **changes)
     narrow = case.as_dtype(dtype)
@@ -193,7 +189,7 @@ def check_forward(case: Case, config: Config | None, dtype: torch.dtype, **chang
     assert bool(((m2 - true_m2).abs() <= unit * (true_m2 + (true_m2 * count).sqrt() * true_mean.abs() + unit * count * true_mean**2)).all())
 
 
-def check_dgrad(case: Case, config: Config | None, dtype: torch.dtype, **changes) -> None:
+def check_dgrad(case: Case, config: ConvTiles | None, dtype: torch.dtype, **changes) -> None:
     truth, _ = dgrad(case, **changes)
     magnitude, _ = dgrad(case.magnitudes(), **{**changes, "epilogue": None})
     narrow = case.as_dtype(dtype)
@@ -211,7 +207,7 @@ def check_dgrad(case: Case, config: Config | None, dtype: torch.dtype, **changes
         assert bool((error <= 8 * torch.finfo(torch.float32).eps * scale).all())
 
 
-def check_wgrad(case: Case, config: Config | None, dtype: torch.dtype, **changes) -> None:
+def check_wgrad(case: Case, config: ConvTiles | None, dtype: torch.dtype, **changes) -> None:
     truth, magnitude = wgrad(case, **changes), wgrad(case.magnitudes(), **changes)
     narrow = case.as_dtype(dtype)
     ours = wgrad(narrow, "fused", config, **changes)
@@ -247,13 +243,7 @@ def test_fused_in_half_precision(number, dtype):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"prologue": None, "statistics": False, "bias": None, "residual": None, "relu": False},
-        {"bias": None, "residual": None, "relu": False},
-        {"prologue": None, "statistics": False},
-    ],
-    ids=["plain", "training", "inference"],
+    "changes", [{"prologue": None, "statistics": False}, {"prologue": None}, {"statistics": False}], ids=["plain", "sums", "prologue"]
 )
 def test_forward_with_less_around_it(changes):
     check_forward(draw(ConvShape(2, 17, 5, 4, 5, 3, 1), seed=1), TILES, torch.float32, **changes)
@@ -309,9 +299,10 @@ def test_what_is_padded_is_the_activation(config, dtype):
 
 
 def test_statistics_do_not_cancel():
-    case = draw(ConvShape(3, 3, 5, 7, 18, 3, 1), seed=4)
-    case.bias += 1000
-    check_forward(case, TILES, torch.float32, residual=None)
+    case = draw(ConvShape(3, 3, 5, 7, 18, 1, 1), seed=4)
+    # A channel that is 1 everywhere adds 1000 to every output.
+    case.scale[0], case.shift[0], case.weight[:, 0] = 0, 1, 1000
+    check_forward(case, TILES, torch.float32)
 
 
 def test_the_same_bits_again_and_the_same_sum_however_it_is_cut():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from der_fast.kernels.conv import Config, ConvShape, candidates, conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.conv import ConvShape, ConvTiles, candidates, conv_dgrad, conv_forward, conv_wgrad
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -43,18 +43,17 @@ def draw(shape: ConvShape, dtype: torch.dtype = torch.float64) -> SimpleNamespac
     scale, shift = normal(shape.channels), normal(shape.channels) + 1
     affine = SimpleNamespace(mean=normal(shape.channels), rstd=normal(shape.channels).abs() + 0.5, scale=scale, shift=shift)
     weight = normal(shape.filters, shape.channels, shape.kernel, shape.kernel)
-    images = {"x": normal(*inside), "weight": weight, "g": normal(*outside), "y": normal(*outside), "residual": normal(*outside)}
-    vectors = {"scale": scale, "shift": shift, "bias": normal(shape.filters), "k": normal(3, shape.filters)}
+    images = {"x": normal(*inside), "weight": weight, "g": normal(*outside), "y": normal(*outside)}
+    vectors = {"scale": scale, "shift": shift, "k": normal(3, shape.filters)}
     return SimpleNamespace(shape=shape, affine=affine, **images, **vectors)
 
 
-def run(direction: str, case: SimpleNamespace, backend: str, config: Config | None = None) -> tuple[Tensor, Tensor | None]:
+def run(direction: str, case: SimpleNamespace, backend: str, config: ConvTiles | None = None) -> tuple[Tensor, Tensor | None]:
     """One direction with everything around it: the result, and the sums over all blocks."""
     stride, options = case.shape.stride, {"config": config, "backend": backend}
     prologue, g_affine = (case.scale, case.shift), (case.k, case.y)
     if direction == "forward":
-        more = {"bias": case.bias, "residual": case.residual, "relu": True}
-        y, partials = conv_forward(case.x, case.weight, stride=stride, prologue=prologue, statistics=True, **more, **options)
+        y, partials = conv_forward(case.x, case.weight, stride=stride, prologue=prologue, statistics=True, **options)
         count, mean, _ = partials.double().unbind(1)
         return y, (count * mean).sum(0)
     if direction == "dgrad":
@@ -70,7 +69,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).norm() / truth.norm())
 
 
-def check(direction: str, shape: ConvShape, config: Config | None = None) -> None:
+def check(direction: str, shape: ConvShape, config: ConvTiles | None = None) -> None:
     case = draw(shape, BF16)
     truth, _ = run(direction, draw(shape), "reference")
     ours, sums = run(direction, case, "fused", config)

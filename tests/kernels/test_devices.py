@@ -11,12 +11,12 @@ import torch
 from der_fast.kernels import resources
 from der_fast.kernels.augment import augment_drawn
 from der_fast.kernels.channel_masks import Convolution, MaskStructure, masks_and_sparsity
-from der_fast.kernels.conv import Config, conv_dgrad, conv_forward, conv_wgrad
-from der_fast.kernels.grouped_conv import Part, grouped_conv, pack_layer
+from der_fast.kernels.conv import ConvTiles, conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer
 from der_fast.kernels.masked_bn import masked_bn
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SMALL = Config(16, 16, 16)
+SMALL = ConvTiles(16, 16, 16)
 
 
 def image(*size: int) -> torch.Tensor:
@@ -33,7 +33,9 @@ def run_every_operation() -> None:
     conv_forward(x, image(3, 3, 3, 3), prologue=pair, statistics=True, **fused)
     conv_dgrad(x, image(3, 3, 3, 3), (4, 4), g_affine=(k, x), epilogue=(x, affine), **fused)
     conv_wgrad(x, x, 3, split=2, **fused)
-    layer = pack_layer([Part(image(3, 3, 1, 1), None, 0, 0, 3)], kernel=1, stride=1, relu=True, inputs=3, dtype=x.dtype, device=DEVICE)
+    layer = pack_layer(
+        [GroupMember(image(3, 3, 1, 1), None, 0, 0, 3)], kernel=1, stride=1, relu=True, inputs=3, dtype=x.dtype, device=DEVICE
+    )
     grouped_conv(x, layer, backend="fused")
     numbers, plain = torch.arange(1, device=DEVICE), {"mean": (0.0,) * 3, "std": (1.0,) * 3, "padding": 0, "jitter": 0.0, "flip": False}
     augment_drawn(torch.zeros(1, 2, 2, 3, dtype=torch.uint8, device=DEVICE), key=(0, 0), numbers=numbers, backend="fused", **plain)

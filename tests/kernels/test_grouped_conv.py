@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.grouped_conv import Config, Part, default_config, grouped_conv, pack_layer, padded
+from der_fast.kernels.grouped_conv import GroupedTiles, GroupMember, default_config, grouped_conv, pack_layer, padded
 from der_fast.kernels.grouped_conv.launch import tile_channels
 from der_fast.kernels.grouped_conv.layer import ALIGN, FIELDS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = Config(16, 16, 32)
+SMALL = GroupedTiles(16, 16, 32)
 # Relative to the largest entry: float32 sums of up to 576 products one after another, √576 roundings of 2⁻²⁴ where they do not cancel.
 FLOOR = 24 * 2.0**-24
 
@@ -33,7 +33,7 @@ def poisoned():
 class Case:
     """A layer in float64 with its input and residual, padded channels zero."""
 
-    parts: list[Part]
+    parts: list[GroupMember]
     x: torch.Tensor
     residual: torch.Tensor | None
     kernel: int = 3
@@ -108,7 +108,7 @@ def case_of(inputs, outputs, *, kernel=3, size=(9, 7), images=2, stride=1, resid
         places, added = side_by_side(residual, large)
         widths = residual
     parts = [
-        Part(normal(wide, narrow, kernel, kernel) if narrow else None, normal(wide), source, target, wide, place, width)
+        GroupMember(normal(wide, narrow, kernel, kernel) if narrow else None, normal(wide), source, target, wide, place, width)
         for narrow, wide, source, target, place, width in zip(inputs, outputs, sources, targets, places, widths, strict=True)
     ]
     return Case(parts, x, added, kernel, stride, residual_stride, relu)
@@ -164,14 +164,14 @@ def test_the_reference_is_a_convolution_of_every_extractor(inputs, outputs, kern
 @pytest.mark.parametrize(("inputs", "outputs"), RAGGED)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_ragged_widths(inputs, outputs, stride):
-    check(case_of(inputs, outputs, stride=stride, images=1, residual=outputs if stride == 1 else None), config=Config(32, 32, 64))
+    check(case_of(inputs, outputs, stride=stride, images=1, residual=outputs if stride == 1 else None), config=GroupedTiles(32, 32, 64))
 
 
 @pytest.mark.parametrize(
     ("size", "images", "kernel", "stride"), [((1, 1), 1, 3, 1), ((1, 6), 3, 3, 2), ((5, 3), 2, 1, 2), ((2, 2), 5, 7, 1), ((8, 5), 1, 1, 3)]
 )
 def test_sizes(size, images, kernel, stride):
-    check(case_of([5, 9], [9, 3], kernel=kernel, size=size, images=images, stride=stride), config=Config(16, 16, 128))
+    check(case_of([5, 9], [9, 3], kernel=kernel, size=size, images=images, stride=stride), config=GroupedTiles(16, 16, 128))
 
 
 @pytest.mark.parametrize("kernel", [3, 7])
@@ -180,10 +180,10 @@ def test_an_image_of_three_channels(kernel):
     case.x = channels_last(case.x[:, :3])
     case.parts = [dataclasses.replace(case.parts[0], weight=case.parts[0].weight[:, :3])]
     assert case.layer().align == 1
-    check(case, config=Config(32, 16, 64))
+    check(case, config=GroupedTiles(32, 16, 64))
 
 
-@pytest.mark.parametrize("config", [None, Config(16, 16, 16), Config(64, 16, 32), Config(16, 64, 128)])
+@pytest.mark.parametrize("config", [None, GroupedTiles(16, 16, 16), GroupedTiles(64, 16, 32), GroupedTiles(16, 64, 128)])
 def test_tiles_do_not_change_what_is_computed(config):
     check(case_of([3, 0, 9], [20, 3, 5], size=(5, 3), images=3, residual=[20, 3, 5]), config=config)
 
@@ -212,9 +212,9 @@ def test_pooling(size, images):
 def test_half_precision(dtype):
     case = case_of([17, 3, 0], [9, 64, 3], images=1, residual=[9, 64, 3])
     # One rounding of the result.
-    check(case, dtype, floor=torch.finfo(dtype).eps / 2, config=Config(64, 32, 128))
+    check(case, dtype, floor=torch.finfo(dtype).eps / 2, config=GroupedTiles(64, 32, 128))
     # The pooled features are not rounded at all.
-    check(case, dtype, pool=True, config=Config(64, 32, 128))
+    check(case, dtype, pool=True, config=GroupedTiles(64, 32, 128))
 
 
 def test_an_extractor_never_sees_its_neighbours():
@@ -237,7 +237,7 @@ def test_not_a_number_reaches_only_the_pixels_that_see_it(inputs):
     if inputs == 3:
         case.x = channels_last(case.x[:, :3])
     for pool in (False, True):
-        wrong = case.run(torch.float32, "fused", DEVICE, pool=pool, config=Config(32, 16, 128)).isnan()
+        wrong = case.run(torch.float32, "fused", DEVICE, pool=pool, config=GroupedTiles(32, 16, 128)).isnan()
         assert torch.equal(wrong, case.run(pool=pool).isnan()) and wrong.any()
 
 
@@ -267,14 +267,14 @@ def test_launches_follow_the_shapes():
     assert default_config(narrow, 100_000).block_m == 128 and default_config(narrow, 1000).block_m == 64
     assert default_config(wide, 100_000).num_warps == 8 and default_config(narrow, 1000).num_warps == 4
     single = case_of([8], [100]).layer(torch.float32)
-    assert default_config(wide, 1000).block_k == 64 and default_config(single, 1000) == Config(64, 64, 32, num_warps=8)
+    assert default_config(wide, 1000).block_k == 64 and default_config(single, 1000) == GroupedTiles(64, 64, 32, num_warps=8)
     with pytest.raises(ValueError, match="block_n must be a power of two of at least 16, not 24"):
-        Config(16, 24, 16)
+        GroupedTiles(16, 24, 16)
 
 
 def part(**changes):
     usual = {"weight": torch.zeros(4, 3, 3, 3), "bias": torch.zeros(4), "source": 0, "target": 0, "outputs": 4}
-    return Part(**{**usual, **changes})
+    return GroupMember(**{**usual, **changes})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from der_fast.kernels.grouped_conv import Config, Part, grouped_conv, pack_layer, padded
+from der_fast.kernels.grouped_conv import GroupedTiles, GroupMember, grouped_conv, pack_layer, padded
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 CUDA = torch.device("cuda")
@@ -25,7 +25,7 @@ def layer_of(inputs, outputs, dtype, *, kernel=3, stride=1, relu=True, residual=
         weight = torch.randn(wide, narrow, kernel, kernel, generator=draw, device=CUDA) / (kernel * max(narrow, 1) ** 0.5)
         bias = torch.randn(wide, generator=draw, device=CUDA)
         rounded = weight.to(dtype).double() if narrow else None
-        parts.append(Part(rounded, bias, source, target, wide, target if residual else 0, wide if residual else 0))
+        parts.append(GroupMember(rounded, bias, source, target, wide, target if residual else 0, wide if residual else 0))
         source, target = source + padded(narrow), target + padded(wide)
     options = {"kernel": kernel, "stride": stride, "relu": relu, "inputs": source, "device": CUDA}
     return pack_layer(parts, dtype=dtype, **options), pack_layer(parts, dtype=torch.float64, **options)
@@ -49,7 +49,7 @@ def test_real_widths(dtype, kernel, stride, pool):
     layer, exact = layer_of(INPUTS, OUTPUTS, dtype, kernel=kernel, stride=stride)
     x, added = activation(INPUTS, dtype), activation(OUTPUTS, dtype, size=16 // stride, seed=2)
     expected = grouped_conv(x.double(), exact, residual=added.double(), pool=pool)
-    for config in (None, Config(64, 32, 32), Config(128, 128, 64, num_warps=8)):
+    for config in (None, GroupedTiles(64, 32, 32), GroupedTiles(128, 128, 64, num_warps=8)):
         found = grouped_conv(x, layer, residual=added, pool=pool, backend="fused", config=config).double()
         # One rounding of the result; the features are not rounded. Sums of 2304 products: tensor cores cut off, rather than round, the
         # end of each of the 144 sums of 16 products, and all in one direction.
@@ -61,7 +61,7 @@ def test_real_widths(dtype, kernel, stride, pool):
 def test_stem(kernel):
     _, exact = layer_of([3], [640], torch.bfloat16, kernel=kernel, stride=2, residual=False)
     # Three channels of an image are not padded.
-    parts = [Part(exact.weight(exact.entries[0])[:, :3], exact.bias, 0, 0, 640)]
+    parts = [GroupMember(exact.weight(exact.entries[0])[:, :3], exact.bias, 0, 0, 640)]
     options = {"kernel": kernel, "stride": 2, "relu": True, "inputs": 3, "device": CUDA}
     x = channels_last(torch.randn(64, 3, 33, 31, device=CUDA, generator=torch.Generator(CUDA).manual_seed(0)).bfloat16())
     found = grouped_conv(x, pack_layer(parts, dtype=torch.bfloat16, **options), backend="fused").double()

@@ -147,7 +147,7 @@ def test_any_mixture_of_ways_in_one_block(seed, residual):
             vectors = [(draw(outputs, seed=30 + 3 * number + i) + 1).requires_grad_() for i in range(3)]
             flat += [weight, weight.detach(), *vectors]
         source = x.clone().requires_grad_()
-        out, statistics = chain_node.run_block(chain.Block(layers, residual, stride, "reference"), source, flat)
+        out, statistics = chain_node.run_block(chain.ChainBlock(layers, residual, stride, "reference"), source, flat)
         (out * draw(*out.shape, seed=50)).sum().backward()
         leaves = [source, *(leaf for leaf in flat if leaf.requires_grad)]
         return [out.detach(), *statistics, *(leaf.grad for leaf in leaves)]

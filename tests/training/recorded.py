@@ -136,7 +136,7 @@ def photos(folder: Path) -> dict[str, Any]:
 
 def all_facts(folder: Path) -> dict[str, Any]:
     """Run everything below FOLDER in this process."""
-    from der_fast.compaction import strategies
+    from der_fast.compaction.bank import strategies
     from der_fast.training import latency
 
     latency.REPEATS = 1

@@ -1,6 +1,6 @@
-"""Learns from photos in files and sends a signal to every process of its group, again and again: `python stopped_photos.py FOLDER READER SIGNAL`.
+"""Learns from photos in files and sends a signal to all processes of its group, again and again.
 
-The run lies in FOLDER/run. Prints the batches that were trained until the last signal, in JSON.
+`python stopped_photos.py FOLDER READER SIGNAL`; the run lies in FOLDER/run. Prints the batches that were trained until the last signal.
 """
 
 from __future__ import annotations

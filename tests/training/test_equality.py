@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from der_fast.compaction import fused, lanes, pack, plan, strategies
+from der_fast.compaction import pack, plan
+from der_fast.compaction.bank import lanes, onednn, strategies
 from der_fast.compaction.extractor import CompactExtractor
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
@@ -29,7 +30,7 @@ Contexts = Callable[..., Context]
 
 
 def has(strategy: str) -> bool:
-    return strategy == "plain" or (fused.available(torch.float32) if strategy == "fused" else lanes.available()[0])
+    return strategy == "plain" or (onednn.available(torch.float32) if strategy == "fused" else lanes.available()[0])
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, strategy: str, factor: float) -> None:

@@ -1,0 +1,10 @@
+"""The command line of a study."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def study_parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """Return a parser for `python -m bench <name>`, described by the study's docstring as it is laid out there."""
+    return argparse.ArgumentParser(prog=f"python -m bench {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter)

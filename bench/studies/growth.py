@@ -1,0 +1,285 @@
+"""What another step costs: images/s and peak memory against the number of steps, ours and as public implementations do it.
+
+    python -m bench growth --json bench/results/growth.json --rounds 5
+    python -m bench growth --json FILE --steps 1,10          # the short run
+
+Variants, all with the same allocator settings and threads, timed in turn within each round:
+  eager_unpruned  one full network per step out of torch.nn modules, looped, contiguous, eager (as the public implementations of DER)
+  dense_single    one such network, whatever the number of steps
+  ours            infer: every step's compact extractor in the frozen bank. train: a batch of the representation stage with a dense
+                  extractor, soft masks and sparsity loss, before the masks settle, the bank of the earlier steps beside it
+  ours_settled    train only: the same after the masks have settled, when the compact network is trained
+  onnx_unpruned, onnx_ours  infer only, up to ten steps: both as exported .onnx graphs, batch-norm folded, in ONNX Runtime
+  onnx_blocks    the same with masks rounded to whole blocks of channels within the same parameters, as `masks.multiple=32` rounds them
+
+A training step of the others is cross-entropy with auxiliary loss and SGD on ready float batches; ours adds augmentation, metering and
+the decay of weights that were cut. Masks keep the same share of every channel group, √(1/12), which is about 1/12 of the parameters
+per extractor, the paper's density. Rates are medians over rounds. Peak memory is that of a process of its own (VmHWM), with PyTorch,
+after one batch of inference, or after twelve batches of training, when the heap has stopped growing (three for eager_unpruned, which
+would take minutes). Beside FILE, a picture and a table are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bench.harness.arguments import study_parser
+from bench.harness.facts import ROOT
+from bench.reports.growth_report import summary, write_picture, write_table
+from bench.subjects import growth_onnx
+from bench.subjects.plain import PlainFeatures
+from der_fast.compaction import Arena, pack, plan
+from der_fast.compaction.bank import FrozenBank
+from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.rounding import round_channels
+from der_fast.config.resolve import resolve_config
+from der_fast.data import MemorySource, transforms_for
+from der_fast.model.architecture import build_architecture
+from der_fast.model.classifier import new_classifier
+from der_fast.model.extractor import Extractor
+from der_fast.model.layout import MaskLayout
+from der_fast.training.context import Context
+from der_fast.training.pruning import kept_share
+from der_fast.training.representation import RepresentationStage
+from der_fast.training.results import versions
+from der_fast.training.runtime import apply_runtime
+from der_fast.training.step import Model, begin_step
+
+SIZE, CLASSES_PER_STEP, MULTIPLE = 32, 10, 32
+ONNX = ("onnx_unpruned", "onnx_ours", "onnx_blocks") if growth_onnx.available() else ()
+MODES = {"train": ("eager_unpruned", "dense_single", "ours", "ours_settled"), "infer": ("eager_unpruned", "dense_single", "ours", *ONNX)}
+Run = Callable[[], object]
+
+
+class World:
+    """Everything the variants are built from; extractors are made once and shared."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        apply_runtime(resolve_config("digits").runtime)
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        self.args = args
+        self.net = build_architecture(args.backbone)
+        self.layout = MaskLayout(self.net)
+        self.keep = torch.zeros(self.layout.channels, dtype=torch.bool)
+        for part in self.layout.by_group(self.keep).values():
+            part[torch.randperm(len(part))[: max(1, round(len(part) * math.sqrt(1 / 12)))]] = True
+        logits = torch.where(self.keep, 1.0, -1.0) + torch.rand(self.layout.channels)
+        self.keeps = {"ours": self.keep, "blocks": round_channels(self.layout, logits, self.keep, MULTIPLE)}
+        self.pixels = torch.randint(256, (args.batch, SIZE, SIZE, 3), dtype=torch.uint8)
+        self.images = self.pixels.permute(0, 3, 1, 2).float().div(255).sub(0.5).contiguous()
+        self._plain: list[PlainFeatures] = []
+        self._compact: dict[str, list[CompactExtractor]] = {name: [] for name in self.keeps}
+        self._whole: list[Arena] = []
+
+    def plain(self, count: int) -> list[PlainFeatures]:
+        """Full networks in evaluation mode, frozen."""
+        while len(self._plain) < count:
+            self._plain.append(PlainFeatures(self.net).eval().requires_grad_(False))
+        return self._plain[:count]
+
+    def compact(self, count: int, masks: str = "ours") -> list[CompactExtractor]:
+        """Compact extractors, as steps leave them."""
+        there = self._compact[masks]
+        while len(there) < count:
+            dense = Extractor(self.net).initialise(torch.Generator().manual_seed(len(there)))
+            there.append(CompactExtractor(pack(dense.eval(), plan(self.layout, self.keeps[masks]))))
+        return there[:count]
+
+    def whole(self, count: int) -> list[Arena]:
+        """Full networks as exports hold them: folded, nothing cut."""
+        while len(self._whole) < count:
+            self._whole.append(pack(Extractor(self.net).initialise(torch.Generator().manual_seed(len(self._whole))).eval()))
+        return self._whole[:count]
+
+
+def infer(world: World, variant: str, steps: int) -> Run:
+    """Return a function that classifies one batch."""
+    if variant in ONNX:
+        masks = variant.removeprefix("onnx_")
+        arenas = world.whole(steps) if masks == "unpruned" else [member.arena for member in world.compact(steps, masks)]
+        onnx: Run = growth_onnx.onnx_run(arenas, steps * CLASSES_PER_STEP, world.images, world.args.threads)
+        return onnx
+    if variant == "ours":
+        bank = FrozenBank(world.compact(steps))
+        head = nn.Linear(bank.features, steps * CLASSES_PER_STEP)
+        return torch.no_grad()(lambda: head(bank(world.images)))
+    nets = world.plain(1 if variant == "dense_single" else steps)
+    head = nn.Linear(len(nets) * world.net.width(world.net.features), steps * CLASSES_PER_STEP)
+    return torch.no_grad()(lambda: head(torch.cat([net(world.images) for net in nets], 1)))
+
+
+def train_plain(world: World, variant: str, steps: int) -> Run:
+    """Return a function that trains one batch as the public implementations do."""
+    frozen = world.plain(0 if variant == "dense_single" else steps - 1)
+    new = copy.deepcopy(world.plain(1)[0]).train().requires_grad_(True)
+    width = world.net.width(world.net.features)
+    head, auxiliary = nn.Linear((len(frozen) + 1) * width, steps * CLASSES_PER_STEP), nn.Linear(width, CLASSES_PER_STEP + 1)
+    sgd = torch.optim.SGD([*new.parameters(), *head.parameters(), *auxiliary.parameters()], 0.03, momentum=0.9, weight_decay=5e-4)
+    labels = torch.randint(steps * CLASSES_PER_STEP, (len(world.images),))
+    others = labels % (CLASSES_PER_STEP + 1)
+
+    def step() -> None:
+        with torch.no_grad():
+            old = [net(world.images) for net in frozen]
+        features = new(world.images)
+        loss = F.cross_entropy(head(torch.cat([*old, features], 1)), labels) + F.cross_entropy(auxiliary(features), others)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+
+    return step
+
+
+def train_ours(world: World, variant: str, steps: int) -> Run:
+    """Return a function that trains one batch of the representation stage."""
+    batch = len(world.pixels)
+    keys: dict[str, Any] = {"model.backbone": world.args.backbone, "masks.enabled": True, "masks.target_params": 1 / 12}
+    for part in ("first", "later"):
+        keys |= {f"{part}.batch_size": batch, f"{part}.epochs": 10**6, f"{part}.milestones": (), f"{part}.lr": 0.03}
+    config = resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
+    context = Context(config, torch.device("cpu"), *transforms_for(config.data, (SIZE, SIZE)))
+    names = [tuple(str(step * CLASSES_PER_STEP + number) for number in range(CLASSES_PER_STEP)) for step in range(steps)]
+    model = Model(world.net, FrozenBank(world.compact(steps - 1)), class_sets=names[:-1])
+    if steps > 1:
+        known = (steps - 1) * CLASSES_PER_STEP
+        head = new_classifier(model.bank.features, known, torch.Generator().manual_seed(0))
+        # The newest extractor's dense weights stay until the step is finished.
+        dense = Extractor(world.net).initialise(torch.Generator().manual_seed(0)).state_dict()
+        model = replace(model, head=head, dense=dense)
+    state = begin_step(context, model, CLASSES_PER_STEP)
+    labels = torch.randint(steps * CLASSES_PER_STEP, (batch,))
+    source = MemorySource(world.pixels, labels, [name for step in names for name in step])
+    known = (steps - 1) * CLASSES_PER_STEP
+    if variant == "ours_settled":
+        state.compact(world.keep)
+        state.epoch = 1
+    stage = RepresentationStage(context, state, model.bank, source, known, config.later if steps > 1 else config.first)
+    stage.settle_at = 0 if variant == "ours_settled" else 10**6
+    return stage.epoch
+
+
+def build(world: World, mode: str, variant: str, steps: int) -> Run:
+    """Return what one measurement runs: one batch."""
+    if mode == "infer":
+        return infer(world, variant, steps)
+    return (train_ours if variant.startswith("ours") else train_plain)(world, variant, steps)
+
+
+def parameter_shares(args: argparse.Namespace) -> dict[str, float]:
+    """Return the share of an extractor's parameters that each kind of masks keeps."""
+    world = World(args)
+    return {name: kept_share(world.layout, keep) for name, keep in world.keeps.items()}
+
+
+def cases_of(args: argparse.Namespace) -> list[tuple[int, str, str]]:
+    """Return what is measured, as (steps, variant, mode)."""
+    every = [(steps, name, mode) for mode in args.modes for name in MODES[mode] for steps in args.steps]
+    within = [case for case in every if case[0] <= growth_onnx.MOST_STEPS or case[1] not in ONNX]
+    # One dense network is the same whatever the number of steps.
+    return [case for case in within if case[1] != "dense_single" or case[0] == args.steps[0]]
+
+
+def measure(args: argparse.Namespace) -> dict[tuple[int, str, str], list[float]]:
+    """Return the seconds of every round by (steps, variant, mode)."""
+    world = World(args)
+    cases = {(steps, name, mode): build(world, mode, name, steps) for steps, name, mode in cases_of(args)}
+    seconds: dict[tuple[int, str, str], list[float]] = {case: [] for case in cases}
+    for case, run in cases.items():
+        # The unpruned networks warm up with their first copy: all copies run the same primitives.
+        if case[1] != "eager_unpruned" or case[0] == args.steps[0]:
+            run()
+    for number in range(1, args.rounds + 1):
+        for case, run in cases.items():
+            started = time.perf_counter()
+            run()
+            seconds[case].append(time.perf_counter() - started)
+        print(f"round {number} of {args.rounds}", flush=True)
+    return seconds
+
+
+def peak_memory(args: argparse.Namespace, case: tuple[int, str, str]) -> float:
+    """Return the peak of a fresh process that runs some batches, in MB."""
+    steps, variant, mode = case
+    own = ["--probe", mode, variant, "--steps", str(steps), "--threads", str(args.threads), "--batch", str(args.batch)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "growth", *own, "--backbone", args.backbone],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+    )
+    return float(done.stdout)
+
+
+def probe(args: argparse.Namespace) -> None:
+    """Run some batches and print the peak of this process in MB."""
+    mode, variant = args.probe
+    run = build(World(args), mode, variant, args.steps[0])
+    batches = 1 if mode == "infer" else 3 if variant == "eager_unpruned" else 12
+    for _ in range(batches):
+        run()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    print(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024)
+
+
+def merged(
+    before: dict[str, Any], modes: list[str], rows: list[dict[str, Any]], ratios: dict[str, float]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Return rows and ratios with those of the modes that were not run taken from an earlier file."""
+    words = {"train": "training at", "infer": "inference at"}
+    old = {name: value for name, value in before["ratios"].items() if not name.startswith(tuple(words[mode] for mode in modes))}
+    return [row for row in before["rows"] if row["mode"] not in modes] + rows, {**old, **ratios}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table, write the files."""
+    parser = study_parser("growth", __doc__)
+    parser.add_argument("--backbone", default="resnet18", choices=["resnet18", "resnet20", "resnet32"])
+    parser.add_argument("--steps", type=lambda text: sorted({int(part) for part in text.split(",")}), default=[1, 2, 5, 10, 20])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="of the other, what FILE has stays")
+    parser.add_argument("--probe", nargs=2, metavar=("MODE", "VARIANT"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.probe:
+        return probe(args)
+    seconds = measure(args)
+    rows: list[dict[str, Any]] = []
+    for case in list(seconds):
+        steps, variant, mode = case
+        rate, peak = args.batch / statistics.median(seconds[case]), peak_memory(args, case)
+        print(f"{mode:>6} {variant:>15} {steps:3d} steps: {rate:8.1f} images/s, {peak:6.0f} MB", flush=True)
+        for count in args.steps if variant == "dense_single" else [steps]:
+            seconds[count, variant, mode] = seconds[case]
+            rows.append({"steps": count, "variant": variant, "mode": mode, "images_per_s": rate, "peak_mb": peak})
+    ratios = summary(seconds, rows)
+    for name, value in ratios.items():
+        print(f"{name}: {value:.2f}")
+    if args.json:
+        facts = {"backbone": args.backbone, "image_size": SIZE, "batch": args.batch, "threads": args.threads, "rounds": args.rounds}
+        facts |= {"mask_share_per_group": math.sqrt(1 / 12), "parameter_share": parameter_shares(args), "multiple": MULTIPLE}
+        kept: Any = {} if set(args.modes) == set(MODES) else json.loads(args.json.read_text(encoding="utf-8"))
+        rows, ratios = merged(kept, args.modes, rows, ratios) if kept else (rows, ratios)
+        facts |= {"versions": versions(), "ratios": ratios, "rows": rows}
+        args.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_table(args.json.with_suffix(".md"), rows, ratios)
+        write_picture(args.json.with_suffix(".png"), rows)

@@ -1,0 +1,194 @@
+"""What a data set of ImageNet's size costs before the first image is decoded, and what herding over it holds at a time.
+
+    python -m bench index --json FILE
+
+A tree of empty files is laid out (`train/<class>/` and `val/<class>/`), listed, kept and read back. Then the list of a step is made as a
+run makes it: new classes out of all, put together with a rehearsal memory, and its checksum. At last the memory is filled by herding over
+every image of the tree, with features out of a random generator, because what a network would take is not asked here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.harness.arguments import study_parser
+from der_fast.compaction.bank import FrozenBank
+from der_fast.config.schema import Config, DataConfig, MemoryConfig, RuntimeConfig
+from der_fast.data import load_dataset, transforms_for
+from der_fast.data.index import build_index, open_index, save_index
+from der_fast.data.library import Library
+from der_fast.data.photos import PhotoSource
+from der_fast.data.reading import Loaded, Reader, Walk
+from der_fast.model.architecture import build_architecture
+from der_fast.seeds import generator
+from der_fast.training.context import Context
+from der_fast.training.step import Model, refill, rehearsal
+
+LIMITS = {"load the index": 2.0, "list of a step": 0.5}
+SIDE = 8
+
+
+def lay_out(place: Path, images: int, classes: int) -> None:
+    """Write the tree: empty files with names as ImageNet has them, an eighth as many in val/ as in train/, at most 50 a class."""
+
+    def fill(number: int) -> None:
+        for part, count in (("train", len(range(number, images, classes))), ("val", min(50, images // classes // 8 + 1))):
+            folder = place / part / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                (folder / f"n{number:08d}_{index:08d}.JPEG").touch()
+            # A folder that was changed a moment ago counts as one that may still change, and would be listed again.
+            os.utime(folder, (1e9, 1e9))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fill, range(classes)))
+
+
+class NoReader:
+    """Gives images without reading any; see `Reader`."""
+
+    name = "none"
+
+    def read(self, walk: Walk) -> Iterator[Loaded]:
+        """Yield black images for every batch of a walk."""
+        for number, positions in walk.rest:
+            yield Loaded(torch.zeros(1, 1, 1, 3).expand(len(positions), *walk.transform.size, 3), positions, number)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class UnreadLibrary(Library):
+    """A library whose files are never opened."""
+
+    def reader(self) -> Reader:
+        """Return what gives black images."""
+        return NoReader()
+
+
+class RandomFeatures(nn.Module):
+    """Any images' features out of a generator.
+
+    Args:
+        features: how many.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features, self.chance = features, generator(0, "features")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (n, features)."""
+        return torch.rand(len(images), self.features, generator=self.chance)
+
+
+def timed(work: Callable[[], Any], repeat: int = 3) -> tuple[float, Any]:
+    """Return the median seconds of a call, and what the last one returned."""
+    seconds = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        result = work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), result
+
+
+def peak_mib(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return by how many MiB resident memory grew at most during a call, and what it returned (Linux)."""
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")
+    before = int(status.read_text().split("VmHWM:")[1].split()[0])
+    result = work()
+    return (int(status.read_text().split("VmHWM:")[1].split()[0]) - before) / 1024, result
+
+
+def step_list(train: PhotoSource, memory: PhotoSource, known: list[str], new: list[str]) -> PhotoSource:
+    """Return new classes and memory as a run puts them together for a step, up to the checksum that names the task."""
+    images = train.of_classes(new)
+    images.fingerprint()
+    model = Model(build_architecture("resnet20"), memory=memory, class_sets=[tuple(known)])
+    whole = rehearsal(model, images, False)
+    assert isinstance(whole, PhotoSource)
+    return whole
+
+
+def measure_lists(folder: Path, cache: Path, classes: int, memory: int) -> tuple[list[dict[str, Any]], PhotoSource]:
+    """Return rows about the index and a step's list, and the training images."""
+    seconds, index = timed(lambda: build_index(folder), 1)
+    rows = [{"what": "list the tree", "seconds": seconds}]
+    rows.append({"what": "keep the index", "seconds": timed(lambda: save_index(cache / "index.npz", index), 1)[0]})
+    seconds, (_, note) = timed(lambda: open_index(folder, cache))
+    assert "made" not in note, note
+    rows.append({"what": "load the index", "seconds": seconds})
+    config = DataConfig(name=str(folder), image_size=SIDE, random_resized_crop=True, reader="pillow", workers=0)
+    seconds, (train, _) = timed(lambda: load_dataset(config, cache=cache), 1)
+    assert isinstance(train, PhotoSource)
+    rows.append({"what": "open the data set", "seconds": seconds})
+    names = list(train.class_names)
+    known, new = names[: classes // 2], names[classes // 2 : classes // 2 + max(1, classes // 10)]
+    held = train.of_classes(known)
+    kept = held.subset(torch.linspace(0, len(held) - 1, memory).long())
+    seconds, whole = timed(lambda: step_list(train, kept, known, new))
+    assert len(whole) == len(train.of_classes(new)) + memory
+    return [*rows, {"what": "list of a step", "seconds": seconds, "images": len(whole)}], train
+
+
+def measure_herding(train: PhotoSource, features: int, memory: int) -> dict[str, Any]:
+    """Return a row about filling the memory from all images."""
+    train = replace(train, library=UnreadLibrary(train.library.settings))
+    data = DataConfig(image_size=SIDE, random_resized_crop=True)
+    config = Config(data=data, memory=MemoryConfig(total=memory), runtime=RuntimeConfig(eval_batch_size=256))
+    context = Context(config, torch.device("cpu"), *transforms_for(data, train.image_size))
+    bank = FrozenBank()
+    bank.extractors.append(RandomFeatures(features))
+    model = Model(build_architecture("resnet20"), bank=bank, class_sets=[train.class_names])
+    started = time.perf_counter()
+    peak, filled = peak_mib(lambda: refill(context, model, None, train))
+    assert filled is not None and len(filled) == memory // len(train.class_names) * len(train.class_names)
+    whole = len(train) * features * 4 / 2**20
+    return {
+        "what": "herding",
+        "seconds": time.perf_counter() - started,
+        "peak_mib": peak,
+        "all_features_mib": whole,
+        "says": train.notes[-1],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = study_parser("index", __doc__)
+    parser.add_argument("--images", type=int, default=1_281_167, help="training images")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--memory", type=int, default=20_000, help="exemplars in all")
+    parser.add_argument("--features", type=int, default=512, help="of every image, for herding; 0 leaves herding out")
+    parser.add_argument("--tree", type=Path, help="a folder for the tree, which is left there and used again; default: a temporary one")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.tree or Path(scratch) / "tree"
+        if not folder.exists():
+            lay_out(folder, options.images, options.classes)
+        rows, train = measure_lists(folder, Path(scratch), options.classes, options.memory)
+        if options.features:
+            rows.append(measure_herding(train, options.features, options.memory))
+    print(f"{len(train):,} training images in {options.classes} classes")
+    for row in rows:
+        limit = LIMITS.get(row["what"])
+        facts = [f"{row['seconds']:.3f} s", *([f"limit {limit} s"] if limit else [])]
+        if "peak_mib" in row:
+            facts += [f"memory grew by {row['peak_mib']:.0f} MiB; all features at once: {row['all_features_mib']:,.0f} MiB", row["says"]]
+        print(f"{row['what']:20} {'; '.join(facts)}")
+    if options.json:
+        options.json.write_text(json.dumps({"images": len(train), "classes": options.classes, "rows": rows}, indent=1) + "\n")

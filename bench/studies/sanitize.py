@@ -1,0 +1,40 @@
+"""A short program for compute-sanitizer: every CUDA kernel once, and one small fused training step.
+
+    compute-sanitizer --tool memcheck --error-exitcode 3 python -m bench sanitize
+    compute-sanitizer --tool racecheck --error-exitcode 3 python -m bench sanitize
+
+With PYTORCH_NO_CUDA_MEMORY_CACHING=1 every tensor is an allocation of its own, so that reads past its end are seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bench.harness.arguments import study_parser
+from bench.harness.gate import gated
+from bench.harness.registry import Setting, cases_of, seeded
+from bench.subjects.steps import Task, ours
+from bench.subjects.world import World
+
+GROUPS = ("compact", "channel_masks", "masked_bn", "conv", "bank", "augment")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run tiny cases of our kernels, then a step; returns 2 without a GPU."""
+    study_parser("sanitize", __doc__).parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("compute-sanitizer needs a GPU, and there is none")
+        return 2
+    setting = Setting(torch.device("cuda", torch.cuda.current_device()), "smoke", "fused")
+    for case in cases_of(setting, GROUPS):
+        for variant in case.variants:
+            if variant.name.startswith("ours"):
+                gated(case, variant, case.inputs(seeded(setting.device, 0)))
+                print(f"{case.id} {variant.name}", flush=True)
+    task = Task(World(setting), 2, 4, 2)
+    loss = ours(task, task.inputs(seeded(setting.device, 0)), "bf16", "fused")()["loss"]
+    torch.cuda.synchronize()
+    print(f"one fused training step, loss {float(loss):.4f}")
+    return 0

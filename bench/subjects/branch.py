@@ -1,0 +1,23 @@
+"""A compact extractor as a plain function, as a loop over extractors calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from der_fast.compaction.bank.execute import execute
+from der_fast.compaction.bank.strategies import true_features
+from der_fast.compaction.extractor import CompactExtractor
+
+Branch = Callable[[Tensor], Tensor]
+
+
+def branch(member: CompactExtractor) -> Branch:
+    """Return a compact extractor as a plain function of images in its dtype."""
+    runnable = member.runnable
+
+    def run(images: Tensor) -> Tensor:
+        return true_features(runnable, execute(runnable.arena.ops, runnable.tensors, images))
+
+    return run

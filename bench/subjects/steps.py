@@ -1,0 +1,292 @@
+"""Training steps: ours through the package's own representation stage, and the rivals' written out as public code writes them.
+
+Both start from the same weights, mask logits and classifiers and see the same batches in the same order, so that the loss and the
+update of every weight after `batches` steps can be compared. Augmentation is off: the rivals get ready batches on the device, which is in
+their favour, while ours takes uint8 pixels, normalises them and meters loss and accuracy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.harness.compiled import compiled
+from bench.harness.registry import Run, Setting, Tensors
+from bench.subjects.branch import branch
+from bench.subjects.rivals import MaskedNet, Masks, sparsity, take
+from bench.subjects.world import CLASSES, World
+from der_fast.compaction.bank import FrozenBank
+from der_fast.config.resolve import resolve_config
+from der_fast.data import MemorySource, transforms_for
+from der_fast.kernels.backend import resolve
+from der_fast.model.classifier import auxiliary_targets, new_classifier
+from der_fast.seeds import generator
+from der_fast.training.context import Context
+from der_fast.training.progress import Observer
+from der_fast.training.representation import RepresentationStage
+from der_fast.training.schedule import mask_scale
+from der_fast.training.state import StepState
+from der_fast.training.step import Model, begin_step
+
+# At most 5, so that the printed form of the gradient compensation, which the rivals use, does not saturate.
+LARGEST_SCALE = 5.0
+# Small, so that rounding does not part the ways of two correct variants within an epoch; no time depends on it.
+LR, MASK_LR, SPARSITY, CLAMP = 1e-3, 0.03, 1.0, 6.0
+
+
+class Notes(Observer):
+    """Shows what the package says, such as why a step runs without a CUDA graph."""
+
+    def message(self, text: str) -> None:
+        print(f"note: {text}", flush=True)
+
+
+@dataclass
+class Task:
+    """One training stage at step t, as data.
+
+    Attributes:
+        world: frozen extractors.
+        t: the step; t − 1 extractors are frozen.
+        batch: images per batch.
+        batches: per epoch.
+        augment: crop, flip and jitter; then only ours and its own speed make sense.
+    """
+
+    world: World
+    t: int
+    batch: int
+    batches: int
+    augment: bool = False
+
+    @property
+    def setting(self) -> Setting:
+        """Where it runs."""
+        return self.world.setting
+
+    @property
+    def known(self) -> int:
+        """Classes of the earlier steps."""
+        return (self.t - 1) * CLASSES
+
+    def inputs(self, draw: torch.Generator) -> Tensors:
+        """Return pixels (uint8, on the CPU) and labels; a class's images share a pattern, so that there is something to learn."""
+        count = self.batch * self.batches
+        labels = torch.randint(self.t * CLASSES, (count,), generator=draw, device=draw.device)
+        patterns = torch.randint(256, (self.t * CLASSES, self.world.size, self.world.size, 3), generator=draw, device=draw.device)
+        noise = torch.randint(256, (count, self.world.size, self.world.size, 3), generator=draw, device=draw.device)
+        return {"pixels": ((patterns[labels] + 3 * noise) // 4).to("cpu", torch.uint8), "labels": labels.cpu()}
+
+    def config(self, precision: str, backend: str) -> Any:
+        """Return the configuration of ours."""
+        keys: dict[str, Any] = {"model.backbone": "resnet18", "masks.enabled": True, "masks.target_params": None, "masks.settle": 0.0}
+        keys |= {"masks.s_max": LARGEST_SCALE, "masks.lr": MASK_LR, "masks.sparsity": SPARSITY, "masks.clamp": CLAMP}
+        keys |= {"runtime.precision": precision, "runtime.backend": backend, "runtime.device": str(self.setting.device)}
+        if not self.augment:
+            keys |= {"data.crop_padding": 0, "data.flip": False, "data.brightness": 0.0}
+        for stage in ("first", "later"):
+            keys |= {f"{stage}.batch_size": self.batch, f"{stage}.epochs": 10**6, f"{stage}.milestones": ()}
+            keys |= {f"{stage}.lr": LR, f"{stage}.warmup_epochs": 0}
+        return resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
+
+    def stage(self, tensors: Tensors, precision: str, backend: str) -> RepresentationStage:
+        """Return the package's stage, at the beginning of its first epoch."""
+        config, world = self.config(precision, backend), self.world
+        transforms = transforms_for(config.data, (world.size, world.size))
+        chosen = resolve(backend, self.setting.device)
+        context = Context(config, self.setting.device, *transforms, observer=Notes(), backend=chosen)
+        names = [tuple(str(step * CLASSES + number) for number in range(CLASSES)) for step in range(self.t)]
+        members = [world.compact(number, context.dtype) for number in range(self.t - 1)]
+        model = Model(world.net, FrozenBank(members), class_sets=names[:-1])
+        if self.t > 1:
+            model = replace(model, head=new_classifier(model.bank.features, self.known, torch.Generator().manual_seed(0)))
+        state = begin_step(context, model, CLASSES)
+        source = MemorySource(tensors["pixels"], tensors["labels"], [name for step in names for name in step])
+        stage = RepresentationStage(context, state, model.bank, source, self.known, config.later if self.t > 1 else config.first)
+        stage.settle_at = 10**6
+        return stage
+
+    def ready(self, tensors: Tensors, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
+        """Return the batches of the stage's first epoch, as it would draw them, on the device."""
+        names = (stage.context.seed, stage.stage, stage.state.step, 0)
+        drawn = stage.source.batches(
+            None,
+            self.batch,
+            transform=stage.context.train_transform,
+            generator=generator(*names),
+            shuffle=True,
+            device=self.setting.device,
+            channels_last=True,
+        )
+        return [(batch.images, batch.labels) for batch in drawn]
+
+
+def weights_of(state: StepState) -> list[Tensor]:
+    """Return every trained tensor of ours, on the CPU in float64: extractor, mask logits, classifier, auxiliary classifier."""
+    return [
+        parameter.detach().to("cpu", torch.float64, copy=True) for module in state.modules().values() for parameter in module.parameters()
+    ]
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    """Return everything in one vector."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def ours(task: Task, tensors: Tensors, precision: str, backend: str) -> Run:
+    """Return an epoch of the package's stage."""
+    stage = task.stage(tensors, precision, backend)
+
+    def epoch() -> Tensor:
+        stage.epoch()
+        return torch.tensor(stage.state.records[-1].loss, dtype=torch.float64)
+
+    return noted(epoch, lambda: weights_of(stage.state))
+
+
+def noted(epoch: Callable[[], Tensor], weights: Callable[[], list[Tensor]]) -> Run:
+    """Return a run of an epoch that also gives the update of all weights the first time, when it is compared and not timed."""
+    begin = weights()
+
+    def run() -> Tensors:
+        loss = epoch()
+        if not begin:
+            return {"loss": loss}
+        update = flat([after - start for after, start in zip(weights(), begin, strict=True)])
+        begin.clear()
+        return {"loss": loss, "update": update}
+
+    return run
+
+
+class Rival:
+    """A training step as public code writes it, from the same start as ours.
+
+    Args:
+        task: what is trained.
+        tensors: the data.
+        dtype: what autocast computes in; float32 and float64 without autocast.
+        frozen: 'full': unpruned networks in turn; 'compact': compact ones in turn.
+        channels_last: memory format of activations and weights.
+        compile: let torch.compile make one graph of the new network's forward pass and the loss; frozen networks stay outside.
+    """
+
+    def __init__(
+        self, task: Task, tensors: Tensors, dtype: torch.dtype, frozen: str = "full", *, channels_last: bool = True, compile: bool = False
+    ) -> None:
+        self.task, self.dtype, self.device = task, dtype, task.setting.device
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        stage = task.stage(tensors, "fp32", "reference")
+        state, net = stage.state, task.world.net
+        self.batches = [(images.to(wide), labels) for images, labels in task.ready(tensors, stage)]
+        if not channels_last:
+            self.batches = [(images.contiguous(), labels) for images, labels in self.batches]
+        self.net = MaskedNet(net)
+        take(self.net, state.extractor.state_dict())
+        self.masks = Masks(net, torch.Generator().manual_seed(0))
+        assert state.masks is not None
+        for logits, start in zip(self.masks.values(), state.masks.layout.by_group(state.masks.logits.detach()).values(), strict=True):
+            logits.data.copy_(start)
+        self.head, self.kept = self._head(state, frozen)
+        self.auxiliary = copy.deepcopy(state.auxiliary)
+        parts = [part for part in (self.net, self.masks, self.head, self.auxiliary) if part is not None]
+        for part in parts:
+            part.to(self.device, wide)
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net.train()
+        self.frozen = self._frozen(frozen, channels_last)
+        self.weights = [parameter for part in (self.net, self.head, self.auxiliary) if part is not None for parameter in part.parameters()]
+        groups: list[dict[str, Any]] = [
+            {"params": self.weights},
+            {"params": list(self.masks.values()), "lr": MASK_LR, "momentum": 0.0, "weight_decay": 0.0},
+        ]
+        fused = compile and task.setting.cuda
+        self.sgd = torch.optim.SGD(groups, LR, momentum=0.9, weight_decay=5e-4, fused=fused)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and task.setting.cuda)
+        self.loss_of = compiled(self._loss, task.setting, graphs=True) if compile else self._loss
+
+    def _head(self, state: StepState, frozen: str) -> tuple[nn.Linear, Tensor | None]:
+        """Return a classifier for what the frozen networks give: columns of pruned features are zero and stay so."""
+        if frozen == "compact" or self.task.t == 1:
+            return copy.deepcopy(state.head), None
+        width = self.task.world.net.width(self.task.world.net.features)
+        old = self.task.world.kept_features(self.task.t - 1)
+        kept = torch.cat([old, torch.arange(width, device=self.device) + (self.task.t - 1) * width])
+        head = nn.Linear(self.task.t * width, state.head.out_features, device=self.device)
+        with torch.no_grad():
+            head.weight.zero_().index_copy_(1, kept, state.head.weight)
+            head.bias.copy_(state.head.bias)
+        return head, kept
+
+    def _frozen(self, kind: str, channels_last: bool) -> list[Callable[[Tensor], Tensor]]:
+        world, count = self.task.world, self.task.t - 1
+        if kind == "compact":
+            return [branch(world.compact(number, self.dtype)) for number in range(count)]
+        nets = [world.full(number) for number in range(count)]
+        format = torch.channels_last if channels_last else torch.contiguous_format
+        # In the compute dtype: under autocast their weights would be cast anew in every step.
+        return [net.to(self.device, self.dtype).to(memory_format=format) for net in nets]  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def _old_features(self, images: Tensor) -> list[Tensor]:
+        converted = images.to(self.dtype)
+        return [net(converted).to(images.dtype) for net in self.frozen]
+
+    def _loss(self, images: Tensor, labels: Tensor, scale: Tensor | float, old: list[Tensor]) -> Tensor:
+        masks = self.masks.soft(scale)
+        enabled = self.dtype in (torch.bfloat16, torch.float16)
+        with torch.autocast(self.device.type, self.dtype if enabled else torch.bfloat16, enabled=enabled):
+            new = self.net(images, masks)
+        features = torch.cat([*old, new.to(images.dtype)], 1)
+        loss = F.cross_entropy(self.head(features), labels)
+        if self.auxiliary is not None:
+            loss = loss + F.cross_entropy(self.auxiliary(new.to(images.dtype)), auxiliary_targets(labels, self.task.known))
+        return loss + SPARSITY * sparsity(self.task.world.net, masks)
+
+    def step(self, images: Tensor, labels: Tensor, scale: Tensor | float) -> Tensor:
+        """Train one batch and return its loss."""
+        if self.loss_of is not self._loss:
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self.loss_of(images, labels, scale, self._old_features(images))
+        self.sgd.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.sgd)
+        self.masks.compensate(scale)
+        self.scaler.step(self.sgd)
+        self.scaler.update()
+        self.masks.clamp(CLAMP)
+        return loss.detach()
+
+    def epoch(self) -> Tensor:
+        """Train every batch; returns the mean loss, in float64."""
+        count = len(self.batches)
+        scales: list[Tensor | float] = [mask_scale(number + 1, count, LARGEST_SCALE) for number in range(count)]
+        if self.loss_of is not self._loss:
+            # A Python number would be compiled in, one program per value.
+            scales = list(torch.tensor(scales, dtype=torch.float32, device=self.device))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for (images, labels), scale in zip(self.batches, scales, strict=True):
+            total += self.step(images, labels, scale)
+        return (total / count).cpu()
+
+    def trained(self) -> list[Tensor]:
+        """Return what is trained, in the order of `weights_of`, without columns of pruned features."""
+        head = self.head.weight if self.kept is None else self.head.weight.index_select(1, self.kept)
+        found = [*self.net.parameters(), torch.cat(list(self.masks.values())), head, self.head.bias]
+        found += [] if self.auxiliary is None else list(self.auxiliary.parameters())
+        # On the CPU: a copy on the GPU would count as this variant's memory.
+        return [tensor.detach().to("cpu", torch.float64, copy=True) for tensor in found]
+
+
+def rival(task: Task, tensors: Tensors, dtype: torch.dtype, frozen: str = "full", **options: bool) -> Run:
+    """Return an epoch of a rival."""
+    made = Rival(task, tensors, dtype, frozen, **options)
+    return noted(made.epoch, made.trained)

@@ -1,0 +1,184 @@
+"""How a convolution is cut into tiles: a default from its shape, and the candidates that are worth timing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from der_fast.kernels.conv.shape import ConvShape, unit_of
+from der_fast.kernels.device import H100_MULTIPROCESSORS
+
+DIRECTIONS = ("forward", "dgrad", "wgrad")
+# What every GPU from compute capability 8.0 on gives one block, with room for the compiler's own use.
+SHARED = 98304
+# Steps of the reduction that each part of a wgrad should at least have, so that filling the pipeline does not dominate.
+STEPS_PER_PART = 4
+# What CUDA allows on the second axis of a launch.
+MOST_PARTS = 65535
+
+
+@dataclass(frozen=True)
+class ConvTiles:
+    """Tile and launch parameters of one kernel; blocks and warps are powers of two.
+
+    The matrix product behind it: forward has rows N·H'·W', columns K and reduces over taps × C; dgrad has rows N·H·W, columns C and
+    reduces over taps × K; wgrad has rows K, columns taps × C and reduces over N·H'·W'.
+
+    Attributes:
+        block_m, block_n, block_k: rows, columns and reduction of one step, each at least 16.
+        num_warps, num_stages: of the launch.
+        group: blocks of rows within which programs that run together share columns.
+        flat: taps × channels are cut as one index, so that a tile may span taps; otherwise each tap is cut on its own.
+
+    Raises:
+        ValueError: a number that the kernels cannot take.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 3
+    group: int = 1
+    flat: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("block_m", 16, 256), ("block_n", 16, 256), ("block_k", 16, 256), ("num_warps", 1, 16)):
+            value = getattr(self, name)
+            if not least <= value <= most or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two from {least} to {most}, not {value}")
+        if self.num_stages < 1 or self.group < 1:
+            raise ValueError(f"num_stages and group must be at least 1, not {self.num_stages} and {self.group}")
+
+    def shared(self, itemsize: int, transformed: bool) -> int:
+        """Return about how many bytes of shared memory the tiles in flight take; a transformed operand may have two sources."""
+        return (self.block_m * (1 + transformed) + self.block_n) * self.block_k * itemsize * self.num_stages
+
+
+@dataclass(frozen=True)
+class _Gemm:
+    """Rows × columns over a depth; `period` is the number of channels per tap on the axis that holds taps."""
+
+    rows: int
+    columns: int
+    depth: int
+    period: int
+
+
+def default_config(
+    direction: str,
+    shape: ConvShape,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    transformed: bool = False,
+    processors: int = H100_MULTIPROCESSORS,
+) -> ConvTiles:
+    """Return the tiles for a shape that is not timed.
+
+    Wide tiles re-read less; they are made smaller where columns would be padded much, or where there would be fewer tiles than
+    multiprocessors. An operand that is transformed passes through registers: half the depth then leaves room for two blocks.
+
+    Args:
+        direction: 'forward', 'dgrad' or 'wgrad'.
+        shape: of the convolution.
+        dtype: of the activations.
+        transformed: whether there is a prologue or a g_affine.
+        processors: multiprocessors of the GPU.
+
+    Raises:
+        ValueError: an unknown direction.
+    """
+    gemm = _gemm(direction, shape)
+    block_n = _width(gemm.columns)
+    deep = dtype.itemsize == 2 and not transformed
+    if direction == "wgrad":
+        # The reduction is split until the GPU is full, so the tiles need not become smaller.
+        chosen = ConvTiles(_width(gemm.rows), block_n, 64 if deep else 32, flat=gemm.period % block_n != 0)
+    else:
+        block_m = 128
+        if _tiles(gemm, block_m, block_n) < processors:
+            block_m = 64
+        if _tiles(gemm, block_m, block_n) < processors and block_n == 128:
+            block_n = 64
+        block_k = 64 if deep and gemm.period % 64 == 0 else 32
+        chosen = ConvTiles(block_m, block_n, block_k, flat=gemm.period % block_k != 0)
+    return _fitted(chosen, gemm, dtype, transformed)
+
+
+def candidates(
+    direction: str,
+    shape: ConvShape,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    transformed: bool = False,
+    processors: int = H100_MULTIPROCESSORS,
+) -> list[ConvTiles]:
+    """Return the tiles worth timing, the default first, without repetition.
+
+    Arguments and errors as in `default_config`.
+    """
+    first = default_config(direction, shape, dtype, transformed=transformed, processors=processors)
+    gemm = _gemm(direction, shape)
+    return list(dict.fromkeys([first, *(_fitted(config, gemm, dtype, transformed) for config in _variants(direction, first, gemm))]))
+
+
+def default_split(shape: ConvShape, config: ConvTiles, processors: int = H100_MULTIPROCESSORS) -> int:
+    """Return into how many parts wgrad's reduction is cut: two blocks per multiprocessor, none with too few steps."""
+    gemm = _gemm("wgrad", shape)
+    steps = _blocks(gemm.depth, config.block_k)
+    return max(1, min(2 * processors // wgrad_tiles(shape, config), steps // STEPS_PER_PART))
+
+
+def wgrad_tiles(shape: ConvShape, config: ConvTiles) -> int:
+    """Return the number of tiles of the weight's gradient."""
+    across = _blocks(shape.taps * shape.channels, config.block_n) if config.flat else shape.taps * _blocks(shape.channels, config.block_n)
+    return _blocks(shape.filters, config.block_m) * across
+
+
+def _gemm(direction: str, shape: ConvShape) -> _Gemm:
+    if direction == "forward":
+        return _Gemm(shape.out_rows, shape.filters, shape.taps * shape.channels, shape.channels)
+    if direction == "dgrad":
+        return _Gemm(shape.in_rows, shape.channels, shape.taps * shape.filters, shape.filters)
+    if direction == "wgrad":
+        return _Gemm(shape.filters, shape.taps * shape.channels, shape.out_rows, shape.channels)
+    raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}")
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _tiles(gemm: _Gemm, block_m: int, block_n: int) -> int:
+    return _blocks(gemm.rows, block_m) * _blocks(gemm.columns, block_n)
+
+
+def _width(columns: int) -> int:
+    """Return the block that wastes least: padded columns, times what narrow tiles cost by re-reading the other operand."""
+    return min((128, 64, 32), key=lambda block: _blocks(columns, block) * block * (1 + 32 / block))
+
+
+def _fitted(config: ConvTiles, gemm: _Gemm, dtype: torch.dtype, transformed: bool) -> ConvTiles:
+    """Return the config with as many warps as its registers need, and with stages that fit into shared memory."""
+    # Channels that cannot be read in vectors take an address each.
+    many = config.block_m * config.block_n >= 128 * 64 or unit_of(gemm.period) * dtype.itemsize < 4
+    stages = config.num_stages
+    while stages > 1 and replace(config, num_stages=stages).shared(dtype.itemsize, transformed) > SHARED:
+        stages -= 1
+    return replace(config, num_warps=8 if many else 4, num_stages=stages)
+
+
+def _variants(direction: str, first: ConvTiles, gemm: _Gemm) -> Iterator[ConvTiles]:
+    """Yield configs around the first; their stages are cut to fit later."""
+    for block_m in (128, 64):
+        for block_n in (128, 64, 32):
+            # Nothing is gained from a block that is padded to twice its columns.
+            if block_n < 2 * gemm.columns and block_m < 2 * gemm.rows:
+                flat = gemm.period % block_n != 0 if direction == "wgrad" else first.flat
+                yield replace(first, block_m=block_m, block_n=block_n, flat=flat)
+    yield replace(first, num_stages=4)
+    yield replace(first, block_k=32 if first.block_k == 64 else 64)
+    yield replace(first, group=8)
+    yield replace(first, flat=not first.flat)
