@@ -82,7 +82,7 @@ def _in_memory(folder: Path, listing: Listing, config: DataConfig) -> tuple[Memo
     refuse_too_much(len(paths), (side, side), config.max_gib, str(folder))
     with progress_bar(f"decoding {folder.name}", len(paths)) as advance:
         decoded = decode_files(paths, (side, side), progress=advance)
-    _judge_problems(decoded.problems, len(paths), folder)
+    judge_problems(decoded.problems, len(paths), folder)
     border = len(train.rows)
     return (
         _source("training", folder, listing, train, decoded.part(0, border)),
@@ -120,7 +120,7 @@ def _guess_side(paths: Iterable[Path]) -> int:
     return default_side(largest)
 
 
-def _judge_problems(problems: list[str], count: int, folder: Path) -> None:
+def judge_problems(problems: list[str], count: int, folder: Path) -> None:
     """Log unreadable files; refuse a folder in which they are too many to be an accident."""
     if not problems:
         return
