@@ -13,7 +13,7 @@ from PIL import Image
 from der_fast.config.schema import DataConfig
 from der_fast.data.decode import Decoded, decode_files
 from der_fast.data.files import FileTable
-from der_fast.data.layout import find_tars
+from der_fast.data.layout import find_tars, lone_test_folder
 from der_fast.data.library import Library, read_settings
 from der_fast.data.listing import Listing, Part, list_folder, list_texts
 from der_fast.data.members import openable
@@ -50,6 +50,8 @@ def load_folder(
     if tars:
         listing = list_tars(folder, tars, config, cache)
     elif folder.is_dir():
+        if (lone := lone_test_folder(folder)) is not None:
+            raise DataError(f"{folder} holds nothing but {lone.name}/, and test images are not trained on; add train/, or give {lone}")
         listing = list_folder(folder, config, cache)
     else:
         listing = list_texts(folder, None if config.test_list is None else Path(config.test_list).expanduser(), config)

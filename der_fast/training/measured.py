@@ -228,13 +228,17 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
     if whole.empty:
         notes.append(f"no images in class(es) {few([repr(name) for name in whole.empty], _MOST_NAMED)} of {config.name}")
     known = torch.zeros(len(source), dtype=torch.bool)
+    called = _known_names(learner, source)
     for kind in sorted({entry.kind for entry in learner.learned}):
-        found = identities(source, kind)
+        found, entries = identities(source, kind), [entry for entry in learner.learned if entry.kind == kind]
         if found is None:
             notes.append("whether images in memory are among the files that the run was trained on cannot be told")
             continue
-        trained = np.concatenate([entry.trained.numpy() for entry in learner.learned if entry.kind == kind])
-        known |= torch.from_numpy(np.isin(found, trained))
+        known |= torch.from_numpy(np.isin(found, np.concatenate([entry.trained.numpy() for entry in entries])))
+        called = {**_seen_as(learner, source, found, entries), **called}
+    if called:
+        notes += [f"class {there!r} of {config.name} is the one that the run calls {name!r}" for there, name in sorted(called.items())]
+        source = with_labels(source, source.labels, [called.get(name, name) for name in source.class_names])
     unwritten = len({*range(1, len(learner.results) + 1)} - {entry.step for entry in learner.learned})
     if unwritten:
         notes.append(
@@ -248,6 +252,31 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
         notes.append(f"{left_out:,} of {len(source):,} image(s) of {config.name} are left out: the run was trained on them")
         source = source.subset((~known).nonzero().flatten())
     return Measured(without_empty_classes(source), tuple(notes), left_out)
+
+
+def _known_names(learner: Learner, source: ImageSource) -> dict[str, str]:
+    """Return what the learner calls classes that it knew by another name: name in the source → its own."""
+    names = {there: name for entry in learner.learned for there, name in zip(entry.class_names, entry.known_as, strict=True)}
+    return _without_doubt(learner, source, {name: {names[name]} for name in source.class_names if name in names})
+
+
+def _seen_as(learner: Learner, source: ImageSource, found: Int64s, entries: Sequence[Learned]) -> dict[str, str]:
+    """Return what the learner calls classes of other names whose held-out images it knows: name in the source → its own."""
+    labels, classes = source.labels.numpy(), dict[str, set[str]]()
+    for entry in entries:
+        place = _matched(entry.held_out.numpy(), np.arange(len(found)), found)
+        for label, position in zip(entry.labels[place >= 0].tolist(), place[place >= 0].tolist(), strict=True):
+            classes.setdefault(source.class_names[int(labels[position])], set()).add(entry.known_as[label])
+    return _without_doubt(learner, source, classes)
+
+
+def _without_doubt(learner: Learner, source: ImageSource, classes: dict[str, set[str]]) -> dict[str, str]:
+    """Keep classes that the learner does not know by their names in the source and that can be only one of those it knows."""
+    return {
+        name: known
+        for name, (known, *others) in classes.items()
+        if not others and name not in learner.class_names and known in learner.class_names and known not in source.class_names
+    }
 
 
 def without_limits(config: DataConfig, name: str, side: int) -> DataConfig:
