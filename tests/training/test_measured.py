@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,14 @@ def measured(run: Path, data: Any = None) -> tuple[dict[str, int], list[str]]:
     return {name: count for name, count in counts.items() if count}, said.texts
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn() -> Iterator[None]:
+    """Drawing reports takes longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "write_report", lambda run: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that learned noise/ (a, b in memory), then more/ (x, y); nothing here may be written to."""
@@ -69,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(whole: Path, tmp_path: Path) -> Path:
-    """The same, to be played with: the run knows its data sets by their first place, so that is emptied of nothing."""
+    """The same, to be played with."""
     copied = shutil.copytree(whole, tmp_path / "place")
     relocate(copied / "run", str(whole), str(copied))
     return copied
