@@ -92,11 +92,14 @@ def relocate(run: Path, old: str, new: str) -> None:
 
 def test_after_learn_the_held_out_images_of_both_data_sets_are_measured(whole: Path) -> None:
     metrics = json.loads((whole / "run" / "metrics.json").read_text())
+    assert [sum(row) for row in metrics["confusion"]] == [2, 2, 2, 1]
+    assert api.evaluate_run(whole / "run").images == 7
     assert measured(whole / "run") == ({"a": 2, "b": 2, "x": 2, "y": 1}, [])
     assert api.evaluate_run(whole / "run").confusion == metrics["confusion"]
 
 
 def test_the_folder_that_was_trained_on_gives_its_held_out_images_only(whole: Path) -> None:
+    assert api.evaluate_run(whole / "run", whole / "noise").images == 4
     counts, said = measured(whole / "run", whole / "noise")
     assert counts == {"a": 2, "b": 2}
     assert said == [f"16 of 20 image(s) of {whole / 'noise'} are left out: the run was trained on them"]
@@ -154,6 +157,7 @@ def test_a_folder_without_any_image_is_refused(whole: Path, tmp_path: Path) -> N
 
 def test_a_renamed_class_folder_is_measured_and_named(place: Path) -> None:
     (place / "noise" / "a").rename(place / "noise" / "kitty")
+    assert api.evaluate_run(place / "run").images == 7
     run, said = place / "run", f"held-out images of class 'a' are now in class 'kitty' of {place / 'noise'}"
     assert measured(run) == ({"a": 2, "b": 2, "x": 2, "y": 1}, [said])
     counts, texts = measured(run, place / "noise")
