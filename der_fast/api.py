@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from der_fast.home import expand
 from der_fast.report import write_report
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
+from der_fast.training.measured import held_out_images, images_of, joined, without_limits
 from der_fast.training.progress import Observer, Observers
-from der_fast.training.run import check_out, learn_more, old_test_images, run_protocol
-from der_fast.training.sources import as_source
+from der_fast.training.provenance import GIVEN, moved, origin_of
+from der_fast.training.run import check_out, learn_more, run_protocol
+from der_fast.training.sources import as_source, without_empty_classes
 
-# The data set's name in the configuration of a run that was given image sources or data sets.
-GIVEN = "given as datasets"
+_LIMITS = ("train_per_class", "test_per_class", "test_share")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def learn_run(
         overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``.
         observer: told about progress.
 
-    Accuracy is measured on the new classes' test images and, where the run's own data set can still be read, on the old ones'.
+    Accuracy is measured on the test images of the new classes and on those that the run held out of every data set it learned before.
+    What of these cannot be read any more is said and stands in the report.
     A process that is killed leaves the run as it was; the same call then goes on from the last checkpoint.
 
     Raises:
@@ -152,22 +153,25 @@ def learn_run(
     everything = {**limits, "data.classes": None, "data.test_list": None, "data.image_size": _input_side(saved)}
     new_data = replace_keys(config, {**everything, "data.name": str(folder)}).data
     train_source, test_source = load_dataset(new_data, say=watcher.message)
-    own = {"data.name": config.data.name, "data.reader": config.data.reader, "data.image_size": _input_side(saved)}
-    old = old_test_images(replace_keys(saved.config, own), saved.class_names, partial(load_dataset, cache=run))
-    if old is None:
+    own = replace(saved.config.data, name=config.data.name, reader=config.data.reader, image_size=_input_side(saved))
+    saved.learned = moved(saved.learned, saved.config.data, own)
+    old = held_out_images(saved, own, run)
+    for note in old.notes:
+        watcher.message(note)
+    if old.source is None:
         name = saved.config.data.name
         watcher.message(f"the run's own data set ({name}) cannot be read here: accuracy is measured on the new classes only")
         test: ImageSource = test_source
     else:
-        names = (*old.class_names, *(name for name in test_source.class_names if name not in old.class_names))
-        test = old.relabelled(names).concatenated(test_source.relabelled(names))
+        known = without_empty_classes(old.source)
+        names = (*known.class_names, *(name for name in test_source.class_names if name not in known.class_names))
+        test = joined([known, test_source], names)
     # How much of the new folder is read says nothing about the data set that the run was trained on.
-    of_run = {
-        f"data.{key}": getattr(saved.config.data, key) for key in ("name", "train_per_class", "test_per_class", "test_share", "reader")
-    }
+    of_run = {f"data.{key}": getattr(saved.config.data, key) for key in ("name", *_LIMITS, "reader")}
     if data is not None:
         del of_run["data.name"]
-    learner = learn_more(run, train_source, test, replace_keys(config, of_run), observer=watcher)
+    origin = origin_of(new_data, test_source, old.notes)
+    learner = learn_more(run, train_source, test, replace_keys(config, of_run), origin=origin, observer=watcher)
     write_report(run)
     return RunResult(learner.metrics(), learner, run)
 
@@ -179,40 +183,33 @@ def evaluate_run(
 
     Args:
         run: the run's folder.
-        data: a data set name or a folder of known classes: its test images, or all where a folder has no train/test split.
-            Default: the run's own test images.
+        data: a data set name or a folder of known classes: its test images, or all where it has no train/test split, but none that the
+            run was trained on. Default: the images that the run held out, of every data set that it learned.
         device: where it runs.
-        observer: told about a damaged state that had to be passed over.
+        observer: told about what is missing or left out, and about a damaged state that had to be passed over.
 
     Raises:
-        UserError: a run or data set that cannot be read, or without any known class.
+        UserError: a run or data set that cannot be read, has a class that was never learned, or no image that can be measured.
     """
     run = expand(run)
-    learner = Learner.load(run, device=device, observer=observer)
-    wanted = learner.config.data
+    learner, watcher = Learner.load(run, device=device, observer=observer), observer or Observer()
+    wanted, side = learner.config.data, _input_side(learner)
     if data is not None:
-        side = _input_side(learner)
-        whole = replace(wanted, name=str(data), image_size=side, train_per_class=None, test_per_class=None, classes=None, test_list=None)
-        train, test = load_dataset(whole)
-        return learner.evaluate(train.concatenated(test) if _has_no_split(train) else test)
-    if wanted.name == GIVEN:
-        raise DataError(f"the run in {run} was trained on data sets that no name stands for; give a folder of test images")
-    if Path(wanted.name).is_absolute() and not Path(wanted.name).exists():
+        found = images_of(learner, without_limits(wanted, str(data), side))
+    else:
+        found = held_out_images(learner, replace(wanted, image_size=side), run)
+    if found.source is None:
         raise DataError(
-            f"the images of the run in {run} are not in {wanted.name} any more; give a folder of test images, or tell the run where they "
-            f"are now: der-fast train NEW_PLACE --out {run} --resume"
+            f"none of the images that the run in {run} held out can be read: {'; '.join(found.notes)}. Give a folder of test images"
+            + (
+                ""
+                if all(entry.data is None for entry in learner.learned)
+                else f", or tell the run where its own are now: der-fast train NEW_PLACE --out {run} --resume"
+            )
         )
-    _, test = load_dataset(wanted, cache=run)
-    known = [name for name in learner.class_names if name in test.class_names]
-    if not known:
-        raise DataError(f"data set {wanted.name!r} has none of the classes that the run in {run} knows; give a folder of test images")
-    return learner.evaluate(test.of_classes(known))
-
-
-def _has_no_split(train: ImageSource) -> bool:
-    """Whether images come from a folder without train/ and test/: their names are then <class>/<file>."""
-    files = getattr(train, "files", None)
-    return files is not None and all(name.count("/") == 1 for name in files)
+    for note in found.notes:
+        watcher.message(note)
+    return replace(learner.evaluate(found.source), left_out=found.left_out, notes=found.notes)
 
 
 def _input_side(learner: Learner) -> int:

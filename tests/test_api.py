@@ -195,8 +195,8 @@ def test_learning_the_classes_of_a_folder(copy: Path, tmp_path: Path) -> None:
     assert not any("cannot be read" in text for text in said.texts)
     data = Learner.load(copy).config.data
     assert (data.name, data.train_per_class, data.test_per_class, data.test_share, data.flip) == ("digits", 6, 4, 0.2, True)
-    # The run's own test images can still be measured.
-    assert evaluate_run(copy).images == 40
+    # The images held out of both data sets can still be measured.
+    assert evaluate_run(copy).confusion == metrics["confusion"]
 
 
 def test_the_limits_of_the_run_do_not_hold_for_the_new_folder(copy: Path, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_run_finds_its_images_from_anywhere(tmp_path: Path, monkeypatch: pytes
     learned = learn_run("../run", "../more", observer=said)
     assert not any("cannot be read" in text for text in said.texts)
     assert [sum(row) for row in learned.metrics["confusion"]] == [1] * 4
-    assert evaluate_run("../run").images == 2
+    assert evaluate_run("../run").confusion == learned.metrics["confusion"]
 
 
 def test_images_that_were_moved(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_images_that_were_moved(tmp_path: Path) -> None:
     assert json.loads((run / "config.json").read_text())["config"]["data"]["name"] == str(new)
     assert evaluate_run(run).confusion == again["confusion"]
     new.rename(old)
-    with pytest.raises(DataError, match=f"are not in {new} any more; give a folder of test images, or .* --out {run} --resume"):
+    with pytest.raises(DataError, match=f"there is no folder {new};.*Give a folder of test images, or .* --out {run} --resume"):
         evaluate_run(run)
     Image.new("RGB", (8, 8)).save(old / "cube" / "00.png")
     with pytest.raises(CheckpointError, match="was started with other t[a-z]+ images"):
@@ -322,10 +322,10 @@ def test_a_run_whose_data_set_has_no_name(tmp_path: Path) -> None:
     colours = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3) * 30
     learner.learn(MemorySource(colours, torch.tensor([0, 1] * 4), ["black", "white"]))
     learner.save(tmp_path / "one")
-    with pytest.raises(DataError, match="'digits' has none of the classes"):
+    with pytest.raises(DataError, match="none of the images .* can be read"):
         evaluate_run(tmp_path / "one")
     train((Pictures(), Pictures()), "B0-2", out=tmp_path / "two", settings=TINY)
-    with pytest.raises(DataError, match="no name stands for; give a folder"):
+    with pytest.raises(DataError, match=r"16 held-out .* of 4 class.* were given as datasets and cannot be read here. Give a folder"):
         evaluate_run(tmp_path / "two")
 
 

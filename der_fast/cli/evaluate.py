@@ -13,13 +13,15 @@ from der_fast.cli import options as opt
 from der_fast.cli.console import output, print_json
 from der_fast.cli.tables import MISSING
 
-Data = Annotated[str | None, typer.Argument(metavar="DATA", help="test images: a data set or a folder; default: the run's own")]
+Data = Annotated[
+    str | None, typer.Argument(metavar="DATA", help="test images: a data set or a folder; default: those that the run held out")
+]
 
 
 def evaluate(run: opt.Run, data: Data = None, as_json: opt.Json = False, device: opt.Device = None, debug: opt.Debug = False) -> None:
-    """Test the model of RUN on its own test images, or on those of DATA."""
+    """Test the model of RUN on the images that it held out, or on those of DATA that it was not trained on."""
     from der_fast.api import evaluate_run
-    from der_fast.cli.display import OnlyMessages
+    from der_fast.cli.display import OnlyMessages, shortened
 
     result = asdict(evaluate_run(run, data, device=device, observer=OnlyMessages()))
     if as_json:
@@ -27,6 +29,11 @@ def evaluate(run: opt.Run, data: Data = None, as_json: opt.Json = False, device:
         return
     console = output()
     console.print(classes_table(result))
+    if result["without_images"]:
+        names = result["without_images"]
+        console.print(
+            f"no test images of {len(names)} of {len(result['class_names'])} known classes: {shortened(names, 10)}", soft_wrap=True
+        )
     console.print(f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of {result['images']:,} test images", soft_wrap=True)
 
 

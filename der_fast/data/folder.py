@@ -13,7 +13,7 @@ from PIL import Image
 from der_fast.config.schema import DataConfig
 from der_fast.data.decode import Decoded, decode_files
 from der_fast.data.files import FileTable
-from der_fast.data.layout import find_tars
+from der_fast.data.layout import find_tars, lone_test_folder
 from der_fast.data.library import Library, read_settings
 from der_fast.data.listing import Listing, Part, list_folder, list_texts
 from der_fast.data.members import openable
@@ -51,6 +51,8 @@ def load_folder(
     if tars:
         listing = list_tars(folder, tars, config, cache)
     elif folder.is_dir():
+        if (lone := lone_test_folder(folder)) is not None:
+            raise DataError(f"{folder} holds nothing but {lone.name}/, and test images are not trained on; add train/, or give {lone}")
         listing = list_folder(folder, config, cache)
     else:
         listing = list_texts(folder, None if config.test_list is None else expand(config.test_list), config)
@@ -83,7 +85,7 @@ def _in_memory(folder: Path, listing: Listing, config: DataConfig) -> tuple[Memo
     refuse_too_much(len(paths), (side, side), config.max_gib, str(folder))
     with progress_bar(f"decoding {folder.name}", len(paths)) as advance:
         decoded = decode_files(paths, (side, side), progress=advance)
-    _judge_problems(decoded.problems, len(paths), folder)
+    judge_problems(decoded.problems, len(paths), folder)
     border = len(train.rows)
     return (
         _source("training", folder, listing, train, decoded.part(0, border)),
@@ -121,7 +123,7 @@ def _guess_side(paths: Iterable[Path]) -> int:
     return default_side(largest)
 
 
-def _judge_problems(problems: list[str], count: int, folder: Path) -> None:
+def judge_problems(problems: list[str], count: int, folder: Path) -> None:
     """Log unreadable files; refuse a folder in which they are too many to be an accident."""
     if not problems:
         return

@@ -38,6 +38,18 @@ def flat_test_folder(folder: Path) -> Path | None:
     return next((folder / name for name in _TEST_NAMES if (folder / name).is_dir()), None)
 
 
+def lone_test_folder(folder: Path) -> Path | None:
+    """Return the test folder, of class folders or tars, that is the only folder in `folder`; None where there is anything else.
+
+    Raises:
+        OSError: a folder that cannot be listed.
+    """
+    found = _folders(folder)
+    if len(found) != 1 or found[0].name not in _TEST_NAMES:
+        return None
+    return found[0] if _holds_folders(found[0]) or _tars(found[0]) else None
+
+
 def find_tars(place: Path) -> dict[str, list[Path]]:
     """Return the tars of `TRAIN` and `TEST`, or of the `WHOLE` set: those in train/ and test/, those of a folder, or the one tar.
 

@@ -188,6 +188,11 @@ def listing_of(
     return Listing(table, tuple(names), _part(parts[0], config.train_per_class), _part(parts[1], config.test_per_class), note)
 
 
+def read_text(path: Path) -> tuple[FileTable, dict[str, Int64s]]:
+    """Return all files of a list, and class name → rows; raises DataError."""
+    return _read_text(path, None)
+
+
 def _read_text(path: Path, wanted: Sequence[str] | None) -> tuple[FileTable, dict[str, Int64s]]:
     """Return the files of a list, and class name → rows."""
     try:

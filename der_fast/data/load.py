@@ -41,11 +41,16 @@ def load_dataset(
         return _limited(load_digits(config.test_share), config)
     if config.name in ARCHIVES:
         return _limited(load_cifar(config.name, _archive_folder(config), allow_download=config.download), config)
+    return load_folder(found_place(config), config, cache=cache, say=say)
+
+
+def found_place(config: DataConfig) -> Path:
+    """Return the folder, list or tar that `config.name` stands for; raises DataError where there is none."""
     folder = expand(config.name)
     # A drive that does not answer is found out here, before anything waits for it without end.
     mapped(Path.exists, [folder], config.timeout)
     if folder.is_dir() or (folder.is_file() and folder.suffix in (".txt", ".tar")):
-        return load_folder(folder, config, cache=cache, say=say)
+        return folder
     if folder.exists():
         raise DataError(
             f"{folder.absolute()} is a file; give the path of a folder of class folders (unpack an archive "

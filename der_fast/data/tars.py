@@ -67,21 +67,37 @@ def list_tars(place: Path, parts: dict[str, list[Path]], config: DataConfig, cac
         DataError: a tar that cannot be read, is cut off, or holds an image without a class; an unknown class, a class that is in one
             part only, or one too small to be split.
     """
-    root = absolute_root(place if place.is_dir() else place.parent)
-    tars = [tar for found in parts.values() for tar in found]
-    index, note = _open(root, [tar.absolute().relative_to(root).as_posix() for tar in tars], cache, config.timeout)
-    if not len(index.table):
-        raise DataError(f"no images in the tars of {place}; a sample is an image and its class under one name: 0007.jpg and 0007.cls")
+    index, note = _indexed(place, parts, config, cache)
     if config.classes is not None:
         unknown = [name for name in config.classes if name not in index.classes]
         if unknown:
             raise DataError(f"data.classes names {', '.join(map(repr, unknown[:_MOST_NAMED]))}, but {place} has no such class")
     wanted = set(index.classes if config.classes is None else config.classes)
-    border = len(parts[TRAIN]) if TRAIN in parts else len(tars)
+    border = len(parts[TRAIN]) if TRAIN in parts else len(index.tars)
     train = _by_class(index, np.flatnonzero(index.table.folder < border), wanted)
     test = None if WHOLE in parts else _by_class(index, np.flatnonzero(index.table.folder >= border), wanted)
     places = [str(parts[part][0].parent) if part in parts else str(place) for part in (TRAIN, TEST)]
     return listing_of(index.table, train, test, config, note, (places[0], places[1]))
+
+
+def index_tars(
+    place: Path, parts: dict[str, list[Path]], config: DataConfig, cache: Path | None = None
+) -> tuple[FileTable, dict[str, dict[str, Int64s]], str]:
+    """Return all images of tars, part → class name → rows, and a line that says where the list came from; see `list_tars`."""
+    index, note = _indexed(place, parts, config, cache)
+    borders = {TRAIN: (0, len(parts.get(TRAIN, ()))), TEST: (len(parts.get(TRAIN, ())), len(index.tars)), WHOLE: (0, len(index.tars))}
+    folder, classes = index.table.folder, set(index.classes)
+    rows = {part: np.flatnonzero((folder >= borders[part][0]) & (folder < borders[part][1])) for part in parts}
+    return index.table, {part: _by_class(index, found, classes) for part, found in rows.items()}, note
+
+
+def _indexed(place: Path, parts: dict[str, list[Path]], config: DataConfig, cache: Path | None) -> tuple[TarIndex, str]:
+    root = absolute_root(place if place.is_dir() else place.parent)
+    tars = [tar for found in parts.values() for tar in found]
+    index, note = _open(root, [tar.absolute().relative_to(root).as_posix() for tar in tars], cache, config.timeout)
+    if not len(index.table):
+        raise DataError(f"no images in the tars of {place}; a sample is an image and its class under one name: 0007.jpg and 0007.cls")
+    return index, note
 
 
 def _by_class(index: TarIndex, rows: Int64s, wanted: set[str]) -> dict[str, Int64s]:

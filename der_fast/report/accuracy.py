@@ -110,7 +110,7 @@ def class_sets_over_time(run: RunRecord) -> style.Picture | None:
     _cell_borders(axes, steps, steps)
     change = np.array([[grid[index, -1] - grid[index, index]] for index in range(steps)])
     change[-1] = np.nan
-    limit = max(10.0, *np.abs(change[np.isfinite(change)]).tolist())
+    limit = max([10.0, *np.abs(change[np.isfinite(change)]).tolist()])
     _draw_change(beside, change, limit)
     if steps <= _ANNOTATED:
         _write_cells(axes, grid, "{:.0f}", dark_above=60)

@@ -24,6 +24,9 @@ class Evaluation:
         confusion: C × C counts, rows the true class, columns the predicted one, in learning order.
         images: number of test images.
         class_names: the known classes in learning order.
+        without_images: those of them of which the test set has no image.
+        left_out: images that were given but not counted, because the run was trained on them.
+        notes: what else a person should know about what was measured, a line each.
     """
 
     top1: float
@@ -32,6 +35,9 @@ class Evaluation:
     confusion: list[list[int]]
     images: int
     class_names: tuple[str, ...]
+    without_images: tuple[str, ...] = ()
+    left_out: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def _test_batches(context: Context, source: ImageSource, order: Tensor | None = None) -> Iterator[Batch]:
@@ -113,4 +119,5 @@ def score(logits: Tensor, labels: Tensor, class_names: Sequence[str], class_sets
         counts.tolist(),
         len(labels),
         tuple(class_names),
+        tuple(name for name, row in zip(class_names, counts.tolist(), strict=True) if not sum(row)),
     )

@@ -26,7 +26,7 @@ from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.seeds import generator
-from der_fast.training import saved
+from der_fast.training import provenance, saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
 from der_fast.training.latency import latencies_ms, whole_model
@@ -35,7 +35,7 @@ from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
-from der_fast.training.results import StepResult, metrics_of, times_of
+from der_fast.training.results import StepResult, metrics_of, times_of, unmeasured_note
 from der_fast.training.runtime import apply_runtime
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
@@ -69,6 +69,8 @@ class Learner:
         apply_runtime(self.config.runtime, self.device)
         self.results: list[StepResult] = []
         self.records: list[EpochRecord] = []
+        # Of every step, the images it was trained on and those that were held out.
+        self.learned: list[provenance.Learned] = []
         self.notes: list[str] = []
         self.image_size: tuple[int, int] | None = None
         self._model: Model | None = None
@@ -96,6 +98,7 @@ class Learner:
         test: Any = None,
         *,
         announce: bool = True,
+        origin: provenance.Origin | None = None,
         begin: Callable[[StepState], bool] | None = None,
         save: Callable[[StepState], None] | None = None,
     ) -> StepResult:
@@ -106,6 +109,8 @@ class Learner:
                 `method.bound`, the images of all classes seen so far).
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
             announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
+            origin: where the images come from, for later measurements; default: they were given, and the test images of the classes of
+                `train` were held out.
             begin: called with the step as it begins; may bring it to a checkpoint and then returns True.
             save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
 
@@ -134,13 +139,18 @@ class Learner:
         result = self._measure(context, finished, pruned, test, reference, seconds)
         spent, waited = times_of(state.records)
         result = replace(result, training_seconds=spent, data_seconds=waited)
+        origin = origin or provenance.Origin(None, provenance.own_test_images(train, test))
+        self.learned += provenance.try_learned(state.step, train, origin, self.observer.message)
         self._model, self.image_size = finished, train.image_size
         self._mask_logs.pop(state.step, None)
         if state.masks is not None:
             self._mask_logs[state.step] = state.mask_log
         self.results.append(result)
         self.records += [*state.records, *records]
-        self.notes += [*state.notes, *_notes(train), *(_notes(test) if test is not None else [])]
+        self.notes += [*state.notes, *_notes(train), *(_notes(test) if test is not None else []), *origin.notes]
+        if (note := unmeasured_note(result, self.class_names)) is not None:
+            self.notes.append(note)
+            self.observer.message(note)
         self.observer.step_ends(_summary(result))
         return result
 
@@ -192,6 +202,7 @@ class Learner:
                 **saved.results_to_json(self.results, self.records),
                 "notes": self.notes,
                 "image_size": list(self.image_size or ()),
+                "learned": provenance.save_learned(run, self.learned),
             }
             saved.save_model(run, model, self.config, self._stem, facts)
             self.save_results(run)
@@ -238,6 +249,8 @@ class Learner:
         learner.image_size = (manifest["image_size"][0], manifest["image_size"][1])
         learner.results, learner.records = saved.results_from_json(manifest)
         learner.notes = list(manifest["notes"])
+        # Runs that were saved before this was written down have none.
+        learner.learned = provenance.load_learned(home, manifest.get("learned", ()), watcher.message)
         learner._home = home
         learner._memory_found = False
         return learner
@@ -254,6 +267,7 @@ class Learner:
             if changed:
                 rows = ", ".join(f"{key} was {_value(self.config, key)!r}, now {_value(config, key)!r}" for key in changed)
                 raise ConfigError(f"what was learned depends on these keys, so they cannot be changed any more: {rows}")
+        self.learned = provenance.moved(self.learned, self.config.data, config.data)
         self.config = config
         apply_runtime(config.runtime, self.device)
 

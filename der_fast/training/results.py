@@ -10,6 +10,8 @@ from typing import Any
 
 from der_fast.training.progress import EpochRecord
 
+_MOST_NAMED = 10
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -89,6 +91,15 @@ def forward_transfer(own: Sequence[float | None], reference: Sequence[float | No
     if not pairs or any(a is None or b is None for a, b in pairs):
         return None
     return sum(float(a) - float(b) for a, b in pairs if a is not None and b is not None) / len(pairs)
+
+
+def unmeasured_note(result: StepResult, class_names: Sequence[str]) -> str | None:
+    """Name the known classes of which a step's test set had no image; None where there are none, or was no test set."""
+    if result.confusion is None:
+        return None
+    names = [repr(name) for name, row in zip(class_names, result.confusion, strict=True) if not sum(row)]
+    shown = ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+    return f"step {result.step}: no test images of {len(names)} of {len(class_names)} known classes: {shown}" if names else None
 
 
 def mean(values: Sequence[float | int | None]) -> float | None:

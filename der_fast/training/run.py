@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.progress import Observer
 from der_fast.training.protocol import class_order, split_steps
+from der_fast.training.provenance import FOLDER as LEARNED
+from der_fast.training.provenance import Origin, origin_of
 from der_fast.training.runtime import refuse_several_processes
 from der_fast.training.saved import saved_steps
 from der_fast.training.sources import counts_by_class
@@ -104,23 +106,26 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
     for number in range(len(learner.results), len(steps)):
         seen = [name for names in steps[: number + 1] for name in names]
         images = train.of_classes(seen if config.method.bound else steps[number])
+        origin = origin_of(config.data, test.of_classes(steps[number]))
         if out is None:
-            learner.learn(images, test.of_classes(seen), announce=False)
+            learner.learn(images, test.of_classes(seen), announce=False, origin=origin)
         else:
-            _learn_and_save(learner, images, test.of_classes(seen), out, announce=False)
+            _learn_and_save(learner, images, test.of_classes(seen), out, announce=False, origin=origin)
 
 
 def _how(learner: Learner) -> str:
     return f"backend {learner.backend.name} ({learner.backend.reason}), device {learner.device}"
 
 
-def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, *, announce: bool) -> None:
+def _learn_and_save(
+    learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, *, announce: bool, origin: Origin | None
+) -> None:
     """Learn one step, from its last checkpoint if there is one, and save the learner; see `Learner.learn`."""
     free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in FREE_KEYS}
     task = task_of({"config": free, "known": learner.class_names, "train": train.fingerprint()})
     checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
     restore = partial(checkpoints.restore, warn=learner.observer.message)
-    learner.learn(train, test, announce=announce, begin=restore, save=checkpoints.save)
+    learner.learn(train, test, announce=announce, origin=origin, begin=restore, save=checkpoints.save)
     with deferred():
         learner.save(out)
         checkpoints.clear()
@@ -148,7 +153,7 @@ def _open(out: Path, facts: dict[str, Any], fresh: Learner) -> Learner:
     if not _holds_run(out):
         save_manifest(out / "config.json", facts)
         return fresh
-    for folder in (out, out / FOLDER, out / "extractors", *out.glob("steps/*")):
+    for folder in (out, out / FOLDER, out / "extractors", out / LEARNED, *out.glob("steps/*")):
         remove_leftovers(folder)
     _check_same(out / "config.json", facts)
     _note_place(out / "config.json", config)
@@ -230,7 +235,15 @@ def _check_memory(config: Config, train: ImageSource, names: Sequence[str], watc
         watcher.message(note)
 
 
-def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: Config, *, observer: Observer | None = None) -> Learner:
+def learn_more(
+    run: Path,
+    train: ImageSource,
+    test: ImageSource | None,
+    config: Config,
+    *,
+    origin: Origin | None = None,
+    observer: Observer | None = None,
+) -> Learner:
     """Teach a saved learner the classes of `train` and save it again.
 
     Until it is saved, the folder holds what it held before. Where the process was killed, the same call goes on from the last
@@ -240,6 +253,7 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
         run: the learner's folder.
         train: the new classes.
         test: images of any known or new classes, or None.
+        origin: where the images come from; see `Learner.learn`.
         config: the configuration of this step; backbone and image size must be those of the run.
         observer: told about progress.
 
@@ -257,14 +271,5 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
         watcher.run_begins(1, config)
         watcher.message(_how(learner))
         with _advising(f"{run} is as it was: learn the classes again, with the lower value."):
-            _learn_and_save(learner, train, test, run, announce=True)
+            _learn_and_save(learner, train, test, run, announce=True, origin=origin)
     return learner
-
-
-def old_test_images(config: Config, names: Sequence[str], load: Callable[[Any], tuple[ImageSource, ImageSource]]) -> ImageSource | None:
-    """Return the test images of a run's own data set for the given known classes; None where it cannot be read any more."""
-    with contextlib.suppress(DataError):
-        _, test = load(config.data)
-        present = [name for name in names if name in test.class_names]
-        return test.of_classes(present) if present else None
-    return None

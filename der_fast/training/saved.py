@@ -4,6 +4,7 @@
     DIR/steps/NN/model-<checksum>.safetensors       classifier and the newest extractor's dense weights after step NN
     DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory: labels with pixels, or with paths, sizes and checksums
     DIR/steps/NN/learner.json                       the manifest, written last: everything else, and every file's name and checksum
+    DIR/learned/NN-<checksum>.safetensors           which images step NN learned and which it held out (see `provenance`)
     DIR/steps/NN/mask_logits.safetensors            the step's mask trajectory, for the report
 
 A name holds its contents' checksum, so no file is overwritten with other contents: until a new manifest stands, what was saved
@@ -112,7 +113,12 @@ def _save_memory(folder: Path, memory: ImageSource | None) -> dict[str, Any] | N
 def _forget_others(run: Path, newest: dict[str, Any]) -> None:
     """Delete every state but the newest and the one before it, and every file that neither of them names."""
     kept = {newest["step"]: newest, **_state_before(run, newest)}
-    named = {row["file"] for manifest in kept.values() for row in [*manifest["extractors"], manifest["model"], manifest["memory"]] if row}
+    named = {
+        row["file"]
+        for manifest in kept.values()
+        for row in [*manifest["extractors"], *manifest.get("learned", ()), manifest["model"], manifest["memory"]]
+        if row
+    }
     for folder in run.glob("steps/*"):
         if not folder.name.isdigit():
             continue
@@ -120,7 +126,7 @@ def _forget_others(run: Path, newest: dict[str, Any]) -> None:
             (folder / MANIFEST).unlink(missing_ok=True)
         if int(folder.name) > newest["step"]:
             (folder / MASK_LOG).unlink(missing_ok=True)
-    for pattern in ("extractors/*.safetensors", "steps/*/model-*.safetensors", "steps/*/memory-*.safetensors"):
+    for pattern in ("extractors/*.safetensors", "learned/*.safetensors", "steps/*/model-*.safetensors", "steps/*/memory-*.safetensors"):
         for path in run.glob(pattern):
             if path.name not in named:
                 path.unlink(missing_ok=True)

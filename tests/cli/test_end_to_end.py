@@ -227,3 +227,17 @@ def test_interrupted(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert f"go on with: der-fast train --out {out} --resume" in errors
     assert list(out.glob("checkpoints/*"))
+
+
+def test_eval_names_classes_without_images_and_leaves_out_what_was_trained_on(copy: Path, new_classes: Path) -> None:
+    assert command("learn", copy, new_classes, "--epochs", "1").exit_code == 0
+    metrics = json.loads((copy / "metrics.json").read_text())
+    own = json.loads(command("eval", copy, "--json").stdout)
+    assert (own["confusion"], own["without_images"], own["left_out"]) == (metrics["confusion"], [], 0)
+    ended = command("eval", copy, new_classes)
+    assert "no test images of 10 of 12 known classes: " in ended.stdout
+    assert "are left out: the run was trained on them" in ended.stderr
+    found = json.loads(command("eval", copy, new_classes, "--json").stdout)
+    assert sorted(found["without_images"]) == list("0123456789")
+    assert found["left_out"] > 0 and len(found["notes"]) == 1
+    assert found["images"] + found["left_out"] == len(list(new_classes.rglob("*.png")))

@@ -210,3 +210,11 @@ def test_lambda_is_drawn_where_it_changes(tmp_path, make_run, figures):
         training.epochs_of_the_run(read_run(tmp_path))
     panels = {axes.get_ylabel(): axes for axes in only(figures, "epochs").axes}
     assert panels["λ_s"].lines[0].get_ydata().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_class_sets_of_which_no_change_is_known(tmp_path, make_run, figures):
+    # The first data set could not be read any more when the second was learned.
+    make_run(tmp_path, [["a"], ["b"]], class_set_top1=[[90.0], [None, 95.0]])
+    with style.look():
+        picture = accuracy.class_sets_over_time(read_run(tmp_path))
+    assert picture is not None and picture.caption.endswith("did to the classes of that step.")

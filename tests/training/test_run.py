@@ -15,7 +15,7 @@ from der_fast.errors import CheckpointError, ConfigError, DataError, DivergenceE
 from der_fast.files import held
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
-from der_fast.training.run import FREE_KEYS, learn_more, old_test_images, run_protocol
+from der_fast.training.run import FREE_KEYS, learn_more, run_protocol
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -313,15 +313,3 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(copy: Path, t
     resumed(copy, tiny, synthetic, observer=Never())
     assert [path.exists() for path in ours] == [False] * 4
     assert [path.exists() for path in others] == [True] * 3
-
-
-def test_old_test_images(tiny: Tiny, synthetic: Images) -> None:
-    def unreadable(config: Any) -> Any:
-        raise DataError("gone")
-
-    def load(config: Any) -> tuple[MemorySource, MemorySource]:
-        return synthetic("abc"), synthetic("cba", 2)
-
-    assert old_test_images(tiny(), ("a", "c"), unreadable) is None
-    assert old_test_images(tiny(), ("x",), load) is None
-    assert old_test_images(tiny(), ("a", "x", "c"), load).class_names == ("a", "c")

@@ -1,0 +1,205 @@
+"""What a run was taught, step by step: from which data set, on which images it was trained, and which it held out for testing.
+
+    DIR/learned/NN-<checksum>.safetensors    identities of step NN's images; places and class names stand in the state's manifest
+
+Images are known by what is in them (`data.identity`) and not by their paths, so they are found again where files or class folders were
+moved or renamed, and recognised in another split. A trained image takes 8 bytes, one that was held out 20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from der_fast.config.datasets import absolute, data_folder
+from der_fast.config.schema import DataConfig
+from der_fast.data.identity import FILE, UNREADABLE, identities, kind_of
+from der_fast.data.photos import PhotoSource
+from der_fast.data.source import ImageSource
+from der_fast.errors import CheckpointError, DataError
+from der_fast.training.sources import counts_by_class
+from der_fast.training.store import load_tensors, save_named_tensors
+
+FOLDER = "learned"
+# The data set's name in the configuration of a run that was given image sources or data sets.
+GIVEN = "given as datasets"
+# What of a data configuration says which images a data set has and which of them are held out.
+_KEYS = ("name", "root", "test_list", "classes", "train_per_class", "test_per_class", "test_share")
+_PLACE_KEYS = ("name", "root", "test_list")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the images of a step come from.
+
+    Args:
+        data: how they were loaded; None where they were given as image sources or data sets.
+        held_out: the test images that belong to the step's training images; None where there are none.
+        notes: what a person should know about the images that are measured after the step, for the report.
+    """
+
+    data: DataConfig | None
+    held_out: ImageSource | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """The images that one step learned, and those that were held out.
+
+    Args:
+        step: 1-based.
+        data: the keys of the data configuration that say where the images lie; None where they were given as Python objects.
+        kind: by what images are told apart, `FILE` or `PIXELS`.
+        fingerprint: of the training images.
+        class_names: the classes as the data set calls them.
+        known_as: the same classes as the learner calls them.
+        trained: (N,) int64: identities of the training images, sorted and distinct.
+        held_out: (M,) int64: identities of the test images.
+        labels: (M,) int32: positions in `class_names`.
+        sizes: (M,) int64: bytes of the files; 0 where images are held in memory.
+    """
+
+    step: int
+    data: dict[str, Any] | None
+    kind: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    known_as: tuple[str, ...]
+    trained: Tensor
+    held_out: Tensor
+    labels: Tensor
+    sizes: Tensor
+
+    @property
+    def name(self) -> str:
+        """The data set's name or place."""
+        return GIVEN if self.data is None else str(self.data["name"])
+
+    def config(self, base: DataConfig) -> DataConfig:
+        """Return the configuration that loads the data set, everything else as in `base`; the images must not have been given."""
+        assert self.data is not None
+        classes = self.data["classes"]
+        return replace(base, **{**self.data, "classes": None if classes is None else tuple(classes)})
+
+
+def origin_of(config: DataConfig, held_out: ImageSource | None, notes: Sequence[str] = ()) -> Origin:
+    """Return the origin of images that were loaded with `config`."""
+    return Origin(None if config.name == GIVEN else config, held_out, tuple(notes))
+
+
+def own_test_images(train: ImageSource, test: ImageSource | None) -> ImageSource | None:
+    """Return the test images of the classes that are trained; None where there are none."""
+    if test is None:
+        return None
+    counts = counts_by_class(test)
+    names = [name for name in train.class_names if counts.get(name)]
+    return test.of_classes(names) if names else None
+
+
+def learned(step: int, train: ImageSource, origin: Origin) -> Learned:
+    """Write down what a step learned; raises DataError where a drive does not answer.
+
+    Args:
+        step: 1-based.
+        train: all of its images but the rehearsal memory.
+        origin: where they come from; its `held_out` may have other classes too.
+    """
+    test, kind = origin.held_out, kind_of(train)
+    names = tuple(dict.fromkeys([*train.class_names, *(test.class_names if test is not None else ())]))
+    trained = _identities(train, kind)
+    held_out, labels, sizes = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64)
+    if test is not None and (found := identities(test, kind)) is not None:
+        read = found != UNREADABLE
+        held_out, labels = found[read], test.relabelled(names).labels.numpy().astype(np.int32)[read]
+        sizes = test.table.sizes[test.rows][read] if isinstance(test, PhotoSource) and kind == FILE else np.zeros_like(held_out)
+    return Learned(
+        step,
+        None if origin.data is None else _facts(origin.data),
+        kind,
+        train.fingerprint(),
+        names,
+        names,
+        torch.from_numpy(np.unique(trained[trained != UNREADABLE])),
+        torch.from_numpy(held_out),
+        torch.from_numpy(labels),
+        torch.from_numpy(sizes),
+    )
+
+
+def _identities(source: ImageSource, kind: str) -> Any:
+    found = identities(source, kind)
+    assert found is not None
+    return found
+
+
+def _facts(data: DataConfig) -> dict[str, Any]:
+    facts = {key: value for key, value in asdict(data).items() if key in _KEYS}
+    for key in ("name", "test_list"):
+        if facts[key] is not None and data_folder(facts[key]) is not None:
+            facts[key] = absolute(facts[key])
+    return {**facts, "classes": None if data.classes is None else list(data.classes)}
+
+
+def moved(entries: Sequence[Learned], old: DataConfig, new: DataConfig) -> list[Learned]:
+    """Return the entries, those of the data set that lay at `old` with its new place."""
+    before, now = _facts(old), _facts(new)
+    place = {key: now[key] for key in _PLACE_KEYS}
+
+    def at_new(entry: Learned) -> Learned:
+        if entry.data is None or any(entry.data[key] != before[key] for key in _PLACE_KEYS):
+            return entry
+        return replace(entry, data={**entry.data, **place})
+
+    return [at_new(entry) for entry in entries]
+
+
+def renamed(entries: Sequence[Learned], old: str, new: str) -> list[Learned]:
+    """Return the entries with what the learner calls `old` called `new`: the images stay known, whatever their folder is called."""
+    return [replace(entry, known_as=tuple(new if name == old else name for name in entry.known_as)) for entry in entries]
+
+
+def save_learned(run: Path, entries: Sequence[Learned]) -> list[dict[str, Any]]:
+    """Write the images of every step that are not there yet, and return what the manifest says of them; raises StorageError."""
+    return [
+        {
+            **save_named_tensors(run / FOLDER, f"{entry.step:02d}", {name: getattr(entry, name) for name in _TENSORS}),
+            **{name: getattr(entry, name) for name in ("step", "data", "kind", "fingerprint")},
+            "class_names": list(entry.class_names),
+            "known_as": list(entry.known_as),
+        }
+        for entry in entries
+    ]
+
+
+_TENSORS = ("trained", "held_out", "labels", "sizes")
+
+
+def load_learned(run: Path, rows: Sequence[dict[str, Any]], warn: Callable[[str], None]) -> list[Learned]:
+    """The inverse of `save_learned`; a damaged entry costs no more than itself, and is named."""
+    entries = []
+    for row in rows:
+        try:
+            tensors = load_tensors(run / FOLDER / row["file"], row["sha256"])
+            facts: dict[str, Any] = {name: row[name] for name in ("step", "data", "kind", "fingerprint")}
+            facts.update((name, tuple(row[name])) for name in ("class_names", "known_as"))
+            facts.update((name, tensors[name]) for name in _TENSORS)
+            entries.append(Learned(**facts))
+        except (CheckpointError, KeyError, TypeError) as error:
+            warn(f"which images step {row.get('step')} learned cannot be read any more: {error}")
+    return entries
+
+
+def try_learned(step: int, train: ImageSource, origin: Origin, say: Callable[[str], None]) -> list[Learned]:
+    """Return what `learned` does as a list; an empty one, and a line, where a drive that no longer answers would cost the finished step."""
+    try:
+        return [learned(step, train, origin)]
+    except DataError as error:
+        say(f"which images step {step} learned could not be written down: {error}")
+        return []
