@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from der_fast.config.datasets import absolute
+from der_fast.config.protocols import Protocol
 from der_fast.config.resolve import resolve_config
-from der_fast.config.schema import Config
+from der_fast.config.schema import Config, DataConfig
 from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource, load_dataset
+from der_fast.data.renamed import renamed
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DataError
 from der_fast.report import write_report
+from der_fast.training.edit import forget_in_run, rename_in_run
 from der_fast.training.evaluation import Evaluation
+from der_fast.training.events import known_of
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer, Observers
 from der_fast.training.run import check_out, learn_more, old_test_images, run_protocol
-from der_fast.training.sources import as_source
+from der_fast.training.sources import as_source, without_empty_classes
 
 # The data set's name in the configuration of a run that was given image sources or data sets.
 GIVEN = "given as datasets"
@@ -38,7 +42,7 @@ class RunResult:
 
 def train(
     data: Any,
-    protocol: str | None = None,
+    protocol: Protocol | None = None,
     *,
     out: str | Path | None = None,
     config: Config | None = None,
@@ -53,7 +57,8 @@ def train(
     Args:
         data: 'digits', 'cifar10', 'cifar100', a folder of class folders, or a pair (train, test) of image sources or map-style
             datasets of (image, label).
-        protocol: 'B0-n' or 'B<base>-<n>'; default: the preset's.
+        protocol: 'B0-n', 'B<base>-<n>', the sizes of all steps ('10,10,5' or [10, 10, 5]), the class names of every step
+            ([["cat", "dog"], ["car"]]), or a text file with one step per line; default: the preset's.
         out: the run's folder; None keeps everything in memory.
         config: a complete configuration to start from instead of a preset.
         preset: name of a preset; default: the one made for `data` and `protocol`, if there is one.
@@ -116,6 +121,52 @@ def _watched(config: Config, out: Path | None, observer: Observer | None) -> Ite
         events.close()
 
 
+def rename_class(run: str | Path, old: str, new: str, *, observer: Observer | None = None) -> RunResult:
+    """Call a class of a saved run by another name, wherever the run names it, and write its report anew; no weight changes.
+
+    Images of the run's own data set are still found under the old name. What was exported before keeps it.
+
+    Raises:
+        UserError: no class `old`, a name that is empty or that a class has already, a damaged run.
+    """
+    learner = rename_in_run(Path(run), old, new, observer=observer)
+    write_report(run)
+    return RunResult(learner.metrics(), learner, Path(run))
+
+
+def forget_class(run: str | Path, *class_names: str, observer: Observer | None = None) -> RunResult:
+    """Take classes out of a saved run, with their exemplars in every file that it keeps, and write its report anew.
+
+    The other classes' logits stay as they are, bit for bit. What extractors learned from the images of these classes stays in them.
+    Accuracy is measured on the other classes' test images, where the run's own data set can still be read.
+
+    Args:
+        run: the run's folder.
+        class_names: known classes, not all of them.
+        observer: told about progress.
+
+    Raises:
+        UserError: no name, one that is not known, all known classes, a damaged run.
+    """
+
+    def test_images(learner: Learner) -> ImageSource | None:
+        own = replace_keys(learner.config, {"data.image_size": _input_side(learner)})
+        return old_test_images(own, learner.class_names, partial(_load_own, learner))
+
+    learner = forget_in_run(Path(run), class_names, test_images=test_images, observer=observer)
+    write_report(run)
+    return RunResult(learner.metrics(), learner, Path(run))
+
+
+def _load_own(learner: Learner, config: DataConfig, cache: Path | None = None) -> tuple[ImageSource, ImageSource]:
+    """Load a run's own data set; once classes were changed, the test images are those of known ones, under their present names."""
+    train, test = load_dataset(config, cache=cache)
+    if learner.events:
+        called = known_of(without_empty_classes(test).class_names, learner.class_names, learner.events)
+        test = renamed(test.of_classes(list(called)), called)
+    return train, test
+
+
 def learn_run(
     run: str | Path,
     folder: str | Path,
@@ -126,9 +177,12 @@ def learn_run(
 ) -> RunResult:
     """Teach a saved run the classes of a folder, save it, and write its report anew.
 
+    Images of classes that the run knows join its rehearsal memory. A folder of such images only refreshes memory and classifier, without
+    a new extractor.
+
     Args:
         run: the run's folder.
-        folder: class folders, with or without a train/test split; every class must be new.
+        folder: class folders, with or without a train/test split, of new classes, known ones, or both.
         data: where the images of the run's own data set lie now, if they were moved.
         overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``.
         observer: told about progress.
@@ -137,7 +191,7 @@ def learn_run(
     A process that is killed leaves the run as it was; the same call then goes on from the last checkpoint.
 
     Raises:
-        UserError: anything that the caller can mend: a class that is already known, a folder that cannot be used, a damaged run.
+        UserError: anything that the caller can mend: nothing that is new, a folder that cannot be used, a damaged run.
     """
     run, watcher = Path(run), observer or Observer()
     saved, overrides = Learner.load(run), dict(overrides or {})
@@ -152,7 +206,7 @@ def learn_run(
     new_data = replace_keys(config, {**everything, "data.name": str(folder)}).data
     train_source, test_source = load_dataset(new_data, say=watcher.message)
     own = {"data.name": config.data.name, "data.reader": config.data.reader, "data.image_size": _input_side(saved)}
-    old = old_test_images(replace_keys(saved.config, own), saved.class_names, partial(load_dataset, cache=run))
+    old = old_test_images(replace_keys(saved.config, own), saved.class_names, partial(_load_own, saved, cache=run))
     if old is None:
         name = saved.config.data.name
         watcher.message(f"the run's own data set ({name}) cannot be read here: accuracy is measured on the new classes only")
@@ -200,7 +254,7 @@ def evaluate_run(
             f"the images of the run in {run} are not in {wanted.name} any more; give a folder of test images, or tell the run where they "
             f"are now: der-fast train NEW_PLACE --out {run} --resume"
         )
-    _, test = load_dataset(wanted, cache=Path(run))
+    _, test = _load_own(learner, wanted, Path(run))
     known = [name for name in learner.class_names if name in test.class_names]
     if not known:
         raise DataError(f"data set {wanted.name!r} has none of the classes that the run in {run} knows; give a folder of test images")

@@ -391,8 +391,3 @@ def test_a_step_never_empties_the_memory_unasked(learned: tuple[Learner, Path], 
     with pytest.raises(ConfigError, match="memory.total = 7 leaves no exemplar for each of 8 classes"):
         learner.learn(synthetic("gh"))
     assert learner.model.memory.fingerprint() == learned[0].model.memory.fingerprint()
-
-
-def test_a_known_class_is_refused(learned: tuple[Learner, Path], synthetic: Images) -> None:
-    with pytest.raises(DataError, match="class 'd' is already known; give only new classes"):
-        learned[0].learn(synthetic("gd"))
