@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from der_fast.config.tree import from_dict
 from der_fast.data.index import FILE as INDEX
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, DataError
@@ -17,6 +18,7 @@ from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
 from der_fast.training.rename import check_known
 from der_fast.training.run import finish_saving
+from der_fast.training.store import load_manifest
 
 
 def rename_in_run(run: Path, old: str, new: str, *, observer: Observer | None = None) -> Learner:
@@ -92,13 +94,19 @@ def _whole(run: Path, observer: Observer | None) -> Iterator[Learner]:
                 f"the newest state in {run} (steps/{newest:02d}) is damaged, and would be lost; restore it from a copy, or delete "
                 f"the folder {run / 'steps' / f'{newest:02d}'} to go back to the state before it"
             )
+        # Where it is edited says nothing about where it was, or is to be, trained.
+        learner.config = from_dict(load_manifest(saved.step_folder(run, newest) / saved.MANIFEST)["config"])
+        _remove_leftovers(run)
         finish_saving(learner, run)
         yield learner
+
+
+def _remove_leftovers(run: Path) -> None:
+    for folder in (run, run / FOLDER, run / "extractors", *run.glob("steps/*")):
+        remove_leftovers(folder)
 
 
 def _sweep(run: Path) -> None:
     """Delete what may still hold something of a class that the saved state does not know any more."""
     Checkpoints(run, 1).clear()
-    for folder in (run, run / FOLDER, run / "extractors", *run.glob("steps/*")):
-        remove_leftovers(folder)
     (run / INDEX).unlink(missing_ok=True)
