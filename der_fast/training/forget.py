@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
+from der_fast.model.classifier import keep_classes
 from der_fast.training.rename import check_known
 from der_fast.training.sources import counts_by_class
 from der_fast.training.step import Model
@@ -36,11 +36,8 @@ def forgotten_model(model: Model, names: Sequence[str]) -> Model:
     if not left:
         raise DataError("a model that knows no class is none: forgetting the last one is refused; delete the run's folder instead")
     assert model.head is not None
-    rows = torch.tensor([position for position, name in enumerate(model.class_names) if name not in names], device=model.head.weight.device)
-    head = nn.Linear(model.head.in_features, len(left), device=model.head.weight.device)
-    with torch.no_grad():
-        head.weight.copy_(model.head.weight[rows])
-        head.bias.copy_(model.head.bias[rows])
+    stays = [position for position, name in enumerate(model.class_names) if name not in names]
+    head = keep_classes(model.head, torch.tensor(stays, device=model.head.weight.device))
     sets = [tuple(name for name in step if name not in names) for step in model.class_sets]
     return replace(model, head=head, memory=_without(model.memory, left), class_sets=sets)
 

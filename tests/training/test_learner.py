@@ -13,7 +13,7 @@ from PIL import Image
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
-from der_fast.errors import CheckpointError, ConfigError, DataError, DerFastError, DivergenceError
+from der_fast.errors import CheckpointError, ConfigError, DerFastError, DivergenceError
 from der_fast.model.layout import MaskLayout
 from der_fast.training.learner import FIXED_KEYS, Learner, variant_name
 

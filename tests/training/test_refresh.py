@@ -53,7 +53,9 @@ def test_a_refresh_adds_no_extractor_and_changes_none(run: Path, tiny: Tiny, syn
     assert learner.class_names == tuple("abcd")
     assert all(torch.equal(one, other) for one, other in zip(weights(before), weights(learner), strict=True))
     assert not torch.equal(before.model.head.weight, learner.model.head.weight)
-    assert any("already known: 'b', 'd'; they refresh rehearsal memory and classifier; every extractor" in text for text in watcher.messages)
+    assert any(
+        "already known: 'b', 'd'; they refresh rehearsal memory and classifier; every extractor" in text for text in watcher.messages
+    )
     assert {(record.step, record.stage) for record in watcher.records} == {(2, "classifier")}
     assert watcher.summaries[-1]["refreshed"] is True
     # What was saved is what the learner is.
@@ -91,7 +93,13 @@ def test_metrics_say_that_it_was_refreshed(run: Path, tiny: Tiny, synthetic: Ima
     learn_more(run, synthetic("bd", 6, seed=5), synthetic("abcd", 2, seed=1), tiny(SHORT))
     metrics = json.loads((run / "metrics.json").read_text())
     (event,) = metrics["events"]
-    assert (event["kind"], event["step"], event["class_names"], event["images"], event["params_added"]) == ("refreshed", 2, ["b", "d"], 12, 0)
+    assert (event["kind"], event["step"], event["class_names"], event["images"], event["params_added"]) == (
+        "refreshed",
+        2,
+        ["b", "d"],
+        12,
+        0,
+    )
     assert (metrics["last_top1"], metrics["final_params"]) == (event["top1"], event["params"]) == (event["top1"], steps["final_params"])
     for name in ("steps", "top1", "params", "bwt", "average_top1"):
         assert metrics[name] == steps[name]
@@ -135,7 +143,9 @@ def test_new_and_known_classes_are_learned_in_one_step(run: Path, tiny: Tiny, sy
         ({"memory.total": 0}, "a", DataError, "without images of 'b', of which the rehearsal memory has none"),
     ],
 )
-def test_what_cannot_refresh(changes: dict[str, Any], names: str, error: type[Exception], words: str, tiny: Tiny, synthetic: Images) -> None:
+def test_what_cannot_refresh(
+    changes: dict[str, Any], names: str, error: type[Exception], words: str, tiny: Tiny, synthetic: Images
+) -> None:
     learner = Learner(tiny({**SHORT, **changes}))
     learner.learn(synthetic("ab"))
     before = learner.predict(synthetic("ab").images)
