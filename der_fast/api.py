@@ -137,7 +137,7 @@ def rename_class(run: str | Path, old: str, new: str, *, observer: Observer | No
 def forget_class(run: str | Path, *class_names: str, observer: Observer | None = None) -> RunResult:
     """Take classes out of a saved run, with their exemplars in every file that it keeps, and write its report anew.
 
-    The other classes' logits stay as they are, bit for bit. What extractors learned from the images of these classes stays in them.
+    No weight of the other classes changes, nor do their logits. What extractors learned from the images of these classes stays in them.
     Accuracy is measured on the other classes' test images, where the run's own data set can still be read.
 
     Args:

@@ -64,9 +64,14 @@ def protocol_keys(protocol: Protocol) -> dict[str, Any]:
     if isinstance(protocol, Path):
         return _steps_keys(_read_steps(protocol))
     if isinstance(protocol, str):
-        if planned_steps(protocol) or not _is_file(protocol):
-            return {"protocol.name": protocol, "protocol.steps": None}
-        return _steps_keys(_read_steps(Path(protocol).expanduser()))
+        sizes = parse_sizes(protocol)
+        if sizes or parse_even(protocol):
+            return {"protocol.name": ",".join(map(str, sizes)) if sizes else protocol, "protocol.steps": None}
+        if _is_file(protocol):
+            return _steps_keys(_read_steps(Path(protocol).expanduser()))
+        if Path(protocol).suffix or len(Path(protocol).parts) > 1:
+            raise ConfigError(f"there is no protocol file {protocol}; a protocol is {FORMS}, or such a file")
+        return {"protocol.name": protocol, "protocol.steps": None}
     entries = list(protocol)
     if entries and all(isinstance(entry, int) and not isinstance(entry, bool) for entry in entries):
         return {"protocol.name": ",".join(map(str, entries)), "protocol.steps": None}

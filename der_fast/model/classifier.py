@@ -59,7 +59,7 @@ def slice_classifier(layer: nn.Linear, keep: Tensor, constant: Tensor | None = N
 
 @torch.no_grad()
 def keep_classes(layer: nn.Linear, rows: Tensor) -> nn.Linear:
-    """Return the classifier of some classes only, whose logits are those of `layer`, bit for bit.
+    """Return the classifier of some classes only, with the weights of `layer`: their logits stay what they were, up to rounding.
 
     Args:
         layer: (classes, features).

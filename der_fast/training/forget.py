@@ -23,7 +23,7 @@ REMAINS = (
 def forgotten_model(model: Model, names: Sequence[str]) -> Model:
     """Return the model without the classes `names`; the given one is left unchanged.
 
-    The logits of the other classes are what they were, bit for bit. A step of which no class is left keeps its extractor, whose features
+    The other classes keep their rows of the classifier, and so their logits. A step of which no class is left keeps its extractor, whose features
     the classifier reads for the other classes, and its place: later steps keep their numbers.
 
     Raises:

@@ -68,7 +68,7 @@ class KnownClasses:
         self.events.append(Event(RENAMED, len(self.results), (old, new)))
 
     def forget(self, *class_names: str, test: Any = None) -> StepResult:
-        """Take classes out of classifier, rehearsal memory and results; the others' logits stay as they are, bit for bit.
+        """Take classes out of classifier, rehearsal memory and results; no weight of the other classes changes, nor do their logits.
 
         The extractors were trained on images of these classes and are not changed. A forgotten class can be learned again as a new one.
 

@@ -55,7 +55,7 @@ def test_names_with_commas_are_quoted_in_files(tmp_path: Path) -> None:
 
 
 def test_sizes() -> None:
-    for given in ("4,3,3", [4, 3, 3], (4, 3, 3)):
+    for given in ("4,3,3", " 4 , 3,03 ", [4, 3, 3], (4, 3, 3)):
         assert resolve_config("digits", given).protocol.name == "4,3,3"
 
 
@@ -86,6 +86,8 @@ def test_lists_that_are_no_protocol(given: Any, words: str) -> None:
 def test_files_that_are_no_protocol(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n# nothing\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="there is no protocol file .*none.txt; a protocol is B0-<steps>"):
+        protocol_keys(str(tmp_path / "none.txt"))
     for name, words in (("empty", "names no class"), ("binary", "cannot be read"), ("none", "cannot be read")):
         with pytest.raises(ConfigError, match=words):
             protocol_keys(tmp_path / name)

@@ -30,11 +30,13 @@ def logits(learner: Learner, images: torch.Tensor) -> torch.Tensor:
         return learner.model.head(learner.model.bank(images))
 
 
-def test_the_other_classes_logits_stay_bit_for_bit(learner: Learner, synthetic: Images) -> None:
+def test_the_other_classes_stay_as_they_are(learner: Learner, synthetic: Images) -> None:
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    before = logits(learner, images)
+    before, head = logits(learner, images), learner.model.head
     result = learner.forget("b", test=synthetic("acd", 2, seed=1))
-    assert torch.equal(logits(learner, images), before[:, [0, 2, 3]])
+    assert torch.equal(learner.model.head.weight, head.weight[[0, 2, 3]]) and torch.equal(learner.model.head.bias, head.bias[[0, 2, 3]])
+    # A product of another shape may be summed in another order.
+    torch.testing.assert_close(logits(learner, images), before[:, [0, 2, 3]], rtol=0, atol=1e-5)
     assert learner.model.class_sets == [("a",), ("c", "d")]
     assert learner.model.memory.class_names == ("a", "c", "d")
     assert sorted(set(learner.model.memory.labels.tolist())) == [0, 1, 2]
