@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from der_fast.api import RunResult, evaluate_run, learn_run, train
+    from der_fast.api import RunResult, evaluate_run, forget_class, learn_run, rename_class, train
     from der_fast.config.schema import Config
     from der_fast.deployment import DeployedModel, Exported, export, load
     from der_fast.report import write_report
@@ -17,6 +17,8 @@ _HOMES = {
     "train": "der_fast.api",
     "learn_run": "der_fast.api",
     "evaluate_run": "der_fast.api",
+    "rename_class": "der_fast.api",
+    "forget_class": "der_fast.api",
     "RunResult": "der_fast.api",
     "Config": "der_fast.config.schema",
     "write_report": "der_fast.report",
@@ -37,8 +39,10 @@ __all__ = [
     "RunResult",
     "evaluate_run",
     "export",
+    "forget_class",
     "learn_run",
     "load",
+    "rename_class",
     "train",
     "write_report",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from der_fast.config.datasets import absolute
+from der_fast.config.protocols import Protocol
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
@@ -17,6 +18,7 @@ from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DataError
 from der_fast.home import expand
 from der_fast.report import write_report
+from der_fast.training.edit import forget_in_run, rename_in_run
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
 from der_fast.training.measured import held_out_images, images_of, joined, without_limits
@@ -39,7 +41,7 @@ class RunResult:
 
 def train(
     data: Any,
-    protocol: str | None = None,
+    protocol: Protocol | None = None,
     *,
     out: str | Path | None = None,
     config: Config | None = None,
@@ -54,7 +56,8 @@ def train(
     Args:
         data: 'digits', 'cifar10', 'cifar100', a folder of class folders, or a pair (train, test) of image sources or map-style
             datasets of (image, label).
-        protocol: 'B0-n' or 'B<base>-<n>'; default: the preset's.
+        protocol: 'B0-n', 'B<base>-<n>', the sizes of all steps ('10,10,5' or [10, 10, 5]), the class names of every step
+            ([["cat", "dog"], ["car"]]), or a text file with one step per line; default: the preset's.
         out: the run's folder; None keeps everything in memory.
         config: a complete configuration to start from instead of a preset.
         preset: name of a preset; default: the one made for `data` and `protocol`, if there is one.
@@ -117,6 +120,45 @@ def _watched(config: Config, out: Path | None, observer: Observer | None) -> Ite
         events.close()
 
 
+def rename_class(run: str | Path, old: str, new: str, *, observer: Observer | None = None) -> RunResult:
+    """Call a class of a saved run by another name, wherever the run names it, and write its report anew; no weight changes.
+
+    Images of the run's own data set are still found under the old name. What was exported before keeps it.
+
+    Raises:
+        UserError: no class `old`, a name that is empty or that a class has already, a damaged run.
+    """
+    run = expand(run)
+    learner = rename_in_run(run, old, new, observer=observer)
+    write_report(run)
+    return RunResult(learner.metrics(), learner, run)
+
+
+def forget_class(run: str | Path, *class_names: str, observer: Observer | None = None) -> RunResult:
+    """Take classes out of a saved run, with their exemplars in every file that it keeps, and write its report anew.
+
+    No weight of the other classes changes, nor do their logits. What extractors learned from the images of these classes stays in them.
+    Accuracy is measured on the other classes' test images, where the run's own data set can still be read.
+
+    Args:
+        run: the run's folder.
+        class_names: known classes, not all of them.
+        observer: told about progress.
+
+    Raises:
+        UserError: no name, one that is not known, all known classes, a damaged run.
+    """
+    folder = expand(run)
+
+    def test_images(learner: Learner) -> ImageSource | None:
+        own = replace(learner.config.data, image_size=_input_side(learner))
+        return held_out_images(learner, own, folder).source
+
+    learner = forget_in_run(folder, class_names, test_images=test_images, observer=observer)
+    write_report(folder)
+    return RunResult(learner.metrics(), learner, folder)
+
+
 def learn_run(
     run: str | Path,
     folder: str | Path,
@@ -127,9 +169,12 @@ def learn_run(
 ) -> RunResult:
     """Teach a saved run the classes of a folder, save it, and write its report anew.
 
+    Images of classes that the run knows join its rehearsal memory. A folder of such images only refreshes memory and classifier, without
+    a new extractor.
+
     Args:
         run: the run's folder.
-        folder: class folders, with or without a train/test split; every class must be new.
+        folder: class folders, with or without a train/test split, of new classes, known ones, or both.
         data: where the images of the run's own data set lie now, if they were moved.
         overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``.
         observer: told about progress.
@@ -139,7 +184,7 @@ def learn_run(
     A process that is killed leaves the run as it was; the same call then goes on from the last checkpoint.
 
     Raises:
-        UserError: anything that the caller can mend: a class that is already known, a folder that cannot be used, a damaged run.
+        UserError: anything that the caller can mend: nothing that is new, a folder that cannot be used, a damaged run.
     """
     run, watcher = expand(run), observer or Observer()
     saved, overrides = Learner.load(run), dict(overrides or {})

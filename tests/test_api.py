@@ -222,7 +222,7 @@ def test_learning_without_the_runs_own_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "overrides", "error", "words"),
     [
-        ({"green": 4, "3": 4}, {}, DataError, "class '3' is already known"),
+        ({"3": 4}, {"classifier.epochs": 0}, ConfigError, "classifier.epochs = 0 leaves out"),
         ({"green": 4, "red": 4}, {"model.width": 4}, ConfigError, "model.width was 2, now 4"),
         ({"green": 4, "red": 4}, {"data.image_size": 16}, ConfigError, "data.image_size"),
         ({"green": 4, "red": 4}, {"later.speed": 4}, ConfigError, "later.speed"),

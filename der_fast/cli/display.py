@@ -126,7 +126,8 @@ def figures_line(record: EpochRecord | None, epoch: int, epochs: int, seconds_le
 
 def step_line(summary: dict[str, Any], steps: int, class_names: Sequence[str]) -> str:
     """Write one finished step as a line of text; figures that are missing are left out."""
-    parts = [f"step {summary.get('step')}/{steps}", f"+ {shortened(class_names)}"]
+    what = f"refreshed: {shortened(class_names)}" if summary.get("refreshed") else f"+ {shortened(class_names)}"
+    parts = [f"step {summary.get('step')}/{steps}", what]
     if summary.get("top1") is not None:
         parts.append(f"top-1 {summary['top1']:.2f} %")
     params, unpruned = summary.get("params"), summary.get("params_unpruned")

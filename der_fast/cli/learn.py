@@ -16,7 +16,9 @@ from der_fast.config.rescale import rescaled_keys
 from der_fast.config.schema import Config
 from der_fast.errors import DataError
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", callback=at_home, help="class folders with the new classes' images")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", callback=at_home, help="class folders: images of new classes, or more of known ones")
+]
 
 
 def learn(
@@ -36,10 +38,14 @@ def learn(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Learn the classes of FOLDER as one further step of the run in RUN; its earlier classes stay known."""
+    """Learn the classes of FOLDER as one further step of the run in RUN; its earlier classes stay known.
+
+    Where all of them are known already, no step is added: the rehearsal memory is chosen again among the old and new images and the
+    classifier retrained.
+    """
     overrides = learn_overrides(dict(ctx.params), learned_config(run))
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; give a folder with one folder of images per new class")
+        raise DataError(f"there is no folder {folder}; give a folder with one folder of images per class")
 
     def work(observer: Any) -> None:
         from der_fast.api import learn_run

@@ -13,9 +13,11 @@ from der_fast.cli.demo import demo
 from der_fast.cli.doctor import doctor
 from der_fast.cli.evaluate import evaluate
 from der_fast.cli.export import export
+from der_fast.cli.forget import forget
 from der_fast.cli.group import Commands
 from der_fast.cli.learn import learn
 from der_fast.cli.predict import predict
+from der_fast.cli.rename import rename
 from der_fast.cli.report import report
 from der_fast.cli.train import train
 
@@ -31,6 +33,8 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(learn)
+app.command()(rename)
+app.command()(forget)
 app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(export)

@@ -31,7 +31,11 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", callback=at_home, help="the 
 
 Protocol = Annotated[
     str | None,
-    typer.Option(help="B0-n: all classes in n equal steps; B<base>-<n>: base classes, then n steps", rich_help_panel=_LEARN),
+    typer.Option(
+        help="B0-n: all classes in n equal steps; B<base>-<n>: base classes, then n steps; 10,10,5: the sizes of all steps; or a text file "
+        "with one step per line, its class names separated by commas",
+        rich_help_panel=_LEARN,
+    ),
 ]
 Preset = Annotated[
     str | None,

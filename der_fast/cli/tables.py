@@ -49,6 +49,10 @@ def steps_table(metrics: Mapping[str, Any]) -> Table:
     for index, classes in enumerate(metrics.get("steps", [])):
         cells = [_cell(metrics[key], index, write) for _, key, write in columns]
         table.add_row(str(index + 1), str(len(classes)), *cells)
+        for event in metrics.get("events") or []:
+            if event["step"] == index + 1 and event["params"] is not None:
+                values = [MISSING if event.get(key) is None else write(event[key]) for _, key, write in columns]
+                table.add_row(f"{index + 1} {event['kind']}", "", *values)
     return table
 
 

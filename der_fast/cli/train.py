@@ -13,6 +13,7 @@ from der_fast.cli.folders import begun_config, holds_run, how_to_go_on, new_fold
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from, refuse_contradictions
+from der_fast.config.protocols import protocol_keys, shown
 from der_fast.config.resolve import preset_for, resolve_config
 from der_fast.config.schema import Config
 from der_fast.config.tree import to_dict
@@ -64,7 +65,7 @@ def train(
         print_json(to_dict(config))
         return
     if out is None:
-        out = new_folder(Path("runs"), f"{Path(config.data.name).name}-{config.protocol.name}")
+        out = new_folder(Path("runs"), f"{Path(config.data.name).name}-{shown(config.protocol.name)}")
     usable_out(out, resume)
     say_note(f"writing to {out}")
     remember_resume(ctx, lambda: how_to_go_on(out))
@@ -100,7 +101,10 @@ def resolve(options: dict[str, Any]) -> Config:
     elif options["data"] is None and options["preset"] is None:
         raise ConfigError("DATA is missing: give digits, cifar10, cifar100 or a folder of class folders, e.g. `der-fast train digits`")
     if base is None and options["preset"] is None:
-        chosen = preset_for(options["data"], options["protocol"])
+        protocol = options["protocol"]
+        chosen = preset_for(options["data"], None if protocol is None else protocol_keys(protocol)["protocol.name"])
         say_note(f"recipe: {f'preset {chosen}' if chosen else 'the defaults'}")
     config = resolve_config(options["data"], options["protocol"], preset=options["preset"], paper=options["paper"], base=base)
+    if config.protocol.steps is not None and options["class_order"] is not None:
+        raise ConfigError("--class-order says nothing about a protocol that names the classes of every step; leave it out")
     return resolve_config(base=config, changes=changes_from(options, config))

@@ -53,6 +53,10 @@ def _is_increasing(values: tuple[int, ...]) -> bool:
     return all(value >= 1 for value in values) and all(a < b for a, b in itertools.pairwise(values))
 
 
+def _are_names(names: tuple[str, ...]) -> bool:
+    return bool(names) and all(names)
+
+
 _SWITCH = Rule("true or false", lambda value: True)
 _TEXT = Rule("a text that is not empty", lambda value: bool(value.strip()))
 _SEED = Rule("a whole number from 0 to 2⁶³ − 1", lambda value: 0 <= value <= LARGEST_SEED)
@@ -96,6 +100,7 @@ RULES: dict[str, Rule] = {
     "data.width_hint": _at_least(0),
     "data.height_hint": _at_least(0),
     "protocol.name": _TEXT,
+    "protocol.steps": Rule("one or more lists of class names, none of them empty", lambda steps: steps and all(map(_are_names, steps))),
     # Names that come twice are refused by name: a list of a hundred classes says little about which it is.
     "protocol.class_order": Rule("two or more class names, none of them twice", lambda names: len(names) > 1 and all(names)),
     "protocol.class_order_seed": _SEED,
@@ -150,6 +155,7 @@ def check(config: Config) -> Config:
     """
     config = from_dict(to_dict(config))
     refuse_repeats(config.protocol.class_order or ())
+    refuse_repeats([name for names in config.protocol.steps or () for name in names], "protocol.steps")
     for dotted, value in flatten(to_dict(config)).items():
         rule = RULES[dotted]
         if value is not None and not rule.accepts(value):
@@ -158,11 +164,11 @@ def check(config: Config) -> Config:
     return config
 
 
-def refuse_repeats(order: Sequence[str]) -> None:
-    """Refuse a class order that names a class more than once; raises ConfigError with those names."""
+def refuse_repeats(order: Sequence[str], key: str = "protocol.class_order") -> None:
+    """Refuse a class order (the value of `key`) that names a class more than once; raises ConfigError with those names."""
     repeated = [name for name, count in Counter(order).items() if count > 1]
     if repeated:
-        raise ConfigError(f"protocol.class_order names {', '.join(map(repr, repeated))} more than once; list every class once")
+        raise ConfigError(f"{key} names {', '.join(map(repr, repeated))} more than once; list every class once")
 
 
 def _check_pairs(config: Config) -> None:
@@ -171,6 +177,8 @@ def _check_pairs(config: Config) -> None:
         raise ConfigError(
             f"data.reader={config.data.reader!r} reads photos, which need data.random_resized_crop=true; for small images use 'memory'"
         )
+    if config.protocol.steps is not None and config.protocol.class_order is not None:
+        raise ConfigError("protocol.steps and protocol.class_order (--class-order) both say in which order classes arrive; leave one out")
     masks = config.masks
     if masks.init_low > masks.init_high:
         raise ConfigError(f"masks.init_low ({masks.init_low}) must not be above masks.init_high ({masks.init_high})")

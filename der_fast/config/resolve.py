@@ -11,6 +11,7 @@ from typing import IO, Any
 from der_fast.config.check import check
 from der_fast.config.datasets import absolute, data_folder
 from der_fast.config.presets import find_preset, load_preset
+from der_fast.config.protocols import Protocol, even_form, protocol_keys, sizes_of
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, replace_keys
 
@@ -25,7 +26,7 @@ _SAMPLED_CLASSES = 20
 
 def resolve_config(
     data: str | None = None,
-    protocol: str | None = None,
+    protocol: Protocol | None = None,
     *,
     preset: str | None = None,
     paper: bool = False,
@@ -36,7 +37,7 @@ def resolve_config(
 
     Args:
         data: data set name or folder (which becomes an absolute path); None keeps the preset's.
-        protocol: e.g. ``"B0-10"``; None keeps the preset's.
+        protocol: e.g. ``"B0-10"``, ``"10,10,5"`` or lists of class names, see `protocol_keys`; None keeps the preset's.
         preset: name of a preset; None takes the one made for `data` and `protocol` (see `preset_for`).
         paper: switch off what is not the paper's (settling, parameter target, floor, whole blocks).
         changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else.
@@ -45,18 +46,26 @@ def resolve_config(
     Raises:
         ConfigError: unknown preset or key, or a value that the key does not take.
     """
+    asked = {} if protocol is None else protocol_keys(protocol)
     if preset is not None or base is None:
-        name = preset or preset_for(data or Config().data.name, protocol)
+        name = preset or preset_for(data or Config().data.name, asked.get("protocol.name"))
         base = replace_keys(Config(), flatten(load_preset(name))) if name else Config()
-    keys: dict[str, Any] = {}
+    keys: dict[str, Any] = dict(asked)
     if data is not None:
         keys["data.name"] = data
-    if protocol is not None:
-        keys["protocol.name"] = protocol
     if paper:
         keys.update(PAPER)
     keys.update(changes or {})
-    return check(_with_absolute_paths(replace_keys(base, keys)))
+    if "protocol.name" in (changes or {}) and "protocol.steps" not in (changes or {}):
+        # Who names a protocol means it, whatever lists a preset or a file has.
+        keys["protocol.steps"] = None
+    return check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, keys))))
+
+
+def _named_by_its_steps(config: Config) -> Config:
+    """Call a protocol of given classes by the sizes of its steps."""
+    steps = config.protocol.steps
+    return config if steps is None else replace_keys(config, {"protocol.name": sizes_of(steps) or config.protocol.name})
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -82,7 +91,7 @@ def preset_for(data: str, protocol: str | None) -> str | None:
     ``"images64"`` and ``"photos"``.
     """
     folder = data_folder(data)
-    name = find_preset(data if folder is None else str(folder), protocol)
+    name = find_preset(data if folder is None else str(folder), None if protocol is None else even_form(protocol))
     if name is not None or folder is None or folder.suffix == ".txt":
         return name
     side = max(_sampled_sides(folder), default=0)

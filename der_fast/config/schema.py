@@ -59,7 +59,13 @@ class DataConfig:
 class ProtocolConfig:
     """How classes are dealt out over steps (docs/method.md: classes in steps)."""
 
-    name: str = key("B0-5", "'B0-n': all classes in n equal steps; 'B<base>-<n>': base classes first, the rest in n steps")
+    name: str = key(
+        "B0-5",
+        "'B0-n': all classes in n equal steps; 'B<base>-<n>': base classes first, the rest in n steps; '10,10,5': the sizes of all steps",
+    )
+    steps: tuple[tuple[str, ...], ...] | None = key(
+        None, 'the class names of every step, e.g. [["cat", "dog"], ["car"]], instead of sizes and order'
+    )
     class_order: tuple[str, ...] | None = key(None, "class names in the order they arrive; default: shuffled by class_order_seed")
     class_order_seed: int | None = key(1993, "seed of the class order; 'none' keeps the data set's own order")
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import difflib
 import functools
+import json
 import sys
 import types
 import typing
@@ -87,7 +88,7 @@ def _coerce(dotted: str, value: Any, hint: Any) -> Any:
 
 def _coerce_tuple(dotted: str, value: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str):
-        value = split_list(value)
+        value = _parse_lists(dotted, value) if typing.get_origin(arguments[0]) is tuple else split_list(value)
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{dotted} takes a list, e.g. {dotted}=1,2,3, not {value!r}")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -95,6 +96,17 @@ def _coerce_tuple(dotted: str, value: Any, arguments: tuple[Any, ...]) -> tuple[
     if len(value) != len(arguments):
         raise ConfigError(f"{dotted} takes {len(arguments)} values, not {len(value)}: {value!r}")
     return tuple(_coerce(dotted, entry, hint) for entry, hint in zip(value, arguments, strict=True))
+
+
+def _parse_lists(dotted: str, text: str) -> Any:
+    """Read a list of lists of texts, which is written as in JSON and TOML."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not (isinstance(value, list) and all(isinstance(entry, list) for entry in value)):
+        raise ConfigError(f'{dotted} takes a list of lists, e.g. {dotted}=[["cat","dog"],["car"]], not {text!r}')
+    return value
 
 
 def split_list(text: str) -> list[str]:

@@ -233,6 +233,11 @@ class MemorySource:
         source = MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped)
         return source._dealt(self.groups, self.rank, self.world)
 
+    def called(self, class_names: Sequence[str]) -> MemorySource:
+        """Return the same images and labels with classes called otherwise, as many as there are; raises DataError for a name twice."""
+        source = MemorySource(self._images, self._labels, class_names, files=self._files, skipped=self.skipped)
+        return source._dealt(self.groups, self.rank, self.world)
+
     def subset(self, indices: Tensor) -> MemorySource:
         """Return the images at `indices`; see `ImageSource.subset`."""
         indices = check_indices(indices, len(self))

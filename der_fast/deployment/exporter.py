@@ -92,9 +92,7 @@ def export(run: Learner | str | Path, path: str | Path, *, raw_uint8: bool = Fal
         differences.append(_difference(learner, read(temporary, facts), pixels, path))
 
     write_atomically(path, write_and_check, remedy="free some space or choose another place")
-    return Exported(
-        path, path.stat().st_size, facts.class_names, learner.results[-1].params, len(pixels), differences[0], facts.weights_sha256
-    )
+    return Exported(path, path.stat().st_size, facts.class_names, learner.latest.params, len(pixels), differences[0], facts.weights_sha256)
 
 
 Write = Callable[[Path, Network, Facts], None]

@@ -57,6 +57,20 @@ def slice_classifier(layer: nn.Linear, keep: Tensor, constant: Tensor | None = N
     return sliced
 
 
+@torch.no_grad()
+def keep_classes(layer: nn.Linear, rows: Tensor) -> nn.Linear:
+    """Return the classifier of some classes only, with the weights of `layer`: their logits stay what they were, up to rounding.
+
+    Args:
+        layer: (classes, features).
+        rows: (kept,) int64, positions of the classes that stay.
+    """
+    kept = _linear(layer.in_features, len(rows)).to(layer.weight)
+    kept.weight.copy_(layer.weight[rows])
+    kept.bias.copy_(layer.bias[rows])
+    return kept
+
+
 def auxiliary_targets(labels: Tensor, known: int) -> Tensor:
     """Map labels to the auxiliary classifier's: 0 for any of the `known` old classes, 1 … for the new ones (eq. 3)."""
     return (labels - known + 1).clamp(min=0)

@@ -61,6 +61,13 @@ class Fields:
         """Return a list of texts."""
         return tuple(str(value) for value in self._list(key))
 
+    def tables(self, key: str) -> tuple[Mapping[str, Any], ...]:
+        """Return a list of tables, empty where the key is absent."""
+        rows = self._list(key)
+        if not all(isinstance(row, dict) for row in rows):
+            raise self._refuse(key, "a list of tables", rows)
+        return tuple(rows)
+
     def mapping(self, key: str) -> Mapping[str, Any]:
         """Return a table, empty where the key is absent."""
         value = self.source.get(key)
@@ -90,7 +97,7 @@ class Fields:
     def steps(self, finished: int) -> tuple[tuple[str, ...], ...]:
         """Return the class names of every finished step; raises CheckpointError where they are absent or too few."""
         steps = self._list("steps")[:finished]
-        if len(steps) < finished or not all(isinstance(names, list) and names for names in steps):
+        if len(steps) < finished or not all(isinstance(names, list) for names in steps) or not any(steps):
             raise self._refuse("steps", f"a list of {finished} lists of class names, one per value of 'top1'", self.source.get("steps"))
         return tuple(tuple(str(name) for name in names) for names in steps)
 

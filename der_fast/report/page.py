@@ -53,6 +53,7 @@ def write_report(run: str | Path) -> Path:
         growth_table=tables.growth_table(record),
         class_table=tables.class_table(record),
         step_class_table=tables.step_class_table(record),
+        event_table=tables.event_table(record),
         paper_table=tables.paper_table(record, paper) if paper is not None else None,
         config_table=tables.config_table(record.config),
         version_table=tables.version_table(record),

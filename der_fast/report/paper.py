@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from der_fast.config.datasets import paper_name
+from der_fast.config.protocols import even_form
 from der_fast.report.record import RunRecord
 
 
@@ -54,7 +55,7 @@ def curve_beside(run: RunRecord) -> PaperCurve | None:
     data = run.config.get("data")
     if isinstance(data, Mapping) and any(data.get(key) is not None for key in ("train_per_class", "test_per_class")):
         return None
-    return paper_curve(run.dataset, run.protocol, run.class_counts)
+    return paper_curve(run.dataset, even_form(run.protocol), run.class_counts)
 
 
 def _curve(entry: dict[str, Any], counts: tuple[int, ...]) -> PaperCurve:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from der_fast.config.datasets import own_name
+from der_fast.config.protocols import planned_steps, shown
 from der_fast.errors import CheckpointError
 from der_fast.home import expand
 from der_fast.report.fields import Fields, Values
@@ -29,6 +29,26 @@ class EpochRow:
     kept_share: float | None
     sparsity_weight: float | None
     settled: bool
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """A change of classes beside the steps: `kind` 'refreshed', 'renamed' (class names: old, new) or 'forgotten', after `step` steps.
+
+    What was measured afterwards is as in `RunRecord`, None where nothing was; `images` is how many new ones there were.
+    """
+
+    kind: str
+    step: int
+    class_names: tuple[str, ...]
+    images: float | None
+    top1: float | None
+    top5: float | None
+    params: float | None
+    params_added: float | None
+    latency_ms: float | None
+    seconds: float | None
+    memory_per_class: float | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,7 @@ class RunRecord:
     history: tuple[EpochRow, ...]
     trajectories: tuple[MaskTrajectory, ...]
     missing: tuple[str, ...]
+    events: tuple[EventRow, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -101,7 +122,7 @@ class RunRecord:
     @property
     def title(self) -> str:
         """Data set (a folder by its own name), protocol and the run's name."""
-        return f"{own_name(self.dataset)} {self.protocol}, {self.name}"
+        return f"{own_name(self.dataset)} {shown(self.protocol)}, {self.name}"
 
     @property
     def backend_name(self) -> str:
@@ -139,7 +160,7 @@ def read_run(run: str | Path) -> RunRecord:
         protocol=fields.text("protocol", "unknown protocol"),
         dataset=fields.text("dataset", "unknown data set"),
         steps=steps,
-        planned_steps=max(_planned_steps(fields.text("protocol", "")), fields.list_length("steps")),
+        planned_steps=max(planned_steps(fields.text("protocol", "")), fields.list_length("steps")),
         top1=top1,
         top5=fields.per_step("top5", len(top1)),
         average_top1=fields.number("average_top1", default=_mean(top1)),
@@ -174,6 +195,7 @@ def read_run(run: str | Path) -> RunRecord:
         history=history,
         trajectories=trajectories,
         missing=tuple(fields.missing),
+        events=tuple(_event_row(Fields(row, fields.file)) for row in fields.tables("events")),
     )
 
 
@@ -251,6 +273,22 @@ def _epoch_row(fields: Fields) -> EpochRow:
     )
 
 
+def _event_row(fields: Fields) -> EventRow:
+    return EventRow(
+        kind=fields.text("kind", "changed"),
+        step=int(fields.number("step") or 0),
+        class_names=fields.texts("class_names"),
+        images=fields.number("images"),
+        top1=fields.number("top1"),
+        top5=fields.number("top5"),
+        params=fields.number("params"),
+        params_added=fields.number("params_added"),
+        latency_ms=fields.number("latency_ms"),
+        seconds=fields.number("seconds"),
+        memory_per_class=fields.number("memory_per_class"),
+    )
+
+
 def _name_missing_pictures(
     fields: Fields, kept: tuple[Mapping[str, tuple[int, int]], ...], trajectories: tuple[MaskTrajectory, ...], masks_off: bool
 ) -> None:
@@ -263,12 +301,6 @@ def _name_missing_pictures(
         fields.missing.append("Kept channels: metrics.json does not say which channels were kept.")
     if not trajectories:
         fields.missing.append("Mask trajectories: the run has no steps/*/mask_logits.safetensors that can be read.")
-
-
-def _planned_steps(protocol: str) -> int:
-    """Return the number of steps that a protocol such as ``B0-10`` or ``B50-5`` has, 0 where it cannot be told."""
-    match = re.fullmatch(r"B(\d+)-(\d+)", protocol)
-    return 0 if match is None else int(match[2]) + (int(match[1]) > 0)
 
 
 def _mean(values: Values) -> float | None:

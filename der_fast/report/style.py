@@ -147,6 +147,8 @@ def shorten(text: str, width: int) -> str:
 
 def class_set_label(step: int, names: Sequence[str], first_index: int, width: int = 22) -> str:
     """Return e.g. ``1: cat, dog``, or ``1: 10 classes`` where the names do not fit in `width` characters; `step` is 1-based."""
+    if not names:
+        return f"{step}: –"
     listed = ", ".join(label(name, first_index + position, width) for position, name in enumerate(names))
     return f"{step}: {listed}" if len(listed) <= width else f"{step}: {len(names)} classes"
 

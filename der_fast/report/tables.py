@@ -10,7 +10,7 @@ from der_fast.config.tree import flatten, key_docs
 from der_fast.report import style
 from der_fast.report.fields import Values
 from der_fast.report.paper import PaperCurve
-from der_fast.report.record import RunRecord
+from der_fast.report.record import EventRow, RunRecord
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,25 @@ def step_table(run: RunRecord) -> Table:
         *("step", "classes", "top-1 %", "top-5 %", "parameters", "unpruned", "share", "added"),
         *("latency ms", "added ms", "exemplars", "time"),
     )
-    rows = [
-        (
-            str(step + 1),
-            str(count),
-            style.percent(run.top1[step], 2),
-            style.percent(run.top5[step], 2),
-            style.count(run.params[step]),
-            style.count(run.params_unpruned[step]),
-            style.share(run.params[step], run.params_unpruned[step]),
-            style.count(run.params_added[step]),
-            style.milliseconds(run.latency_ms[step]),
-            style.milliseconds(run.latency_added_ms[step]),
-            "–" if (quota := run.memory_per_class[step]) is None else f"{quota:.0f}",
-            style.duration(run.seconds[step]),
+    rows: list[tuple[str, ...]] = []
+    for step, count in enumerate(run.class_counts):
+        rows.append(
+            (
+                str(step + 1),
+                str(count),
+                style.percent(run.top1[step], 2),
+                style.percent(run.top5[step], 2),
+                style.count(run.params[step]),
+                style.count(run.params_unpruned[step]),
+                style.share(run.params[step], run.params_unpruned[step]),
+                style.count(run.params_added[step]),
+                style.milliseconds(run.latency_ms[step]),
+                style.milliseconds(run.latency_added_ms[step]),
+                "–" if (quota := run.memory_per_class[step]) is None else f"{quota:.0f}",
+                style.duration(run.seconds[step]),
+            )
         )
-        for step, count in enumerate(run.class_counts)
-    ]
+        rows += [_event_row(event) for event in run.events if event.step == step + 1 and event.params is not None]
     known = [value for value in run.seconds if value is not None]
     full = [value for value in run.params_unpruned if value is not None]
     average_full = sum(full) / len(full) if full else None
@@ -99,6 +101,37 @@ def step_table(run: RunRecord) -> Table:
         )
     )
     return Table(columns, tuple(rows), emphasised=frozenset({len(rows) - 1}))
+
+
+def _event_row(event: EventRow) -> tuple[str, ...]:
+    """A row between the steps: no extractor was added, so nothing is compared with the unpruned model."""
+    return (
+        f"{event.step} {event.kind}",
+        "",
+        style.percent(event.top1, 2),
+        style.percent(event.top5, 2),
+        style.count(event.params),
+        "",
+        "",
+        style.count(event.params_added),
+        style.milliseconds(event.latency_ms),
+        "",
+        "–" if event.memory_per_class is None else f"{event.memory_per_class:.0f}",
+        style.duration(event.seconds),
+    )
+
+
+def event_table(run: RunRecord) -> Table | None:
+    """Return what happened to classes beside the steps, in order; None where nothing did."""
+    if not run.events:
+        return None
+    rows = []
+    for event in run.events:
+        names = " → ".join(event.class_names) if event.kind == "renamed" else ", ".join(event.class_names) or "–"
+        rows.append(
+            (str(event.step), event.kind, names, "" if event.images is None else f"{event.images:,.0f}", style.percent(event.top1, 2))
+        )
+    return Table(("after step", "what", "classes", "new images", "top-1 % then"), tuple(rows), leading=3)
 
 
 def growth_table(run: RunRecord) -> Table:
@@ -209,5 +242,5 @@ def _plain(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value))
+        return ("; " if any(isinstance(entry, (list, tuple)) for entry in value) else ", ").join(map(_plain, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

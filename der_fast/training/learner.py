@@ -26,16 +26,17 @@ from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.seeds import generator
-from der_fast.training import provenance, saved
+from der_fast.training import events, provenance, saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
+from der_fast.training.known import KnownClasses
 from der_fast.training.latency import latencies_ms, whole_model
 from der_fast.training.mask_log import MaskLog
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
-from der_fast.training.results import StepResult, metrics_of, times_of, unmeasured_note
+from der_fast.training.results import StepResult, device_name, metrics_of, times_of, unmeasured_note, variant_name
 from der_fast.training.runtime import apply_runtime
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
@@ -50,7 +51,7 @@ FIXED_KEYS = (
 )
 
 
-class Learner:
+class Learner(KnownClasses):
     """Learns classes step by step.
 
     Args:
@@ -72,6 +73,8 @@ class Learner:
         # Of every step, the images it was trained on and those that were held out.
         self.learned: list[provenance.Learned] = []
         self.notes: list[str] = []
+        self.events: list[events.Event] = []
+        self.lesson = ""
         self.image_size: tuple[int, int] | None = None
         self._model: Model | None = None
         self._stem = ""
@@ -104,9 +107,13 @@ class Learner:
     ) -> StepResult:
         """Learn the classes of `train` without forgetting the earlier ones.
 
+        Images of known classes join the rehearsal memory's. Where there are no others, nothing is expanded: the rehearsal memory is
+        chosen again, by herding over its own and the new images of these classes, and the classifier is retrained by the classifier
+        stage; what is measured then is in `events`, not in `results`.
+
         Args:
             train: an image source or a map-style dataset of (image, label) with the new classes' images (for the upper bound,
-                `method.bound`, the images of all classes seen so far).
+                `method.bound`, the images of all classes seen so far), and further ones of known classes.
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
             announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
             origin: where the images come from, for later measurements; default: they were given, and the test images of the classes of
@@ -115,17 +122,22 @@ class Learner:
             save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
 
         Raises:
-            DataError: a class that is already known, images of another size than before, an empty source.
-            ConfigError: a memory that has no room for one exemplar of every class.
+            DataError: images of another size than before, an empty source, or nothing that is new.
+            ConfigError: a memory that has no room for one exemplar of every class; known classes alone without a classifier stage.
             DivergenceError: the loss is no longer finite.
 
         Whatever is raised, the learner is as it was before the call.
         """
         started = time.perf_counter()
         train, test = self._checked(train, test)
+        lesson = train.fingerprint()
         self._find_memory(train)
+        train = self._new_images(train)
         self._check_memory(train, announce)
         context = self._context(train, save)
+        if self._is_refresh(train):
+            result = self._refresh(context, train, test, begin, started)
+            return self._learned(result, lesson, train, test, origin, refreshed=True)
         model = self._model or Model(self._architecture(context.test_transform.size))
         new = [name for name in train.class_names if name not in model.class_names]
         state = begin_step(context, model, len(new))
@@ -139,19 +151,34 @@ class Learner:
         result = self._measure(context, finished, pruned, test, reference, seconds)
         spent, waited = times_of(state.records)
         result = replace(result, training_seconds=spent, data_seconds=waited)
-        origin = origin or provenance.Origin(None, provenance.own_test_images(train, test))
-        self.learned += provenance.try_learned(state.step, train, origin, self.observer.message)
         self._model, self.image_size = finished, train.image_size
         self._mask_logs.pop(state.step, None)
         if state.masks is not None:
             self._mask_logs[state.step] = state.mask_log
         self.results.append(result)
         self.records += [*state.records, *records]
-        self.notes += [*state.notes, *_notes(train), *(_notes(test) if test is not None else []), *origin.notes]
+        self.notes += state.notes
+        return self._learned(result, lesson, train, test, origin, refreshed=False)
+
+    def _learned(
+        self,
+        result: StepResult,
+        lesson: str,
+        train: ImageSource,
+        test: ImageSource | None,
+        origin: provenance.Origin | None,
+        *,
+        refreshed: bool,
+    ) -> StepResult:
+        """Write down what was learned, from what, and what a person should know about it."""
+        origin = origin or provenance.Origin(None, provenance.own_test_images(train, test))
+        self.lesson = lesson
+        self.learned += provenance.try_learned(len(self.results), train, origin, self.observer.message)
+        self.notes += [*_notes(train), *(_notes(test) if test is not None else []), *origin.notes]
         if (note := unmeasured_note(result, self.class_names)) is not None:
             self.notes.append(note)
             self.observer.message(note)
-        self.observer.step_ends(_summary(result))
+        self.observer.step_ends({**_summary(result), "refreshed": refreshed})
         return result
 
     def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
@@ -201,6 +228,8 @@ class Learner:
             facts = {
                 **saved.results_to_json(self.results, self.records),
                 "notes": self.notes,
+                "events": events.to_json(self.events),
+                "lesson": self.lesson,
                 "image_size": list(self.image_size or ()),
                 "learned": provenance.save_learned(run, self.learned),
             }
@@ -251,6 +280,8 @@ class Learner:
         learner.notes = list(manifest["notes"])
         # Runs that were saved before this was written down have none.
         learner.learned = provenance.load_learned(home, manifest.get("learned", ()), watcher.message)
+        learner.events = events.from_json(manifest.get("events", []))
+        learner.lesson = manifest.get("lesson", "")
         learner._home = home
         learner._memory_found = False
         return learner
@@ -280,11 +311,11 @@ class Learner:
             "dataset": self.config.data.name,
             "name": variant_name(self.config),
             "backend": f"{self.backend.name} ({self.backend.reason})",
-            "device": _device_name(self.device),
+            "device": device_name(self.device),
             "notes": list(dict.fromkeys(self.notes)),
             "config": to_dict(self.config),
         }
-        return metrics_of(self.results, facts)
+        return metrics_of(self.results, {**facts, "events": events.rows_of(self.events)}, self.latest)
 
     def _architecture(self, size: tuple[int, int]) -> Any:
         stem = self.config.model.stem
@@ -328,8 +359,18 @@ class Learner:
         logits, read = logits_of(context, model.bank, model.head, named)
         return score(logits, named.labels[read], model.class_names, model.class_sets)
 
+    def _measured(self, context: Context | None, model: Model, test: Any, seconds: float) -> StepResult:
+        source = None
+        if test is not None:
+            source = without_empty_classes(as_source(test, self.config.data, self.image_size))
+            check_test(source, model.class_names, self.image_size or source.image_size)
+        height, width = self.image_size or (0, 0)
+        blank = MemorySource(torch.zeros(1, height, width, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("",))
+        result = self._measure(context or self._context(blank), model, None, source, None, seconds)
+        return replace(result, class_names=())
+
     def _measure(
-        self, context: Context, model: Model, pruned: Pruned, test: ImageSource | None, reference: float | None, seconds: float
+        self, context: Context, model: Model, pruned: Pruned | None, test: ImageSource | None, reference: float | None, seconds: float
     ) -> StepResult:
         assert model.head is not None
         outcome = self._evaluate(context, model, test) if test is not None else None
@@ -346,7 +387,7 @@ class Learner:
             image, whole_model(model.bank, model.head), model.bank.extractors[-1], whole_model(bank_unpruned, head_unpruned)
         )
         kept = None
-        if pruned.masked:
+        if pruned is not None and pruned.masked:
             kept = {name: [pruned.plan.widths[name], width] for name, width in layout.architecture.groups.items()}
         return StepResult(
             step=len(model.class_sets),
@@ -357,18 +398,18 @@ class Learner:
             confusion=outcome.confusion if outcome else None,
             params=sum(counts) + _numbers(model.head),
             params_unpruned=len(model.bank) * full + _numbers(head_unpruned),
-            params_added=counts[-1],
+            params_added=counts[-1] if pruned else 0,
             bytes=model.bank.nbytes + 4 * _numbers(model.head),
             bytes_unpruned=4 * (len(model.bank) * folded_parameters(model.architecture) + _numbers(head_unpruned)),
             kept=kept,
-            kept_share=counts[-1] / full,
-            compaction_error=pruned.error,
+            kept_share=counts[-1] / full if pruned else 0.0,
+            compaction_error=pruned.error if pruned else 0.0,
             latency_ms=latency,
-            latency_added_ms=latency_added,
+            latency_added_ms=latency_added if pruned else 0.0,
             latency_unpruned_ms=latency_unpruned,
             seconds=seconds,
             memory_per_class=_per_class(model.memory),
-            saved_seconds=pruned.saved_seconds,
+            saved_seconds=pruned.saved_seconds if pruned else None,
             reference_top1=reference,
         )
 
@@ -389,20 +430,6 @@ def _notes(source: ImageSource) -> list[str]:
     skipped = getattr(source, "skipped", ())
     count = [f"{len(skipped)} image file(s) could not be read and were left out"] if skipped else []
     return [*getattr(source, "notes", ()), *count, *(f"skipped {entry}" for entry in skipped)]
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def variant_name(config: Config) -> str:
-    """Name what was switched on or off, for reports: 'pruned', 'unpruned', 'without expansion', …"""
-    if config.method.bound:
-        return "bound"
-    if not config.method.expand:
-        return "without expansion"
-    parts = ["pruned" if config.masks.enabled else "unpruned"]
-    return ", ".join([*parts, *(["without auxiliary loss"] if config.method.aux_weight == 0 else [])])
 
 
 def _summary(result: StepResult) -> dict[str, Any]:

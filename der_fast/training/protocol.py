@@ -1,16 +1,37 @@
-"""How classes are dealt out over steps: 'B0-10', 'B50-5', any base, any data set (docs/method.md: classes in steps)."""
+"""How classes are dealt out over steps: 'B0-10', 'B50-5', '10,10,5', lists of names, any data set (docs/method.md: classes in steps)."""
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections.abc import Sequence
 
 import torch
 
 from der_fast.config.check import refuse_repeats
+from der_fast.config.protocols import FORMS, parse_even, parse_sizes
 from der_fast.config.schema import ProtocolConfig
 from der_fast.errors import ConfigError
 from der_fast.seeds import generator
+
+
+def steps_of(names: Sequence[str], config: ProtocolConfig) -> list[tuple[str, ...]]:
+    """Return the class names of every step.
+
+    Args:
+        names: all classes of the data set.
+        config: the steps themselves, or an order and how it is dealt out.
+
+    Raises:
+        ConfigError: see `class_order` and `split_steps`; a step without classes, or with one that the data set does not have.
+    """
+    if config.steps is None:
+        return split_steps(class_order(names, config), config.name)
+    refuse_repeats([name for step in config.steps for name in step], "protocol.steps")
+    for number, step in enumerate(config.steps, 1):
+        _refuse_unknown([name for name in step if name not in names], names, f"step {number} of protocol.steps")
+        if not step:
+            raise ConfigError(f"step {number} of protocol.steps has no class; name at least one, or leave the step out")
+    return [tuple(step) for step in config.steps]
 
 
 def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]:
@@ -26,11 +47,7 @@ def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]
     if config.class_order is not None:
         order = config.class_order
         refuse_repeats(order)
-        unknown = [name for name in order if name not in names]
-        if unknown:
-            raise ConfigError(
-                f"protocol.class_order names {', '.join(unknown[:5])}, which the data set does not have; its classes: {_some(names)}"
-            )
+        _refuse_unknown([name for name in order if name not in names], names, "protocol.class_order")
         return tuple(order)
     if config.class_order_seed is None:
         return tuple(names)
@@ -43,15 +60,20 @@ def split_steps(order: Sequence[str], protocol: str) -> list[tuple[str, ...]]:
 
     Args:
         order: classes in the order in which they arrive.
-        protocol: 'B0-n' (n equal steps) or 'B<base>-<n>' (base classes first, the rest in n equal steps).
+        protocol: 'B0-n' (n equal steps), 'B<base>-<n>' (base classes first, the rest in n equal steps), or the sizes of all steps,
+            '10,10,5'.
 
     Raises:
         ConfigError: the text is no protocol, or the classes cannot be divided that way; the message names what would fit.
     """
-    match = re.fullmatch(r"[Bb](\d+)-(\d+)", protocol.strip())
-    if not match:
-        raise ConfigError(f"protocol {protocol!r} is not of the form B0-<steps> or B<base>-<steps>, e.g. B0-10 or B50-5")
-    base, steps = int(match[1]), int(match[2])
+    sizes, even = parse_sizes(protocol), parse_even(protocol)
+    if sizes is not None:
+        return _of_sizes(order, sizes, protocol)
+    if even is None:
+        raise ConfigError(
+            f"protocol {protocol!r} is not of the form {FORMS}, nor a text file with one step per line, its class names separated by commas"
+        )
+    base, steps = even
     rest = len(order) - base
     if steps < 1:
         raise ConfigError(f"protocol {protocol!r}: the number of steps must be at least 1")
@@ -62,6 +84,21 @@ def split_steps(order: Sequence[str], protocol: str) -> list[tuple[str, ...]]:
     size = rest // steps
     parts = [tuple(order[i : i + size]) for i in range(base, len(order), size)]
     return ([tuple(order[:base])] if base else []) + parts
+
+
+def _of_sizes(order: Sequence[str], sizes: Sequence[int], protocol: str) -> list[tuple[str, ...]]:
+    if 0 in sizes:
+        raise ConfigError(f"protocol {protocol!r}: step {sizes.index(0) + 1} has no class; every step takes at least one")
+    if sum(sizes) != len(order):
+        hint = f"; for {sizes[0]} equal steps write B0-{sizes[0]}" if len(sizes) == 1 else ""
+        raise ConfigError(f"protocol {protocol!r} deals out {sum(sizes)} classes in all, but there are {len(order)}{hint}")
+    ends = list(itertools.accumulate(sizes))
+    return [tuple(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _refuse_unknown(unknown: Sequence[str], names: Sequence[str], where: str) -> None:
+    if unknown:
+        raise ConfigError(f"{where} names {', '.join(unknown[:5])}, which the data set does not have; its classes: {_some(names)}")
 
 
 def _some(names: Sequence[str]) -> str:

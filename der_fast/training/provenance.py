@@ -165,6 +165,21 @@ def renamed(entries: Sequence[Learned], old: str, new: str) -> list[Learned]:
     return [replace(entry, known_as=tuple(new if name == old else name for name in entry.known_as)) for entry in entries]
 
 
+def forgotten(entries: Sequence[Learned], names: Sequence[str]) -> list[Learned]:
+    """Return the entries without the held-out images of forgotten classes. That an image was trained on stays known: it was."""
+
+    def without(entry: Learned) -> Learned:
+        gone = torch.tensor([name in names for name in entry.known_as])
+        if not gone.any():
+            return entry
+        stays = ~gone[entry.labels.long()]
+        known_as = tuple("" if name in names else name for name in entry.known_as)
+        held_out, labels, sizes = (values[stays] for values in (entry.held_out, entry.labels, entry.sizes))
+        return replace(entry, known_as=known_as, held_out=held_out, labels=labels, sizes=sizes)
+
+    return [without(entry) for entry in entries]
+
+
 def save_learned(run: Path, entries: Sequence[Learned]) -> list[dict[str, Any]]:
     """Write the images of every step that are not there yet, and return what the manifest says of them; raises StorageError."""
     return [

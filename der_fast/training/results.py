@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+import torch
+
+from der_fast.config.schema import Config
 from der_fast.training.progress import EpochRecord
 
 _MOST_NAMED = 10
@@ -66,18 +69,20 @@ class StepResult:
     data_seconds: float | None = None
 
 
-def backward_transfer(class_set_top1: Sequence[Sequence[float | None]]) -> float | None:
+def backward_transfer(class_set_top1: Sequence[Sequence[float | None]], gone: Collection[int] = ()) -> float | None:
     """BWT = 1/(T−1) Σ_{i=2..T} 1/i Σ_{j=1..i} (A^i_j − A^j_j), in percent points (eq. 16); None for T = 1 or without a full test set.
 
     Args:
         class_set_top1: row i holds A^i_j for j = 1…i.
+        gone: the steps (from 0) all of whose classes were forgotten: they count as if they had not been.
     """
-    steps = len(class_set_top1)
-    if steps < 2 or any(value is None for row in class_set_top1 for value in row):
+    kept = [step for step in range(len(class_set_top1)) if step not in gone]
+    table = [[class_set_top1[i][j] for j in kept if j <= i] for i in kept]
+    if len(table) < 2 or any(value is None for row in table for value in row):
         return None
-    table = [[float(value) for value in row if value is not None] for row in class_set_top1]
-    drops = [sum(table[i][j] - table[j][j] for j in range(i + 1)) / (i + 1) for i in range(1, steps)]
-    return sum(drops) / (steps - 1)
+    full = [[float(value) for value in row if value is not None] for row in table]
+    drops = [sum(full[i][j] - full[j][j] for j in range(i + 1)) / (i + 1) for i in range(1, len(full))]
+    return sum(drops) / (len(full) - 1)
 
 
 def forward_transfer(own: Sequence[float | None], reference: Sequence[float | None]) -> float | None:
@@ -108,14 +113,15 @@ def mean(values: Sequence[float | int | None]) -> float | None:
     return sum(present) / len(present) if present and len(present) == len(values) else None
 
 
-def metrics_of(results: Sequence[StepResult], facts: dict[str, Any]) -> dict[str, Any]:
+def metrics_of(results: Sequence[StepResult], facts: dict[str, Any], last: StepResult | None = None) -> dict[str, Any]:
     """Return what ``metrics.json`` holds.
 
     Args:
         results: every finished step.
-        facts: what is the same for the whole run: protocol, dataset, name, backend, device, notes, config.
+        facts: what is the same for the whole run: protocol, dataset, name, backend, device, notes, config, events.
+        last: what was measured last, where that was not after the last step.
     """
-    last = results[-1]
+    last = last or results[-1]
     table = [result.class_set_top1 for result in results]
     top1, top5 = [r.top1 for r in results], [r.top5 for r in results]
     return {
@@ -127,7 +133,7 @@ def metrics_of(results: Sequence[StepResult], facts: dict[str, Any]) -> dict[str
         "average_top1": mean(top1),
         "last_top1": last.top1,
         "average_top5": mean(top5),
-        "bwt": backward_transfer(table),
+        "bwt": backward_transfer(table, {number for number, result in enumerate(results) if not result.class_names}),
         "fwt": forward_transfer([row[-1] if row else None for row in table], [r.reference_top1 for r in results]),
         "params": [r.params for r in results],
         "params_unpruned": [r.params_unpruned for r in results],
@@ -171,3 +177,18 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return {"python": platform.python_version(), **found}
+
+
+def device_name(device: torch.device) -> str:
+    """Name what a run computes on, for reports."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def variant_name(config: Config) -> str:
+    """Name what was switched on or off, for reports: 'pruned', 'unpruned', 'without expansion', …"""
+    if config.method.bound:
+        return "bound"
+    if not config.method.expand:
+        return "without expansion"
+    parts = ["pruned" if config.masks.enabled else "unpruned"]
+    return ", ".join([*parts, *(["without auxiliary loss"] if config.method.aux_weight == 0 else [])])

@@ -10,15 +10,17 @@ from typing import Any
 
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
+from der_fast.data.renamed import renamed
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from der_fast.files import held, remove_leftovers
 from der_fast.stopping import deferred, heeding
 from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
+from der_fast.training.events import names_now, names_then, present
 from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.progress import Observer
-from der_fast.training.protocol import class_order, split_steps
+from der_fast.training.protocol import steps_of
 from der_fast.training.provenance import FOLDER as LEARNED
 from der_fast.training.provenance import Origin, origin_of
 from der_fast.training.runtime import refuse_several_processes
@@ -66,8 +68,9 @@ def run_protocol(
     """
     refuse_several_processes()
     watcher = observer or Observer()
-    steps = split_steps(class_order(train.class_names, config.protocol), config.protocol.name)
+    steps = steps_of(train.class_names, config.protocol)
     _check_classes(train, test, steps)
+    _say_left_out(train, steps, watcher)
     _check_memory(config, train, [name for names in steps for name in names], watcher)
     learner = Learner(config, observer=watcher)
     if out is None:
@@ -81,6 +84,7 @@ def run_protocol(
         if resume and not _holds_run(out):
             watcher.message(f"nothing was begun in {out} yet: the run starts")
         learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
+        steps, train, test = _under_present_names(learner, steps, train, test, out)
         _check_steps(learner, steps, out)
         with _advising("Start again with another --out and the lower value: --resume takes no changed configuration."):
             _learn_steps(learner, steps, train, test, out)
@@ -121,8 +125,9 @@ def _learn_and_save(
     learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, *, announce: bool, origin: Origin | None
 ) -> None:
     """Learn one step, from its last checkpoint if there is one, and save the learner; see `Learner.learn`."""
-    free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in FREE_KEYS}
-    task = task_of({"config": free, "known": learner.class_names, "train": train.fingerprint()})
+    # Which classes arrive in other steps is nothing to this one; its own are in the images' checksum.
+    free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in (*FREE_KEYS, "protocol.steps")}
+    task = task_of({"config": free, "known": names_then(learner.class_names, learner.events), "train": train.fingerprint()})
     checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
     restore = partial(checkpoints.restore, warn=learner.observer.message)
     learner.learn(train, test, announce=announce, origin=origin, begin=restore, save=checkpoints.save)
@@ -161,11 +166,11 @@ def _open(out: Path, facts: dict[str, Any], fresh: Learner) -> Learner:
         return fresh
     learner = Learner.load(out, device=config.runtime.device, backend=config.runtime.backend, observer=fresh.observer)
     learner.reconfigure(config)
-    _finish_saving(learner, out)
+    finish_saving(learner, out)
     return learner
 
 
-def _finish_saving(learner: Learner, run: Path) -> None:
+def finish_saving(learner: Learner, run: Path) -> None:
     """Do what a process that was killed while it saved has not done any more: write the metrics, delete old states."""
     if saved_steps(run)[-1] == len(learner.results):
         learner.save(run)
@@ -200,6 +205,21 @@ def _note_place(path: Path, config: Config) -> None:
         save_manifest(path, facts)
 
 
+def _under_present_names(
+    learner: Learner, steps: Sequence[tuple[str, ...]], train: ImageSource, test: ImageSource, out: Path
+) -> tuple[list[tuple[str, ...]], ImageSource, ImageSource]:
+    """Return protocol and images as the run calls its classes since some were renamed; those that were forgotten leave their steps."""
+    names = names_now(learner.events)
+    called = {old: new for old, new in names.items() if new is not None}
+    try:
+        return [present(step, names) for step in steps], renamed(train, called), renamed(test, called)
+    except DataError as error:
+        rows = ", ".join(f"{old!r} is {new!r} now" for old, new in called.items())
+        raise CheckpointError(
+            f"{out} cannot go on: {error} ({rows}, and the data set has a class of that name); rename it again with `der-fast rename`"
+        ) from error
+
+
 def _check_steps(learner: Learner, steps: Sequence[tuple[str, ...]], out: Path) -> None:
     """Refuse to go on with a protocol where the learner was taught something else meanwhile."""
     learned = [result.class_names for result in learner.results]
@@ -224,6 +244,15 @@ def _check_classes(train: ImageSource, test: ImageSource, steps: Sequence[tuple[
             )
 
 
+def _say_left_out(train: ImageSource, steps: Sequence[tuple[str, ...]], watcher: Observer) -> None:
+    """Name classes of the data set that a protocol of given names has not."""
+    wanted = {name for names in steps for name in names}
+    missing = [name for name in train.class_names if name not in wanted]
+    if missing:
+        named = ", ".join(map(repr, missing[:5])) + (", …" if len(missing) > 5 else "")
+        watcher.message(f"{len(missing)} class(es) of the data set are in no step and are not learned: {named}")
+
+
 def _check_memory(config: Config, train: ImageSource, names: Sequence[str], watcher: Observer) -> None:
     """Say before anything is trained where the memory cannot work, or not well, once all classes are known."""
     if config.method.bound:
@@ -244,21 +273,21 @@ def learn_more(
     origin: Origin | None = None,
     observer: Observer | None = None,
 ) -> Learner:
-    """Teach a saved learner the classes of `train` and save it again.
+    """Teach a saved learner the classes of `train`, or show it more images of known ones, and save it again; see `Learner.learn`.
 
     Until it is saved, the folder holds what it held before. Where the process was killed, the same call goes on from the last
     checkpoint.
 
     Args:
         run: the learner's folder.
-        train: the new classes.
+        train: images of new classes, of known ones, or of both.
         test: images of any known or new classes, or None.
         origin: where the images come from; see `Learner.learn`.
         config: the configuration of this step; backbone and image size must be those of the run.
         observer: told about progress.
 
     Raises:
-        DataError: a class that is already known, or images of another size.
+        DataError: nothing that is new, or images of another size.
         ConfigError: one of several processes of torchrun; a key on which what was learned before depends.
         CheckpointError, StorageError: see `Learner.load` and `Learner.save`.
     """
@@ -266,7 +295,7 @@ def learn_more(
     watcher = observer or Observer()
     with heeding(watcher.message), held(run):
         learner = Learner.load(run, device=config.runtime.device, backend=config.runtime.backend, observer=watcher)
-        _finish_saving(learner, run)
+        finish_saving(learner, run)
         learner.reconfigure(config)
         watcher.run_begins(1, config)
         watcher.message(_how(learner))

@@ -14,7 +14,7 @@ before can be read as before. The last two steps can be loaded, so that a damage
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from der_fast.errors import CheckpointError, UserError
 from der_fast.files import write_bytes
 from der_fast.kernels import choices
 from der_fast.model.architecture import Architecture, build_architecture
+from der_fast.training.events import REFRESHED
 from der_fast.training.progress import EpochRecord
 from der_fast.training.results import StepResult
 from der_fast.training.step import Model
@@ -189,6 +190,25 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
         manifest["temperature"],
     )
     return model, config, manifest
+
+
+def rename_before(run: Path, step: int, names: Mapping[str, str]) -> None:
+    """Call classes by other names in the state that the one after `step` was learned from; raises StorageError.
+
+    A state that is missing or damaged is left alone.
+    """
+    path = step_folder(run, step - KEPT_STEPS + 1) / MANIFEST
+    try:
+        manifest = load_manifest(path)
+    except CheckpointError:
+        return
+    rows = [*manifest["class_sets"], *(result["class_names"] for result in manifest["results"])]
+    rows += [event["class_names"] for event in manifest.get("events", []) if event["kind"] == REFRESHED]
+    if manifest["memory"] is not None:
+        rows.append(manifest["memory"].get("files", manifest["memory"])["class_names"])
+    for row in rows:
+        row[:] = [names.get(name, name) for name in row]
+    save_manifest(path, manifest)
 
 
 def _load_memory(folder: Path, row: dict[str, Any], config: schema.Config) -> ImageSource:

@@ -65,7 +65,7 @@ def find_files(memory: ImageSource, train: ImageSource, name: str) -> ImageSourc
 
 
 def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] | None, *, bound: bool) -> None:
-    """Refuse training images that a step cannot learn.
+    """Refuse training images that a step, or the refreshing of known classes, cannot learn.
 
     Args:
         train: the images.
@@ -74,25 +74,23 @@ def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] 
         bound: the upper bound is trained: on the images of all seen classes.
 
     Raises:
-        DataError: a shard, too few images, a class that is already known, nothing new, or images of another size.
+        DataError: a shard, too few images, a class without images, no new class for the upper bound, or images of another size.
     """
     if getattr(train, "world", 1) > 1:
         raise DataError("a step is trained by one process on all of its images; give the source itself instead of a shard of it (sharded)")
-    if len(train) < 2:
+    repeated = [name for name in train.class_names if name in known]
+    if len(train) < 2 and not (train.class_names and len(repeated) == len(train.class_names)):
         raise DataError(f"{len(train)} training image(s): batch-norm needs at least two; add images")
     empty = [name for name, count in counts_by_class(train).items() if not count]
     if empty:
         raise DataError(f"no training images of class {', '.join(map(repr, empty[:5]))}; add images or leave the name out of class_names")
-    repeated = [name for name in train.class_names if name in known]
-    if repeated and not bound:
-        raise DataError(f"class {repeated[0]!r} is already known; give only new classes, or rename the folder if it is another class")
     missing = [name for name in known if name not in train.class_names]
     if bound and missing:
         raise DataError(
             f"the upper bound (method.bound) trains on the images of all seen classes: {', '.join(map(repr, missing[:5]))} missing; "
             "give the images of the known classes too"
         )
-    if len(repeated) == len(train.class_names):
+    if bound and len(repeated) == len(train.class_names):
         raise DataError("there is no new class to learn; give the images of at least one class that is not known yet")
     if size is not None and train.image_size != size:
         raise DataError(f"{_sizes(train, size)}; set data.image_size, or resize them")

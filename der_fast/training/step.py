@@ -196,19 +196,26 @@ def rehearsal(model: Model, train: ImageSource, bound: bool) -> ImageSource:
 
 
 def refill(context: Context, model: Model, memory: ImageSource | None, train: ImageSource) -> ImageSource | None:
-    """Shrink the memory to the new quota and add the best exemplars of the new classes, by herding.
+    """Shrink the memory to the new quota and choose the best exemplars of the classes of `train`, by herding.
 
     Args:
         context: settings.
         model: the finished model, which already knows the new classes.
         memory: the memory before this step.
-        train: the new classes' images.
+        train: the new classes' images, and further ones of known classes, which are chosen among together with the memory's.
     """
     names = model.class_names
     count = quota(context.config.memory, len(names))
     if not count:
         return None
-    parts = [] if memory is None else [truncate(memory, count).relabelled(names)]
+    parts = []
+    if memory is not None:
+        kept, whole = truncate(memory, count).relabelled(names), memory.relabelled(names)
+        again = torch.tensor([names.index(name) for name in train.class_names if name in memory.class_names], dtype=torch.int64)
+        parts = [kept.subset(torch.isin(kept.labels, again, invert=True).nonzero().flatten())]
+        rivals = torch.isin(whole.labels, again).nonzero().flatten()
+        if len(rivals):
+            train = train.relabelled(names).concatenated(whole.subset(rivals))
     largest = 0
     for _, positions, features in features_by_class(context, model.bank, train):
         parts.append(train.subset(positions[herding(features, count)]).relabelled(names))
@@ -216,10 +223,10 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
         largest = max(largest, features.numel() * (features.element_size() + 2 * 8))
     if isinstance(train, PhotoSource):
         train.library.say(f"herding over {len(train):,} images, class by class: at most {largest / 2**20:.1f} MiB of features at a time")
-    whole = parts[0]
+    chosen = parts[0]
     for part in parts[1:]:
-        whole = whole.concatenated(part)
-    return whole
+        chosen = chosen.concatenated(part)
+    return chosen
 
 
 def _settle(context: Context, state: StepState, source: ImageSource) -> None:

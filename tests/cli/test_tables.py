@@ -68,3 +68,13 @@ def test_predictions_table() -> None:
     top = [{"class_name": "cat", "probability": 0.75}, {"class_name": "dog", "probability": 0.25}]
     row = {"path": "a [b].png", "class_name": "cat", "probability": 0.75, "top": top}
     assert rows_of(predictions_table([row]))[1] == ["a [b].png", "cat", "75.0 %", "dog 25.0 %"]
+
+
+def test_rows_of_what_happened_between_the_steps() -> None:
+    events = [
+        {"kind": "renamed", "step": 1, "class_names": ["kit", "cat"], "params": None},
+        {"kind": "refreshed", "step": 1, "class_names": ["cat"], "top1": 92.0, "params": 1000, "seconds": 2.0},
+    ]
+    rows = rows_of(steps_table({**METRICS, "events": events}))
+    assert [row[0] for row in rows] == ["step", "1", "1 refreshed", "2"]
+    assert rows[2][1:] == ["", "92.00", "1,000", "–", "0:02"]

@@ -36,6 +36,7 @@ REFUSED: dict[str, list[Any]] = {
     "data.width_hint": [-1],
     "data.height_hint": [-1],
     "protocol.name": [""],
+    "protocol.steps": [(), ((),), (("a",), ("b", ""))],
     "protocol.class_order": [(), ("a",), ("a", "")],
     "protocol.class_order_seed": [-1, 2**63],
     "model.backbone": ["resnet19", ""],

@@ -8,7 +8,14 @@ import warnings
 import pytest
 import torch
 
-from der_fast.model.classifier import auxiliary_targets, grow_classifier, initialise_classifier, new_classifier, slice_classifier
+from der_fast.model.classifier import (
+    auxiliary_targets,
+    grow_classifier,
+    initialise_classifier,
+    keep_classes,
+    new_classifier,
+    slice_classifier,
+)
 
 
 def seeded(number=0):
@@ -115,3 +122,15 @@ def test_auxiliary_targets_put_all_old_classes_into_one():
     assert auxiliary_targets(labels, 5).tolist() == [0, 0, 1, 5, 0, 3]
     assert labels.tolist() == [0, 4, 5, 9, 3, 7]
     assert auxiliary_targets(torch.tensor([0, 1]), 1).tolist() == [0, 1]
+
+
+def test_some_classes_keep_their_weights():
+    layer, features = new_classifier(6, 4, seeded(0)), torch.randn(5, 6, generator=seeded(1))
+    kept = keep_classes(layer, torch.tensor([0, 3]))
+    assert kept.out_features == 2
+    assert torch.equal(kept.weight, layer.weight[[0, 3]]) and torch.equal(kept.bias, layer.bias[[0, 3]])
+    # A product of another shape may be summed in another order.
+    torch.testing.assert_close(kept(features), layer(features)[:, [0, 3]], rtol=0, atol=1e-5)
+    with torch.no_grad():
+        kept.weight.zero_()
+    assert float(layer.weight.detach().abs().sum()) > 0

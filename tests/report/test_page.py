@@ -276,3 +276,51 @@ def test_config_json_stands_in_for_a_missing_config(tmp_path, make_run, read_pag
     (tmp_path / "config.json").write_text(json.dumps({"later": {"lr": 0.025}, "config_sha256": "0" * 64}))
     rows = {row[0]: row[1] for row in read_page(write_report(tmp_path)).table("key", "value")}
     assert rows["later.lr"] == "0.025"
+
+
+EVENTS = [
+    {"kind": "renamed", "step": 1, "class_names": ["kit", "cat"], "images": None, "params": None},
+    {
+        "kind": "refreshed", "step": 2, "class_names": ["cat", "owl"], "images": 1234, "top1": 91.25, "top5": 99.0, "params": 1000,
+        "params_added": 0, "latency_ms": 1.5, "seconds": 4.0, "memory_per_class": 20,
+    },
+    {"kind": "forgotten", "step": 3, "class_names": ["<b>emu"], "images": None, "top1": None, "params": 900, "params_added": 0},
+]  # fmt: skip
+
+
+def test_what_happened_to_classes_is_in_the_report(tmp_path, make_run, read_page, undrawn):
+    make_run(tmp_path, [["cat"], [], ["elk", "fox"]], events=EVENTS, last_top1=77.0)
+    page = read_page(write_report(tmp_path))
+    assert page.table("after step", "what") == [
+        ["1", "renamed", "kit → cat", "", "–"],
+        ["2", "refreshed", "cat, owl", "1,234", "91.25"],
+        ["3", "forgotten", "<b>emu", "", "–"],
+    ]
+    steps = page.table("step", "classes", "top-1 %")
+    assert [row[0] for row in steps] == ["1", "2", "2 refreshed", "3", "3 forgotten", "average"]
+    assert (steps[2][2], steps[2][7]) == ("91.25", "0")
+    assert "77.0" in page.text
+    assert "Classes refreshed, renamed, forgotten" in page.text
+
+
+def test_a_step_without_classes_is_drawn(tmp_path, make_run):
+    steps, sets = [[], ["cat", "dog"], ["elk", "fox"]], [[90.0], [None, 80.0], [None, 70.0, 60.0]]
+    names = [name for step in steps for name in step]
+    make_run(tmp_path, [["ape"], *steps[1:]], steps=steps, class_names=names, class_set_top1=sets, confusion=[[5, 0, 0, 0]] * 4)
+    assert {path.stem for path in write_report(tmp_path).parent.glob("figures/*.png")} >= {"class_sets_over_time", "confusion_matrix"}
+
+
+def test_a_run_without_such_events_says_nothing_of_them(full):
+    assert "refreshed" not in full[2].text
+
+
+def test_uneven_steps(tmp_path, make_run, read_page, undrawn):
+    make_run(tmp_path, [["cat", "dog", "hen"], ["owl"]], protocol="3,1,2")
+    text = read_page(write_report(tmp_path)).text
+    assert "After 2 of 3 steps" in text and "synthetic 3,1,2" in text
+
+
+def test_named_steps_are_told_apart_in_the_configuration(tmp_path, make_run, read_page, undrawn):
+    make_run(tmp_path, [["cat", "dog"], ["owl"]], config={"protocol": {"steps": [["cat", "dog"], ["owl"]]}})
+    rows = read_page(write_report(tmp_path)).table("key", "value")
+    assert ["protocol.steps", "cat, dog; owl"] in [row[:2] for row in rows]

@@ -70,3 +70,9 @@ def test_a_part_of_the_data_is_not_the_papers_data(tmp_path, make_run):
     make_run(tmp_path / "part", classes, dataset="cifar100", protocol="B0-10", config={"data": {"train_per_class": 100}})
     assert curve_beside(read_run(tmp_path / "whole")) is not None
     assert curve_beside(read_run(tmp_path / "part")) is None
+
+
+def test_even_sizes_are_the_papers_protocol(tmp_path, make_run):
+    steps = [[f"c{number}" for number in range(50)], *([f"d{step}{number}" for number in range(25)] for step in range(2))]
+    make_run(tmp_path, steps, dataset="cifar100", protocol="50,25,25", config={})
+    assert curve_beside(read_run(tmp_path)) == paper_curve("cifar100", "B50-2", [50, 75, 100])

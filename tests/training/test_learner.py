@@ -13,7 +13,7 @@ from PIL import Image
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
-from der_fast.errors import CheckpointError, ConfigError, DataError, DerFastError, DivergenceError
+from der_fast.errors import CheckpointError, ConfigError, DerFastError, DivergenceError
 from der_fast.model.layout import MaskLayout
 from der_fast.training.learner import FIXED_KEYS, Learner, variant_name
 
@@ -391,8 +391,3 @@ def test_a_step_never_empties_the_memory_unasked(learned: tuple[Learner, Path], 
     with pytest.raises(ConfigError, match="memory.total = 7 leaves no exemplar for each of 8 classes"):
         learner.learn(synthetic("gh"))
     assert learner.model.memory.fingerprint() == learned[0].model.memory.fingerprint()
-
-
-def test_a_known_class_is_refused(learned: tuple[Learner, Path], synthetic: Images) -> None:
-    with pytest.raises(DataError, match="class 'd' is already known; give only new classes"):
-        learned[0].learn(synthetic("gd"))

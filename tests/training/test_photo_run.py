@@ -134,3 +134,54 @@ def test_a_resident_cache_is_in_the_report_and_the_log(folder: Path, tmp_path: P
     assert line in page and line in caplog.text
     for lines in (said, result.metrics["notes"]):
         assert any(text.startswith(line) and "of 1 GiB" in text for text in lines)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these runs."""
+    monkeypatch.setattr(api, "write_report", lambda run: run)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_photos_of_known_classes_are_chosen_among_with_the_memorys(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    before = api.train(folder, "B0-2", out=run, settings={**KEYS, "memory.total": 8}).learner
+    more = tmp_path / "more"
+    write(more, "ab", {"train": 7, "val": 2})
+    for path in more.rglob("*.jpg"):
+        # Each turned a little further than the folder's own; one is a copy of an exemplar.
+        Image.open(path).rotate(90).save(path)
+    exemplar = next(name for name in files_of(before) if name.split("/")[-2] == "a")
+    (more / "train" / "a" / "copy.jpg").write_bytes((folder / exemplar).read_bytes())
+    result = api.learn_run(run, more)
+    learner = Learner.load(run)
+    (event,) = learner.events
+    assert (event.kind, event.class_names, event.images) == ("refreshed", ("a", "b"), 14)
+    assert len(files_of(learner)) == 8 and result.metrics["confusion"] is not None
+    assert sum(map(sum, result.metrics["confusion"])) == 4 * 3 + 2 * 2
+    assert {name for name in files_of(learner) if name.split("/")[-2] in "cd"} == {n for n in files_of(before) if n.split("/")[-2] in "cd"}
+    assert not any(name.endswith("copy.jpg") for name in files_of(learner))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_renamed_and_forgotten_photos(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    api.train(folder, "B0-2", out=run, settings=KEYS)
+    assert api.rename_class(run, "a", "ant").learner.class_names == ("ant", "b", "c", "d")
+    assert sum(api.evaluate_run(run).confusion[0]) == 3
+    result = api.forget_class(run, "b", "d")
+    assert (run / "index.npz").exists() is False
+    memory = Learner.load(run).model.memory
+    assert isinstance(memory, PhotoSource)
+    assert {name.split("/")[-2] for name in memory.files} == {"a", "c"}
+    for path in run.rglob("*.safetensors"):
+        assert b"train/b" not in path.read_bytes()
+    assert not any("train/b" in path.read_text() for path in run.rglob("*.json"))
+    assert [sum(row) for row in result.metrics["confusion"]] == [3, 3]
+    assert api.evaluate_run(run).images == 6
+    again = api.train(folder, "B0-2", out=run, settings=KEYS, resume=True)
+    assert again.learner.class_names == ("ant", "c")
+    learned = api.learn_run(run, write(tmp_path / "more", "b", {"train": 6, "val": 3}))
+    assert learned.learner.class_names == ("ant", "c", "b")
+    # Its own images of the folder are known again, too.
+    assert api.evaluate_run(run).images == 9

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from der_fast.config.schema import ProtocolConfig
 from der_fast.errors import ConfigError
-from der_fast.training.protocol import class_order, split_steps
+from der_fast.training.protocol import class_order, split_steps, steps_of
 
 NAMES = tuple(f"class{index}" for index in range(12))
 
@@ -87,3 +87,38 @@ def test_an_explicit_order_wins_over_the_seed(order: list[str]) -> None:
 def test_an_order_that_does_not_fit(order: tuple[str, ...], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         class_order(NAMES, ProtocolConfig(class_order=order))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9))
+def test_sizes_deal_out_every_class_in_order(sizes: list[int]) -> None:
+    order = tuple(f"c{index}" for index in range(sum(sizes)))
+    parts = split_steps(order, ",".join(map(str, sizes)))
+    assert tuple(name for part in parts for name in part) == order
+    assert [len(part) for part in parts] == sizes
+
+
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [
+        ("5,5,1", "deals out 11 classes in all, but there are 12"),
+        ("10,5", "deals out 15 classes in all, but there are 12"),
+        ("3", "deals out 3 classes in all, but there are 12; for 3 equal steps write B0-3"),
+        ("6,0,6", "step 2 has no class"),
+    ],
+)
+def test_sizes_that_do_not_add_up(protocol: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        split_steps(NAMES, protocol)
+
+
+def test_steps_that_are_named() -> None:
+    steps = (("class7", "class1"), ("class3",))
+    assert steps_of(NAMES, ProtocolConfig(steps=steps)) == list(steps)
+    assert steps_of(NAMES, ProtocolConfig("5,7", class_order_seed=None)) == [NAMES[:5], NAMES[5:]]
+    for wrong, words in (
+        (("dog",), "step 2 of protocol.steps names dog, which"),
+        ((), "step 2 .* has no class"),
+        (("class1",), "'class1' more"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            steps_of(NAMES, ProtocolConfig(steps=(("class1",), wrong)))

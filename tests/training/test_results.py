@@ -62,3 +62,10 @@ def test_metrics_of_a_run() -> None:
     assert metrics["class_set_top1"] == [[90.0], [50.0, 70.0]]
     assert metrics["confusion"] == [[1]]
     assert {"python", "torch", "der_fast"} <= set(metrics["versions"])
+
+
+def test_steps_whose_classes_are_gone_count_as_if_they_had_not_been() -> None:
+    table = [[90.0], [80.0, 70.0], [None, 60.0, 50.0]]
+    assert backward_transfer(table) is None
+    assert backward_transfer(table, {0}) == pytest.approx(-5.0)
+    assert backward_transfer(table, {0, 2}) is None

@@ -1,0 +1,112 @@
+"""Renaming and forgetting classes of a saved run: afterwards the folder holds the run as it was, or as it was to become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from der_fast.config.tree import from_dict
+from der_fast.data.index import FILE as INDEX
+from der_fast.data.source import ImageSource
+from der_fast.errors import CheckpointError, DataError
+from der_fast.files import held, remove_leftovers
+from der_fast.training import saved
+from der_fast.training.checkpoint import FOLDER, Checkpoints
+from der_fast.training.events import FORGOTTEN
+from der_fast.training.learner import Learner
+from der_fast.training.progress import Observer
+from der_fast.training.rename import check_known
+from der_fast.training.run import finish_saving
+from der_fast.training.store import load_manifest
+
+
+def rename_in_run(run: Path, old: str, new: str, *, observer: Observer | None = None) -> Learner:
+    """Call a class of a saved run by another name, in its last two states, memory and metrics.
+
+    A process that is killed leaves the old name or the new one; the same call then does, or has done, the rest.
+
+    Raises:
+        DataError: no class `old`, or a name that is empty, or that a class has already.
+        CheckpointError, StorageError: the run cannot be read, or not be written to.
+    """
+    with _whole(run, observer) as learner:
+        learner.rename(old, new)
+        # The older state first: with other names than the newest one's it would be deleted as another learner's.
+        saved.rename_before(run, len(learner.results), {old: new})
+        learner.save(run)
+    return learner
+
+
+def forget_in_run(
+    run: Path,
+    class_names: Sequence[str],
+    *,
+    test_images: Callable[[Learner], ImageSource | None] = lambda learner: None,
+    observer: Observer | None = None,
+) -> Learner:
+    """Take classes out of a saved run; no file of the run holds an exemplar of them afterwards.
+
+    States before this one that know the classes are deleted, and so are checkpoints of a step in progress and the kept index of the data
+    set. A process that is killed leaves the run as it was, or without the classes; the same call then does, or has done, the rest.
+
+    Args:
+        run: the run's folder.
+        class_names: known classes, not all of them.
+        test_images: called with the learner as it was; gives images of known classes to measure accuracy on, or None.
+        observer: told about a damaged state.
+
+    Raises:
+        DataError: no name, one that is not known, or all known classes.
+        CheckpointError, StorageError: the run cannot be read, or not be written to.
+    """
+    with _whole(run, observer) as learner:
+        _refuse_forgotten(learner, run, class_names)
+        check_known(class_names, learner.class_names)
+        test = test_images(learner)
+        left = [] if test is None else [name for name in test.class_names if name not in class_names]
+        learner.forget(*class_names, test=test.of_classes(left) if test is not None and left else None)
+        learner.save(run)
+        _sweep(run)
+    return learner
+
+
+def _refuse_forgotten(learner: Learner, run: Path, class_names: Sequence[str]) -> None:
+    """Finish what a process that was killed while it forgot these classes has not done any more, and say that they are gone."""
+    before = {name for event in learner.events if event.kind == FORGOTTEN for name in event.class_names}
+    gone = [name for name in class_names if name not in learner.class_names]
+    if gone and before.issuperset(gone):
+        _sweep(run)
+        raise DataError(f"class {', '.join(map(repr, gone))} was forgotten already; nothing of it is left in {run}")
+
+
+@contextmanager
+def _whole(run: Path, observer: Observer | None) -> Iterator[Learner]:
+    """Hold a run's folder and yield its learner, whose newest state must be readable: what is changed is all that the folder keeps."""
+    if not saved.saved_steps(run):
+        # Nothing may be made in a folder that is no run.
+        Learner.load(run)
+    with held(run):
+        learner = Learner.load(run, observer=observer)
+        newest = saved.saved_steps(run)[-1]
+        if newest != len(learner.results):
+            raise CheckpointError(
+                f"the newest state in {run} (steps/{newest:02d}) is damaged, and would be lost; restore it from a copy, or delete "
+                f"the folder {run / 'steps' / f'{newest:02d}'} to go back to the state before it"
+            )
+        # Where it is edited says nothing about where it was, or is to be, trained.
+        learner.config = from_dict(load_manifest(saved.step_folder(run, newest) / saved.MANIFEST)["config"])
+        _remove_leftovers(run)
+        finish_saving(learner, run)
+        yield learner
+
+
+def _remove_leftovers(run: Path) -> None:
+    for folder in (run, run / FOLDER, run / "extractors", *run.glob("steps/*")):
+        remove_leftovers(folder)
+
+
+def _sweep(run: Path) -> None:
+    """Delete what may still hold something of a class that the saved state does not know any more."""
+    Checkpoints(run, 1).clear()
+    (run / INDEX).unlink(missing_ok=True)

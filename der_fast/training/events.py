@@ -1,0 +1,127 @@
+"""What happened to a learner's classes beside its steps: refreshed, renamed, forgotten. It is kept with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from der_fast.training.results import StepResult
+
+REFRESHED, RENAMED, FORGOTTEN = "refreshed", "renamed", "forgotten"
+_SHOWN = ("top1", "top5", "params", "params_added", "latency_ms", "seconds", "memory_per_class")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change of known classes.
+
+    Attributes:
+        kind: REFRESHED, RENAMED or FORGOTTEN.
+        step: after how many steps.
+        class_names: the classes; of a renamed one its old and its new name.
+        images: how many new images refreshed them; else None.
+        result: what was measured afterwards; None where nothing that is measured had changed.
+    """
+
+    kind: str
+    step: int
+    class_names: tuple[str, ...]
+    images: int | None = None
+    result: StepResult | None = None
+
+
+def to_json(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Turn events into plain JSON values."""
+    return [asdict(event) for event in events]
+
+
+def from_json(rows: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """The inverse of `to_json`; raises KeyError or TypeError where something is missing or cannot be."""
+    events = []
+    for row in rows:
+        result = row["result"]
+        if result is not None:
+            result = StepResult(**{**result, "class_names": tuple(result["class_names"])})
+        events.append(Event(row["kind"], row["step"], tuple(row["class_names"]), row["images"], result))
+    return events
+
+
+def rows_of(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Return what ``metrics.json`` says of events: kind, step, classes and the figures measured afterwards."""
+    return [
+        {
+            "kind": event.kind,
+            "step": event.step,
+            "class_names": list(event.class_names),
+            "images": event.images,
+            **{name: None if event.result is None else getattr(event.result, name) for name in _SHOWN},
+        }
+        for event in events
+    ]
+
+
+def latest(results: Sequence[StepResult], events: Sequence[Event]) -> StepResult:
+    """Return what was measured last: after the last step, or after what happened since."""
+    since = [event.result for event in events if event.step == len(results) and event.result is not None]
+    return since[-1] if since else results[-1]
+
+
+def with_names(events: Iterable[Event], names: Mapping[str, str | None]) -> list[Event]:
+    """Return events whose refreshed classes are called as they are now; None = forgotten. How names changed stays as it was."""
+    return [
+        replace(event, class_names=present(event.class_names, names)) if event.kind == REFRESHED else event
+        for event in events
+    ]  # fmt: skip
+
+
+def present(class_names: Iterable[str], names: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Return class names by `names`, which may lack some; those with None are left out."""
+    now = (names.get(name, name) for name in class_names)
+    return tuple(name for name in now if name is not None)
+
+
+def names_now(events: Iterable[Event]) -> dict[str, str | None]:
+    """Return what the classes that were renamed or forgotten were called when they were learned → what they are called now, or None.
+
+    A name that was freed and learned again stands for the earlier of its classes.
+    """
+    now: dict[str, str | None] = {}
+    for event in events:
+        if event.kind == REFRESHED:
+            continue
+        olds, new = (event.class_names[:1], event.class_names[1]) if event.kind == RENAMED else (event.class_names, None)
+        for old in olds:
+            first = next((name for name, current in now.items() if current == old), None)
+            if first is not None:
+                now[first] = new
+            elif now.get(old) is None:
+                now[old] = new
+    return now
+
+
+def names_then(class_names: Iterable[str], events: Iterable[Event]) -> list[str]:
+    """Return what classes were called when they were learned."""
+    then = {current: name for name, current in names_now(events).items() if current is not None}
+    return [then.get(name, name) for name in class_names]
+
+
+def known_of(class_names: Iterable[str], known: Collection[str], events: Iterable[Event]) -> dict[str, str]:
+    """Return which classes of a run's own data set are known: their names there → what they are called now.
+
+    Args:
+        class_names: the data set's.
+        known: the classes that the run knows now.
+        events: what happened to them.
+    """
+    now = names_now(events)
+    taken = set(now.values())
+    found: dict[str, str] = {}
+    for name in class_names:
+        current = now.get(name)
+        if current is None and name not in taken:
+            # Never renamed; or forgotten, and perhaps learned again.
+            current = name
+        if current is not None and current in known:
+            found[name] = current
+    return found

@@ -1,0 +1,150 @@
+"""What a learner does with the classes that it knows: refresh them with more images, rename one, forget some."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from der_fast.config.schema import Config
+from der_fast.data.source import ImageSource
+from der_fast.errors import DataError
+from der_fast.training import provenance
+from der_fast.training.context import Context
+from der_fast.training.events import FORGOTTEN, REFRESHED, RENAMED, Event, latest, with_names
+from der_fast.training.events import present as present_names
+from der_fast.training.forget import forgotten_model
+from der_fast.training.progress import EpochRecord, Observer
+from der_fast.training.refresh import begin_refresh, check_refresh, only_new_images, refresh
+from der_fast.training.rename import renamed_model
+from der_fast.training.results import StepResult, times_of
+from der_fast.training.state import StepState
+from der_fast.training.step import Model
+
+_MOST_NAMED = 5
+
+
+class KnownClasses:
+    """The part of a learner that changes known classes; `Learner` has the rest.
+
+    Attributes:
+        results: what was measured after every step.
+        events: what happened to classes beside the steps.
+        lesson: checksum of the images that were learned last; empty where that is unknown.
+        learned: of every step, the images it was trained on and those that were held out.
+    """
+
+    config: Config
+    observer: Observer
+    results: list[StepResult]
+    records: list[EpochRecord]
+    notes: list[str]
+    events: list[Event]
+    lesson: str
+    learned: list[provenance.Learned]
+    _model: Model | None
+
+    @property
+    def model(self) -> Model:
+        """The model so far; raises DerFastError before the first step."""
+        raise NotImplementedError
+
+    def _measured(self, context: Context | None, model: Model, test: Any, seconds: float) -> StepResult:
+        """Measure a model whose last change was no step."""
+        raise NotImplementedError
+
+    @property
+    def latest(self) -> StepResult:
+        """What was measured last, after a step or after what happened since; raises IndexError before the first step."""
+        return latest(self.results, self.events)
+
+    def rename(self, old: str, new: str) -> None:
+        """Call the class `old` by the name `new` from now on, in results too; no weight changes.
+
+        Raises:
+            DataError: no class `old`, or a name that is empty, or that a class has already.
+            DerFastError: nothing has been learned yet.
+        """
+        self._model = renamed_model(self.model, old, new)
+        self._call({old: new})
+        self.learned = provenance.renamed(self.learned, old, new)
+        self.events.append(Event(RENAMED, len(self.results), (old, new)))
+
+    def forget(self, *class_names: str, test: Any = None) -> StepResult:
+        """Take classes out of classifier, rehearsal memory and results; no weight of the other classes changes, nor do their logits.
+
+        The extractors were trained on images of these classes and are not changed. A forgotten class can be learned again as a new one.
+
+        Args:
+            class_names: known classes, not all of them.
+            test: images of classes that stay, to measure accuracy on; None measures none.
+
+        Raises:
+            DataError: no name, one that is not known, all known classes, or test images that do not fit.
+            DerFastError: nothing has been learned yet.
+        """
+        started = time.perf_counter()
+        names = tuple(dict.fromkeys(class_names))
+        model = forgotten_model(self.model, names)
+        result = self._measured(None, model, test, time.perf_counter() - started)
+        self._model = model
+        self._call(dict.fromkeys(names))
+        self.learned = provenance.forgotten(self.learned, names)
+        # A note may name files of the class.
+        self.notes = [note for note in self.notes if not any(f"/{name}/" in note.replace("\\", "/") for name in names)]
+        self.events.append(Event(FORGOTTEN, len(self.results), names, result=result))
+        return result
+
+    def _call(self, names: Mapping[str, str | None]) -> None:
+        """Write results and events with other class names; None = forgotten."""
+        self.results = [replace(result, class_names=present_names(result.class_names, names)) for result in self.results]
+        self.events = with_names(self.events, names)
+
+    def _new_images(self, train: ImageSource) -> ImageSource:
+        """Return what is new in images of which some are of known classes, and say what is done with those.
+
+        Raises:
+            ConfigError, DataError: images of known classes only, from which nothing can be learned; see `check_refresh`.
+        """
+        known = () if self._model is None else self._model.class_names
+        again = [name for name in train.class_names if name in known]
+        if self._model is None or not again or self.config.method.bound:
+            return train
+        named = ", ".join(map(repr, again[:_MOST_NAMED])) + (f" and {len(again) - _MOST_NAMED} more" if len(again) > _MOST_NAMED else "")
+        if len(again) == len(train.class_names) and train.fingerprint() == self.lesson:
+            raise DataError(
+                f"class {again[0]!r} is already known, and these are the very images that were learned last; give further images of known "
+                "classes, new classes, or rename the folder if it is another class"
+            )
+        fresh, held = only_new_images(train, self._model.memory, known)
+        if len(again) == len(train.class_names):
+            check_refresh(self.config, self._model, fresh)
+            what = "they refresh rehearsal memory and classifier; every extractor stays as it is"
+        else:
+            what = "their images join the rehearsal memory's; the other classes are learned as a step"
+        left_out = f" ({held} image(s) were in the memory already)" if held else ""
+        self.observer.message(f"already known: {named}; {what}{left_out}")
+        return fresh
+
+    def _is_refresh(self, train: ImageSource) -> bool:
+        """Whether there are no new classes among these (checked) images."""
+        return self._model is not None and not self.config.method.bound and set(train.class_names) <= set(self._model.class_names)
+
+    def _refresh(
+        self, context: Context, train: ImageSource, test: ImageSource | None, begin: Callable[[StepState], bool] | None, started: float
+    ) -> StepResult:
+        """Do what `learn` does where all classes are known."""
+        model = self.model
+        state = begin_refresh(context, model)
+        if begin is not None and not begin(state):
+            state = begin_refresh(context, model)
+        before = state.spent
+        refreshed = refresh(context, model, state, train)
+        result = self._measured(context, refreshed, test, before + time.perf_counter() - started)
+        spent, waited = times_of(state.records)
+        result = replace(result, training_seconds=spent, data_seconds=waited)
+        self._model = refreshed
+        self.events.append(Event(REFRESHED, state.step, train.class_names, len(train), result))
+        self.records += state.records
+        return result

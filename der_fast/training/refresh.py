@@ -1,0 +1,101 @@
+"""More images of known classes: the rehearsal memory is chosen again and the classifier retrained; every extractor stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from der_fast.config.schema import Config
+from der_fast.data.duplicates import held_already
+from der_fast.data.photos import PhotoSource
+from der_fast.data.source import ImageSource
+from der_fast.errors import ConfigError, DataError
+from der_fast.model.classifier import new_classifier
+from der_fast.model.extractor import Extractor
+from der_fast.seeds import generator
+from der_fast.training.classifier_stage import train_classifier
+from der_fast.training.context import Context
+from der_fast.training.sources import counts_by_class, without_empty_classes
+from der_fast.training.state import CLASSIFIER, StepState
+from der_fast.training.step import Model, refill, rehearsal
+
+
+class RefreshState(StepState):
+    """A refresh in progress: of all parts only the classifier changes, so nothing else is written down."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The classifier."""
+        return {"head": self.head}
+
+
+def begin_refresh(context: Context, model: Model) -> RefreshState:
+    """Build the classifier that is retrained; numbered as the last step, in its classifier stage."""
+    assert model.head is not None
+    step = len(model.class_sets)
+    head = new_classifier(model.head.in_features, model.head.out_features, generator(context.seed, "classifier", step))
+    return RefreshState(step, Extractor(model.architecture), None, head.to(context.device), None, stage=CLASSIFIER)
+
+
+def refresh(context: Context, model: Model, state: RefreshState, train: ImageSource) -> Model:
+    """Carry a refresh to its end, from wherever `state` stands; return the new model.
+
+    Args:
+        context: settings and listeners.
+        model: the model so far; left unchanged.
+        state: the refresh in progress; changed in place.
+        train: new images of known classes.
+
+    Raises:
+        DivergenceError: the loss is no longer finite.
+    """
+    source = rehearsal(model, train, bound=False)
+    if isinstance(source, PhotoSource):
+        state.unreadable = source.recall(state.unreadable)
+    context.observer.step_begins(state.step, state.step, train.class_names, len(source))
+    train_classifier(context, state, model.bank, source)
+    memory = refill(context, model, model.memory, train)
+    return replace(model, head=state.head, memory=memory, temperature=context.config.classifier.temperature)
+
+
+def check_refresh(config: Config, model: Model, train: ImageSource) -> None:
+    """Refuse a refresh after which the classifier would be worse, before any work is done.
+
+    Raises:
+        ConfigError: there is no classifier stage.
+        DataError: known classes of which there is no image, neither given nor in the rehearsal memory.
+    """
+    if not config.classifier.epochs:
+        raise ConfigError(
+            "images of known classes retrain the classifier by the classifier stage, which classifier.epochs = 0 leaves out; "
+            "set classifier.epochs (--set classifier.epochs=30)"
+        )
+    given = {**(counts_by_class(model.memory) if model.memory is not None else {}), **counts_by_class(train)}
+    missing = [name for name in model.class_names if not given.get(name)]
+    if missing:
+        raise DataError(
+            f"the classifier cannot be retrained without images of {', '.join(map(repr, missing[:5]))}, of which the rehearsal memory has "
+            "none; give images of these classes too"
+        )
+
+
+def only_new_images(train: ImageSource, memory: ImageSource | None, known: Sequence[str]) -> tuple[ImageSource, int]:
+    """Leave out images of known classes that the rehearsal memory holds already; return the rest, and how many were left out.
+
+    Raises:
+        DataError: nothing would be left, or a file's bytes did not come in time.
+    """
+    again = [label for label, name in enumerate(train.class_names) if name in known]
+    if memory is None or not again:
+        return train, 0
+    held = held_already(train, memory)
+    for label in range(len(train.class_names)):
+        if label not in again:
+            held[train.labels == label] = False
+    count = int(held.sum())
+    if not count:
+        return train, 0
+    if count == len(train):
+        raise DataError(f"all {count} images are in the rehearsal memory already; give further images of these classes")
+    return without_empty_classes(train.subset((~held).nonzero().flatten())), count
