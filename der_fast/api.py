@@ -16,11 +16,13 @@ from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource, load_dataset
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DataError
+from der_fast.kernels.forked import fit_to_compute
 from der_fast.report import write_report
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer, Observers
 from der_fast.training.run import check_out, learn_more, old_test_images, run_protocol
+from der_fast.training.runtime import refuse_rerun
 from der_fast.training.sources import as_source
 
 # The data set's name in the configuration of a run that was given image sources or data sets.
@@ -68,6 +70,8 @@ def train(
     Raises:
         UserError: anything that the caller can mend; the message says what, where and how.
     """
+    refuse_rerun()
+    fit_to_compute()
     if isinstance(data, (str, Path)):
         resolved = resolve_config(str(data), protocol, preset=preset, paper=paper, changes=settings, base=config)
         return train_run(resolved, None if out is None else Path(out), resume=resume, observer=observer)
@@ -139,6 +143,7 @@ def learn_run(
     Raises:
         UserError: anything that the caller can mend: a class that is already known, a folder that cannot be used, a damaged run.
     """
+    refuse_rerun()
     run, watcher = Path(run), observer or Observer()
     saved, overrides = Learner.load(run), dict(overrides or {})
     if data is not None:

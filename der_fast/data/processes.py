@@ -91,7 +91,8 @@ def _start() -> Process:
         process = subprocess.Popen([get_executable(), "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **keywords)
     except OSError as error:
         raise DataError(
-            f"a process that decodes images cannot be started: {error}; set data.workers lower, or data.workers=0, which decodes in this one"
+            f"a process that decodes images cannot be started: {error}; set data.workers lower, or data.workers=0, which decodes without "
+            "further processes"
         ) from error
     with contextlib.suppress(OSError):
         # What becomes of one that cannot read it shows when it is first needed.

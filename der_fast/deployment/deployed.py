@@ -15,6 +15,7 @@ from der_fast.deployment.onnx_file import read_onnx
 from der_fast.deployment.safetensors_file import read_safetensors
 from der_fast.errors import CheckpointError, ExportError
 from der_fast.kernels.backend import resolve_device
+from der_fast.kernels.forked import fit_to_compute
 from der_fast.training.learner import Learner
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.saved import saved_steps
@@ -46,6 +47,7 @@ class DeployedModel:
     def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
         """Name the class of every image; arguments, result and errors as those of `Learner.predict`."""
         check_top(top)
+        fit_to_compute()
         pixels = as_image_batch(images, self.image_size)
         return predictions_of(self.outputs(pixels)[1], self.class_names, top) if len(pixels) else []
 
@@ -67,6 +69,7 @@ def load(path: str | Path, *, device: str | None = None) -> DeployedModel:
         CheckpointError: a folder that holds no finished step.
         BackendError: a device that is not there.
     """
+    fit_to_compute()
     path = Path(path)
     if path.is_dir():
         learner = load_run(path, device=device)

@@ -65,7 +65,8 @@ def test_a_script_without_a_guard_runs_once(photos, tmp_path, method):
         pytest.skip("this system only spawns processes")
     script = tmp_path / "script.py"
     script.write_text(
-        f"import multiprocessing\nprint('begun', flush=True)\nmultiprocessing.set_start_method({method!r})\n{READ}\nprint(read({str(photos)!r}))\n"
+        f"import multiprocessing\nprint('begun', flush=True)\nmultiprocessing.set_start_method({method!r})\n{READ}\n"
+        f"print(read({str(photos)!r}))\n"
     )
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=WAIT, check=False)
     assert ended.stdout.split() == ["begun", "18"], ended.stderr
