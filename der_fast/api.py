@@ -17,6 +17,7 @@ from der_fast.data import MemorySource, load_dataset
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DataError
 from der_fast.home import expand
+from der_fast.kernels.forked import fit_to_compute
 from der_fast.report import write_report
 from der_fast.training.edit import forget_in_run, rename_in_run
 from der_fast.training.evaluation import Evaluation
@@ -25,6 +26,7 @@ from der_fast.training.measured import held_out_images, images_of, joined, witho
 from der_fast.training.progress import Observer, Observers
 from der_fast.training.provenance import GIVEN, moved, origin_of
 from der_fast.training.run import check_out, learn_more, run_protocol
+from der_fast.training.runtime import refuse_rerun
 from der_fast.training.sources import as_source, without_empty_classes
 
 _LIMITS = ("train_per_class", "test_per_class", "test_share")
@@ -72,6 +74,8 @@ def train(
     Raises:
         UserError: anything that the caller can mend; the message says what, where and how.
     """
+    refuse_rerun()
+    fit_to_compute()
     if isinstance(data, (str, Path)):
         resolved = resolve_config(str(data), protocol, preset=preset, paper=paper, changes=settings, base=config)
         return train_run(resolved, None if out is None else expand(out), resume=resume, observer=observer)
@@ -186,6 +190,7 @@ def learn_run(
     Raises:
         UserError: anything that the caller can mend: nothing that is new, a folder that cannot be used, a damaged run.
     """
+    refuse_rerun()
     run, watcher = expand(run), observer or Observer()
     saved, overrides = Learner.load(run), dict(overrides or {})
     if data is not None:

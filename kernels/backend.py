@@ -9,6 +9,7 @@ import torch
 
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.forked import refuse_cuda_after_fork
 
 BACKENDS = ("auto", "reference", "fused")
 
@@ -74,8 +75,9 @@ def resolve(backend: str, device: torch.device) -> Backend:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn 'auto', 'cpu', 'cuda' or 'cuda:1' into a device that exists; raises BackendError where it does not."""
+    """Turn 'auto', 'cpu', 'cuda' or 'cuda:1' into a device that exists; BackendError where it does not, or not after a fork."""
     if name == "auto":
+        refuse_cuda_after_fork(torch.device("cuda"))
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -83,6 +85,7 @@ def resolve_device(name: str) -> torch.device:
         raise BackendError(f"unknown device {name!r}: use cpu, cuda, cuda:N or auto") from error
     if device.type not in ("cpu", "cuda"):
         raise BackendError(f"device {name!r} is not supported: use cpu, cuda, cuda:N or auto")
+    refuse_cuda_after_fork(device)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise BackendError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA device(s). Use --device cpu.")
     return device

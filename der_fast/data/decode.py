@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from der_fast.data.members import openable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
@@ -120,6 +122,9 @@ def decode_files(paths: Sequence[Path], size: tuple[int, int], *, progress: Call
     Returns:
         The images in the order of `paths`, whatever thread was first.
     """
+    # Processes that decode crops import this file, and no PyTorch: it takes seconds to load.
+    import torch
+
     pixels = np.zeros((len(paths), *size, 3), dtype=np.uint8)
     reasons: list[str | None] = [None] * len(paths)
 

@@ -7,10 +7,13 @@ the uninterrupted one would have drawn.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,6 +28,9 @@ _PER_IMAGE = 2 * ATTEMPTS + 4
 
 def key_of(generator: torch.Generator) -> int:
     """Draw the key of an epoch, 63 bits."""
+    # Processes that decode need the numbers below, and no PyTorch.
+    import torch
+
     return int(torch.randint(0, 2**63 - 1, (1,), generator=generator))
 
 
@@ -80,6 +86,11 @@ def central_squares(heights: Ints, widths: Ints) -> Ints:
     """Return (top, left, height, width) of the largest central square of every image: (N, 4), in pixels."""
     side = np.minimum(heights, widths)
     return _central(side, side, heights, widths)
+
+
+def windows_of(numbers: Floats | None, heights: Ints, widths: Ints) -> Ints:
+    """Return the part (top, left, height, width) of every image that is decoded: random with numbers, else the central square."""
+    return central_squares(heights, widths) if numbers is None else random_windows(numbers, heights, widths)
 
 
 def _central(height: Ints, width: Ints, heights: Ints, widths: Ints) -> Ints:

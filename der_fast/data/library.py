@@ -109,8 +109,8 @@ class Library:
                 self._reader = dali_reader(self.settings)
                 self.say("images are decoded by nvidia-dali")
             else:
-                self._reader = PillowReader(self.settings)
-                where = f"{self.settings.workers} process(es)" if self.settings.workers else "this process"
+                self._reader = pillow = PillowReader(self.settings)
+                where = f"{pillow.workers} process(es)" if pillow.workers else "this process"
                 self.say(f"images are decoded by Pillow in {where}; with nvidia-dali (der_fast[dali]) it is faster")
         return self._reader
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from der_fast.data.draws import Floats, Ints, brightness, central_squares, flips, random_windows, uniform
+from der_fast.data.draws import Floats, Ints, brightness, flips, uniform, windows_of
 from der_fast.data.files import FileTable
 from der_fast.data.place import BEGINNING, Place
 from der_fast.data.transform import Transform
@@ -93,7 +93,7 @@ class Walk:
 
     def windows(self, numbers: Floats | None, heights: Ints, widths: Ints) -> Ints:
         """Return the part (top, left, height, width) of every image that is decoded: (N, 4), in pixels."""
-        return central_squares(heights, widths) if numbers is None else random_windows(numbers, heights, widths)
+        return windows_of(numbers, heights, widths)
 
     def flips(self, numbers: Floats | None, count: int) -> NDArray[np.bool_]:
         """Return which images are mirrored: (count,)."""

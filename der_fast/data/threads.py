@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import weakref
@@ -30,15 +31,23 @@ class FileThreads:
     """
 
     def __init__(self, count: int, name: str) -> None:
+        self._count, self._name = count, name
+        self._begin()
+
+    def _begin(self) -> None:
+        self._owner = os.getpid()
         self._calls: _Calls = queue.SimpleQueue()
         closed = threading.Event()
-        for index in range(count):
-            threading.Thread(target=_work, args=(self._calls, closed), name=f"{name}_{index}", daemon=True).start()
+        for index in range(self._count):
+            threading.Thread(target=_work, args=(self._calls, closed), name=f"{self._name}_{index}", daemon=True).start()
         # Threads know the queue and not this object, so that they end with it where nobody closes it.
-        self._close = weakref.finalize(self, _end, self._calls, closed, count)
+        self._close = weakref.finalize(self, _end, self._calls, closed, self._count)
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Return what will hold the result of ``function(*arguments)``."""
+        """Return what will hold the result of ``function(*arguments)``; in a forked process, whose threads are no more, from others."""
+        if self._owner != os.getpid():
+            self._close.detach()
+            self._begin()
         future: Future[Result] = Future()
         self._calls.put((future, lambda: function(*arguments)))
         return future

@@ -16,6 +16,7 @@ from der_fast.deployment.safetensors_file import read_safetensors
 from der_fast.errors import CheckpointError, ExportError
 from der_fast.home import expand
 from der_fast.kernels.backend import resolve_device
+from der_fast.kernels.forked import fit_to_compute
 from der_fast.training.learner import Learner
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.saved import saved_steps
@@ -47,6 +48,7 @@ class DeployedModel:
     def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
         """Name the class of every image; arguments, result and errors as those of `Learner.predict`."""
         check_top(top)
+        fit_to_compute()
         pixels = as_image_batch(images, self.image_size)
         return predictions_of(self.outputs(pixels)[1], self.class_names, top) if len(pixels) else []
 
@@ -68,6 +70,7 @@ def load(path: str | Path, *, device: str | None = None) -> DeployedModel:
         CheckpointError: a folder that holds no finished step.
         BackendError: a device that is not there.
     """
+    fit_to_compute()
     path = expand(path)
     if path.is_dir():
         learner = load_run(path, device=device)

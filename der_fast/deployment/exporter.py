@@ -26,6 +26,7 @@ from der_fast.deployment.safetensors_file import read_safetensors, write_safeten
 from der_fast.errors import ExportError, StorageError, UserError
 from der_fast.files import write_atomically
 from der_fast.home import expand
+from der_fast.kernels.forked import fit_to_compute
 from der_fast.training.learner import Learner
 from der_fast.training.step import Model
 
@@ -81,6 +82,7 @@ def export(run: Learner | str | Path, path: str | Path, *, raw_uint8: bool = Fal
     write, read = _format(path, raw_uint8=raw_uint8, aoti=aoti)
     _check_place(path)
     learner = _learner(run)
+    fit_to_compute(learner.device)
     pixels = _check_images(learner, images)
     network = network_of(learner.model)
     facts = facts_of(learner, network.checksum)

@@ -18,6 +18,7 @@ from der_fast.compaction.extractor import CompactExtractor
 from der_fast.compaction.program import Op
 from der_fast.data import Transform
 from der_fast.errors import DerFastError
+from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture
 from der_fast.training.step import Model
 
@@ -128,6 +129,7 @@ def runner(network: Network, transform: Transform, device: torch.device) -> Run:
 
     @torch.no_grad()
     def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        fit_to_compute(device)
         logits, probabilities = placed(transform(pixels, device=device))
         return logits.cpu(), probabilities.cpu()
 

@@ -23,8 +23,8 @@ REMAINS = (
 def forgotten_model(model: Model, names: Sequence[str]) -> Model:
     """Return the model without the classes `names`; the given one is left unchanged.
 
-    The other classes keep their rows of the classifier, and so their logits. A step of which no class is left keeps its extractor, whose features
-    the classifier reads for the other classes, and its place: later steps keep their numbers.
+    The other classes keep their rows of the classifier, and so their logits. A step of which no class is left keeps its extractor, whose
+    features the classifier reads for the other classes, and its place: later steps keep their numbers.
 
     Raises:
         DataError: no names, one that is not known, or no class would be left.

@@ -21,6 +21,7 @@ from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
 from der_fast.home import expand
 from der_fast.kernels.backend import resolve, resolve_device
+from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import build_architecture
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
@@ -37,7 +38,7 @@ from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
 from der_fast.training.results import StepResult, device_name, metrics_of, times_of, unmeasured_note, variant_name
-from der_fast.training.runtime import apply_runtime
+from der_fast.training.runtime import apply_runtime, refuse_rerun
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
 from der_fast.training.step import Model, Pruned, begin_step, learn_step
@@ -123,11 +124,14 @@ class Learner(KnownClasses):
 
         Raises:
             DataError: images of another size than before, an empty source, or nothing that is new.
-            ConfigError: a memory that has no room for one exemplar of every class; known classes alone without a classifier stage.
+            ConfigError: a memory that has no room for one exemplar of every class; known classes alone without a classifier
+                stage; a script that runs once more in a child process.
             DivergenceError: the loss is no longer finite.
 
         Whatever is raised, the learner is as it was before the call.
         """
+        refuse_rerun()
+        fit_to_compute(self.device)
         started = time.perf_counter()
         train, test = self._checked(train, test)
         lesson = train.fingerprint()
@@ -193,6 +197,7 @@ class Learner(KnownClasses):
             DataError: images of another form, or a file that cannot be read.
         """
         check_top(top)
+        fit_to_compute(self.device)
         model = self.model
         assert model.head is not None and self.image_size is not None
         pixels = as_image_batch(images, self.image_size)
@@ -208,6 +213,7 @@ class Learner(KnownClasses):
         Raises:
             DataError: no images, images of another size than the learned ones, or a class that was never learned.
         """
+        fit_to_compute(self.device)
         model = self.model
         assert self.image_size is not None
         source = without_empty_classes(as_source(test, self.config.data, self.image_size))
@@ -265,6 +271,7 @@ class Learner(KnownClasses):
         Raises:
             CheckpointError: nothing there can be read.
         """
+        fit_to_compute()
         watcher, home = observer or Observer(), expand(folder)
         model, config, manifest = saved.load_model(home, watcher.message)
         runtime: RuntimeConfig = replace(config.runtime, device=device or "auto", backend=backend or "auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import sys
 
@@ -10,6 +11,7 @@ import torch
 
 from der_fast.config.schema import RuntimeConfig
 from der_fast.errors import ConfigError
+from der_fast.kernels.forked import fit_to_compute
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -44,6 +46,19 @@ def refuse_several_processes() -> None:
         )
 
 
+def refuse_rerun() -> None:
+    """Refuse to train in a process that `multiprocessing` is starting, which runs the user's script again before it does its own work.
+
+    Raises:
+        ConfigError: this is such a process.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            "a process that this script has started runs the script once more, and would train once more: put what is to run once under "
+            '`if __name__ == "__main__":`, as README\'s example has it'
+        )
+
+
 def apply_runtime(config: RuntimeConfig, device: torch.device = _CPU) -> None:
     """Apply threads and allocator settings to this process, and make `device`, where it is a numbered GPU, the current one."""
     if device.type == "cuda" and device.index is not None:
@@ -51,5 +66,6 @@ def apply_runtime(config: RuntimeConfig, device: torch.device = _CPU) -> None:
         torch.cuda.set_device(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    fit_to_compute(device)
     if config.tune_allocator:
         keep_large_buffers()

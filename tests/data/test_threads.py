@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -52,25 +53,55 @@ def test_they_end(how):
     assert len(alive) == 2 and not named(f"test-{how}")
 
 
-def test_a_drive_that_never_answers_keeps_no_process_alive(photos, reader):
-    """One file's bytes never come: the pass ends in an error, and the process ends too."""
-    code = f"""
-import threading
-from der_fast.config.schema import DataConfig
-from der_fast.data import encoded, load_dataset, members, pillow_reader, transforms_for
-from der_fast.errors import DataError
+# What never answers: for DALI, whose files are read by threads, the reading of one file; for Pillow the process that decodes.
+STUCK = {
+    "dali": """
 read = members.read_bytes
 def stuck(path):
     return threading.Event().wait() if path.endswith("3.jpg") else read(path)
-encoded.read_bytes = pillow_reader.read_bytes = stuck
+encoded.read_bytes = stuck
+""",
+    "pillow": """
+def stop(library):
+    for process in library.reader()._processes.ids:
+        os.kill(process, signal.SIGSTOP)
+""",
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs the signals of a POSIX system")
+def test_a_drive_that_never_answers_keeps_no_process_alive(photos, reader):
+    """Bytes never come: the pass ends in an error, and the process ends too."""
+    code = f"""
+import os, signal, threading
+from der_fast.config.schema import DataConfig
+from der_fast.data import encoded, load_dataset, members, transforms_for
+from der_fast.errors import DataError
+stop = lambda library: None
+{STUCK[reader]}
 config = DataConfig(name={str(photos)!r}, reader={reader!r}, image_size=48, random_resized_crop=True, workers=1, timeout=1.0)
 train, test = load_dataset(config)
 try:
     for batch in train.batches(None, 2, transform=transforms_for(config, test.image_size)[1]):
-        pass
+        stop(train.library)
 except DataError as error:
     print("refused:", error)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout.startswith("refused: ") and "data.timeout" in ended.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks processes")
+def test_a_forked_process_has_threads_of_its_own():
+    code = """
+import os, threading
+from der_fast.data.threads import FileThreads
+threads = FileThreads(2, "test")
+here = threads.submit(os.getpid).result(20)
+child = os.fork()
+if not child:
+    os._exit(0 if threads.submit(os.getpid).result(20) == os.getpid() != here else 1)
+assert os.waitpid(child, 0)[1] == 0 and threads.submit(os.getpid).result(20) == here
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=100, check=True)

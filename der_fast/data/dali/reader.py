@@ -6,6 +6,7 @@ Threads of ours read the files ahead; one thread per walk drives the pipeline, s
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections import deque
@@ -33,6 +34,7 @@ _MOST_PIPELINES = 3
 _PATIENCE = 5.0
 # Files that one thread reads in a go.
 _PART = 32
+_LEFT: list[object] = []
 
 
 @dataclass
@@ -172,14 +174,22 @@ class DaliReader:
 
     def __init__(self, settings: ReadSettings) -> None:
         self.settings = settings
+        self._refused: set[str] = set()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._owner = os.getpid()
         self._idle: dict[Form, list[tuple[Pipeline, Feed]]] = {}
         self._files: FileThreads | None = None
         self._finishers: FileThreads | None = None
-        self._refused: set[str] = set()
         self._lock = threading.Lock()
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
         """Yield the batches of a walk in order; see `Reader.read`."""
+        if self._owner != os.getpid():
+            # In a forked process pipelines have lost their threads: letting go of them would wait for those.
+            _LEFT.append(self._idle)
+            self._begin()
         results: queue.Queue[Loaded | BaseException | None] = queue.Queue(maxsize=max(self.settings.prefetch, 1))
         stop = threading.Event()
         driver = threading.Thread(target=self._drive, args=(walk, results, stop), name="der_fast-dali", daemon=True)
