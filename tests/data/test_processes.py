@@ -108,6 +108,15 @@ def test_one_that_is_killed_is_noticed_and_others_follow(photos, open_photos):
 
 
 @posix
+@posix
+def test_signals_to_the_whole_group_are_for_the_main_process(photos, pool):
+    before = pool.submit(some(photos)).result(WAIT)
+    for process in pool.ids:
+        os.kill(process, signal.SIGINT)
+        os.kill(process, signal.SIGTERM)
+    assert np.array_equal(pool.submit(some(photos)).result(WAIT).pixels, before.pixels)
+
+
 def test_one_that_crashes_names_its_files(photos, pool):
     pool.submit(some(photos)).result(WAIT)
     os.kill(pool.ids[0], signal.SIGSTOP)
