@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import platform
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from der_fast.home import cache_folder
 from der_fast.kernels.agreement import Run, Tensors, agreeing
 from der_fast.kernels.timing import measure
 from der_fast.kernels.triton_runtime import version as triton_version
+from der_fast.machine import processor_name
 
 VERSION = 2
 # How much faster than the usual way another one must be before it is taken: measured times scatter by about as much.
@@ -55,13 +55,7 @@ def machine(device: torch.device = CPU) -> str:
 
 @functools.cache
 def _processor() -> str:
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
-    return f"{model}|{torch.backends.cpu.get_cpu_capability()}|torch {torch.__version__}"
+    return f"{processor_name()}|{torch.backends.cpu.get_cpu_capability()}|torch {torch.__version__}"
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import output, print_json
+from der_fast.machine import processor_name
 
 # Distributions whose versions decide about numbers or about what works.
 _DISTRIBUTIONS = (
@@ -78,21 +79,22 @@ def _processor() -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     reason = "glibc keeps large buffers between batches" if kept else "needs glibc's mallopt; large buffers are mapped anew in every batch"
     return {
-        "model": _processor_name(),
+        "model": processor_name(),
         "cores": f"{os.cpu_count()}, of which this process may use {usable}",
         "threads": f"{torch.get_num_threads()} (runtime.threads)",
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": _bfloat16(),
         "allocator tuning": {"works": kept, "reason": reason},
     }
 
 
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _bfloat16() -> dict[str, Any]:
+    """Whether bfloat16 is worth while on this processor, measured on a small network."""
+    from der_fast.model.architecture import build_architecture
+    from der_fast.training.precision import measured_precision
+
+    times = measured_precision(build_architecture("resnet20"), (32, 32), 32)
+    return {"works": times.bf16 <= times.fp32, "reason": str(times)}
 
 
 def _cuda() -> dict[str, Any]:

@@ -83,6 +83,10 @@ class RunRecord:
     latency_ms: Values
     latency_added_ms: Values
     latency_unpruned_ms: Values
+    latency_added_unpruned_ms: Values
+    latency_spread_ms: Values
+    latency_added_spread_ms: Values
+    latency_added_unpruned_spread_ms: Values
     seconds: Values
     saved_seconds: Values
     training_seconds: Values
@@ -178,6 +182,10 @@ def read_run(run: str | Path) -> RunRecord:
         latency_ms=fields.per_step("latency_ms", len(top1)),
         latency_added_ms=fields.per_step("latency_added_ms", len(top1)),
         latency_unpruned_ms=fields.per_step("latency_unpruned_ms", len(top1)),
+        latency_added_unpruned_ms=fields.per_step("latency_added_unpruned_ms", len(top1), needed=False),
+        latency_spread_ms=fields.per_step("latency_spread_ms", len(top1), needed=False),
+        latency_added_spread_ms=fields.per_step("latency_added_spread_ms", len(top1), needed=False),
+        latency_added_unpruned_spread_ms=fields.per_step("latency_added_unpruned_spread_ms", len(top1), needed=False),
         seconds=fields.per_step("seconds", len(top1)),
         saved_seconds=fields.per_step("saved_seconds", len(top1), needed=False),
         training_seconds=fields.per_step("training_seconds", len(top1), needed=False),

@@ -213,6 +213,15 @@ def size(value: float | None) -> str:
     )
 
 
+def timed(value: float | None, spread: float | None) -> str:
+    """Write a latency with its spread; one that is below the noise as less than that. A difference below zero is nothing that is known."""
+    if value is None or (spread is None and value < 0):
+        return "–"
+    if spread is None or spread == 0:
+        return milliseconds(value)
+    return f"< {milliseconds(spread)}" if value <= spread else f"{milliseconds(value)} ± {spread:.1g}"
+
+
 def milliseconds(value: float | None) -> str:
     """Write a latency with three significant digits."""
     return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

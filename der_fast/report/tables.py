@@ -83,8 +83,8 @@ def step_table(run: RunRecord) -> Table:
                 style.count(run.params_unpruned[step]),
                 style.share(run.params[step], run.params_unpruned[step]),
                 style.count(run.params_added[step]),
-                style.milliseconds(run.latency_ms[step]),
-                style.milliseconds(run.latency_added_ms[step]),
+                style.timed(run.latency_ms[step], run.latency_spread_ms[step]),
+                style.timed(run.latency_added_ms[step], run.latency_added_spread_ms[step]),
                 "–" if (quota := run.memory_per_class[step]) is None else f"{quota:.0f}",
                 style.duration(run.seconds[step]),
             )
@@ -142,31 +142,35 @@ def growth_table(run: RunRecord) -> Table:
         *("parameters", "unpruned", "latency ms", "unpruned", "file size", "unpruned", "training time saved"),
     )
     added = [_added(run.params_unpruned, step) for step in range(steps)]
-    latency = [_added(run.latency_unpruned_ms, step) for step in range(steps)]
     rows = tuple(
         (
             str(step + 1),
             style.count(run.params_added[step]),
             style.count(added[step]),
-            style.milliseconds(run.latency_added_ms[step]),
-            style.milliseconds(latency[step]),
+            style.timed(run.latency_added_ms[step], run.latency_added_spread_ms[step]),
+            style.timed(*_added_unpruned(run, step)),
             style.count(run.params[step]),
             style.count(run.params_unpruned[step]),
-            style.milliseconds(run.latency_ms[step]),
+            style.timed(run.latency_ms[step], run.latency_spread_ms[step]),
             style.milliseconds(run.latency_unpruned_ms[step]),
             style.size(run.bytes[step]),
             style.size(run.bytes_unpruned[step]),
-            _signed_duration(run.saved_seconds[step]),
+            _saved(run.saved_seconds[step]),
         )
         for step in range(steps)
     )
     return Table(columns, rows, emphasised=frozenset({len(rows) - 1}))
 
 
-def _signed_duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return style.duration(seconds) if seconds >= 0 else f"−{style.duration(-seconds)}"
+def _saved(seconds: float | None) -> str:
+    # Older versions measured by the clock, and a busy machine could seem to have lost time.
+    return "–" if seconds is None or seconds < 0 else style.duration(seconds)
+
+
+def _added_unpruned(run: RunRecord, step: int) -> tuple[float | None, float | None]:
+    """What an unpruned extractor adds, and its spread; of older runs the difference between two steps, which were timed at other times."""
+    measured = run.latency_added_unpruned_ms[step]
+    return (_added(run.latency_unpruned_ms, step), None) if measured is None else (measured, run.latency_added_unpruned_spread_ms[step])
 
 
 def _added(values: Values, step: int) -> float | None:

@@ -55,6 +55,8 @@ class EpochMeter:
         self.start = BEGINNING
         self._between: tuple[Place, float, Callable[[], None]] | None = None
         self.started = self._saved = time.perf_counter()
+        # A state that is gone on with in the middle of an epoch does not know what was computed before.
+        self._computing = time.process_time() if context.device.type == "cpu" and state.position is None else None
         if state.position is not None:
             self._go_on(state.position)
             state.position = None
@@ -165,6 +167,7 @@ class EpochMeter:
             kept_channels,
             seconds,
             self.waited,
+            None if self._computing is None else time.process_time() - self._computing,
         )
         self.state.records.append(record)
         self.context.observer.epoch_ends(record)

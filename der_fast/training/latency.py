@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,16 @@ REPEATS = 15
 LONGEST_SECONDS = 1.0
 
 
+class Latency(NamedTuple):
+    """Milliseconds: the median over the rounds, and half of the range that the middle half of them lies in."""
+
+    median: float
+    spread: float
+
+
 @torch.no_grad()
-def latencies_ms(image: Tensor, *calls: Callable[[Tensor], Tensor]) -> list[float]:
-    """Return the median time of every `call(image)` in milliseconds, over up to 15 rounds or one second each, after a warm-up round.
+def latencies_ms(image: Tensor, *calls: Callable[[Tensor], Tensor]) -> list[Latency]:
+    """Return how long every `call(image)` takes, over up to 15 rounds or one second each, after a warm-up round.
 
     A round calls each network once, so that whatever else slows the machine meanwhile slows them alike.
 
@@ -30,7 +38,14 @@ def latencies_ms(image: Tensor, *calls: Callable[[Tensor], Tensor]) -> list[floa
     while len(rounds) < REPEATS and (len(rounds) < 3 or spent < LONGEST_SECONDS * len(calls)):
         rounds.append([_seconds(call, image) for call in calls])
         spent += sum(rounds[-1])
-    return [1000 * statistics.median(times) for times in zip(*rounds, strict=True)]
+    return [_summary(times) for times in zip(*rounds, strict=True)]
+
+
+def _summary(seconds: tuple[float, ...]) -> Latency:
+    if len(seconds) == 1:
+        return Latency(1000 * seconds[0], 0.0)
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Latency(1000 * middle, 500 * (high - low))
 
 
 def _seconds(call: Callable[[Tensor], Tensor], image: Tensor) -> float:

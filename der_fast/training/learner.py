@@ -22,7 +22,7 @@ from der_fast.files import held, write_json
 from der_fast.home import expand
 from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.kernels.forked import fit_to_compute
-from der_fast.model.architecture import build_architecture
+from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
@@ -34,6 +34,7 @@ from der_fast.training.known import KnownClasses
 from der_fast.training.latency import latencies_ms, whole_model
 from der_fast.training.mask_log import MaskLog
 from der_fast.training.memory import check_quota, scarcity_note
+from der_fast.training.precision import precision_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
@@ -83,6 +84,7 @@ class Learner(KnownClasses):
         self._home: Path | None = None
         # Memory that was read from a run's folder: its files may have been moved since.
         self._memory_found = True
+        self._precision_said = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -143,6 +145,7 @@ class Learner(KnownClasses):
             result = self._refresh(context, train, test, begin, started)
             return self._learned(result, lesson, train, test, origin, refreshed=True)
         model = self._model or Model(self._architecture(context.test_transform.size))
+        self._say_precision(model.architecture, context.test_transform.size)
         new = [name for name in train.class_names if name not in model.class_names]
         state = begin_step(context, model, len(new))
         if begin is not None and not begin(state):
@@ -339,6 +342,14 @@ class Learner(KnownClasses):
         check_test(measured, (*self.class_names, *source.class_names), source.image_size)
         return source, measured
 
+    def _say_precision(self, architecture: Architecture, size: tuple[int, int]) -> None:
+        """Say once what bfloat16 costs here, if it is used."""
+        if not self._precision_said:
+            self._precision_said = True
+            note = precision_note(self.config, self.device, architecture, size)
+            if note is not None:
+                self.observer.message(note)
+
     def _find_memory(self, train: ImageSource) -> None:
         """Look once where the files of a memory that was read from a run's folder are now; raises DataError where they are not."""
         if self._model is not None and self._model.memory is not None and not self._memory_found:
@@ -390,8 +401,12 @@ class Learner(KnownClasses):
         # One extractor called as often as there are steps: as many different ones would need the memory of a model that nobody has.
         bank_unpruned = FrozenBank([dense] * len(model.bank))
         head_unpruned = new_classifier(bank_unpruned.features, classes, generator(0, "latency")).to(context.device)
-        latency, latency_added, latency_unpruned = latencies_ms(
-            image, whole_model(model.bank, model.head), model.bank.extractors[-1], whole_model(bank_unpruned, head_unpruned)
+        latency, added, unpruned, added_unpruned = latencies_ms(
+            image,
+            whole_model(model.bank, model.head),
+            model.bank.extractors[-1],
+            whole_model(bank_unpruned, head_unpruned),
+            FrozenBank([dense]),
         )
         kept = None
         if pruned is not None and pruned.masked:
@@ -411,9 +426,13 @@ class Learner(KnownClasses):
             kept=kept,
             kept_share=counts[-1] / full if pruned else 0.0,
             compaction_error=pruned.error if pruned else 0.0,
-            latency_ms=latency,
-            latency_added_ms=latency_added if pruned else 0.0,
-            latency_unpruned_ms=latency_unpruned,
+            latency_ms=latency.median,
+            latency_added_ms=added.median if pruned else 0.0,
+            latency_unpruned_ms=unpruned.median,
+            latency_added_unpruned_ms=added_unpruned.median if pruned else None,
+            latency_spread_ms=latency.spread,
+            latency_added_spread_ms=added.spread if pruned else None,
+            latency_added_unpruned_spread_ms=added_unpruned.spread if pruned else None,
             seconds=seconds,
             memory_per_class=_per_class(model.memory),
             saved_seconds=pruned.saved_seconds if pruned else None,

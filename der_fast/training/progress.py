@@ -27,6 +27,7 @@ class EpochRecord:
         kept_channels: share of the new extractor's maskable channels that have a positive logit, in [0, 1]; None without masks.
         seconds: wall time of the epoch; None in a run of an older version.
         data_seconds: of these, spent waiting for images.
+        processor_seconds: of all of this process's threads, on a CPU; None where it was not measured.
     """
 
     step: int
@@ -43,6 +44,7 @@ class EpochRecord:
     kept_channels: float | None = None
     seconds: float | None = None
     data_seconds: float | None = None
+    processor_seconds: float | None = None
 
 
 class Observer:

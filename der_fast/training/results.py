@@ -35,6 +35,8 @@ class StepResult:
         compaction_error: max relative difference between the masked and the compact extractor on a real batch.
         latency_ms: one image through the whole model, median.
         latency_added_ms: one image through this step's extractor, median.
+        latency_added_unpruned_ms: one image through one unpruned extractor, median, timed in turn with the others.
+        latency_spread_ms, latency_added_spread_ms, latency_added_unpruned_spread_ms: half of the range of the middle half of the rounds.
         latency_unpruned_ms: one image through as many unpruned extractors and a classifier, median, timed in turn with the others.
         saved_seconds: of the settled epochs, how much longer they would have taken on the masked network; None where there were none.
         seconds: wall time of learning the step; neither measuring it nor the forward-transfer reference model are in it.
@@ -67,6 +69,10 @@ class StepResult:
     reference_top1: float | None = None
     training_seconds: float | None = None
     data_seconds: float | None = None
+    latency_added_unpruned_ms: float | None = None
+    latency_spread_ms: float | None = None
+    latency_added_spread_ms: float | None = None
+    latency_added_unpruned_spread_ms: float | None = None
 
 
 def backward_transfer(class_set_top1: Sequence[Sequence[float | None]], gone: Collection[int] = ()) -> float | None:
@@ -145,6 +151,10 @@ def metrics_of(results: Sequence[StepResult], facts: dict[str, Any], last: StepR
         "latency_ms": [r.latency_ms for r in results],
         "latency_added_ms": [r.latency_added_ms for r in results],
         "latency_unpruned_ms": [r.latency_unpruned_ms for r in results],
+        "latency_added_unpruned_ms": [r.latency_added_unpruned_ms for r in results],
+        "latency_spread_ms": [r.latency_spread_ms for r in results],
+        "latency_added_spread_ms": [r.latency_added_spread_ms for r in results],
+        "latency_added_unpruned_spread_ms": [r.latency_added_unpruned_spread_ms for r in results],
         "seconds": [r.seconds for r in results],
         "saved_seconds": [r.saved_seconds for r in results],
         "training_seconds": [r.training_seconds for r in results],

@@ -171,19 +171,25 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
         temperature=context.config.classifier.temperature if trains_classifier else 1.0,
     )
     finished.memory = None if method.bound else refill(context, finished, model.memory, train)
-    return finished, replace(pruned, saved_seconds=_saved_seconds(state.records, len(source)))
+    return finished, replace(pruned, saved_seconds=_saved_seconds(state.records, context.device))
 
 
-def _saved_seconds(records: Sequence[EpochRecord], images: int) -> float | None:
-    """What the compact network saved in the settled epochs, by the median speeds before and after."""
-    speeds: tuple[list[float], list[float]] = ([], [])
+def _saved_seconds(records: Sequence[EpochRecord], device: torch.device) -> float | None:
+    """What the compact network saved in the settled epochs, by the median time of an epoch before and after.
+
+    On a CPU that is the processor's time, shared by its threads: what else the machine does meanwhile is not in it. None where it
+    cannot be told, as where less than nothing seems to have been saved.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
     for record in records:
-        if record.stage == REPRESENTATION:
-            speeds[record.settled].append(record.images_per_s)
-    masked, compact = speeds
+        spent = record.processor_seconds if device.type == "cpu" else record.seconds
+        if record.stage == REPRESENTATION and spent is not None:
+            times[record.settled].append(spent)
+    masked, compact = times
     if not masked or not compact:
         return None
-    return len(compact) * images * (1 / statistics.median(masked) - 1 / statistics.median(compact))
+    saved = len(compact) * (statistics.median(masked) - statistics.median(compact))
+    return None if saved < 0 else saved / (torch.get_num_threads() if device.type == "cpu" else 1)
 
 
 def rehearsal(model: Model, train: ImageSource, bound: bool) -> ImageSource:

@@ -76,7 +76,8 @@ def test_growth_table_holds_what_every_step_adds_beside_the_unpruned_model(full)
     assert [row[4] for row in rows] == ["3"] * 3
     assert [row[9] for row in rows] == [style.size(4 * value) for value in metrics["params"]]
     assert [row[10] for row in rows] == ["1.86 MB", "3.71 MB", "5.57 MB"]
-    assert [row[11] for row in rows] == ["–", "−8.0 s", "4.0 s"]
+    # What an older version took for time lost is nothing that is known.
+    assert [row[11] for row in rows] == ["–", "–", "4.0 s"]
 
 
 def test_sizes_are_written_in_bytes():

@@ -73,3 +73,12 @@ def test_look_leaves_matplotlib_as_it_was():
     with style.look():
         assert matplotlib.rcParams["text.parse_math"] is False
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_latency_has_its_spread_and_is_never_negative():
+    assert style.timed(2.345, 0.021) == "2.35 ± 0.02"
+    assert style.timed(0.01, 0.3) == "< 0.3"
+    assert style.timed(2.0, None) == style.timed(2.0, 0.0) == "2"
+    # The difference of two measurements of an older version: noise.
+    assert style.timed(-2.18, None) == "–"
+    assert style.timed(None, None) == "–"

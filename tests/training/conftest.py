@@ -95,14 +95,15 @@ def facts_of(run: Path) -> dict[str, Any]:
     metrics = json.loads((run / "metrics.json").read_text())
     history = json.loads((run / "history.json").read_text())["epochs"]
     timed = ("seconds", "saved_seconds", "training_seconds", "data_seconds", "notes")
-    timed += ("latency_ms", "latency_added_ms", "latency_unpruned_ms")
+    timed += tuple(name for name in metrics if name.startswith("latency"))
     return {
         "files": {
             path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(run.rglob("*.safetensors"))
         },
         "metrics": {name: value for name, value in metrics.items() if name not in timed},
         "history": [
-            {name: value for name, value in row.items() if name not in ("images_per_s", "seconds", "data_seconds")} for row in history
+            {name: value for name, value in row.items() if name not in ("images_per_s", "seconds", "data_seconds", "processor_seconds")}
+            for row in history
         ],
     }
 

@@ -15,6 +15,7 @@ from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.errors import CheckpointError, ConfigError, DerFastError, DivergenceError
 from der_fast.model.layout import MaskLayout
+from der_fast.training.latency import Latency
 from der_fast.training.learner import FIXED_KEYS, Learner, variant_name
 
 Tiny = Callable[..., Config]
@@ -133,17 +134,24 @@ def test_metrics_have_every_key(learned: tuple[Learner, Path]) -> None:
 def test_the_unpruned_model_is_timed_as_a_whole(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     logits: list[tuple[int, ...]] = []
 
-    def timed(image: torch.Tensor, *calls: Any) -> list[float]:
-        whole, _, unpruned = (call(image) for call in calls)
+    def timed(image: torch.Tensor, *calls: Any) -> list[Latency]:
+        whole, _, unpruned, added = (call(image) for call in calls)
         logits.append((*whole.shape, *unpruned.shape))
-        return [1.0, 2.0, 3.0]
+        assert added.shape == (1, 8)
+        return [Latency(1.0, 0.1), Latency(2.0, 0.2), Latency(3.0, 0.3), Latency(4.0, 0.4)]
 
     monkeypatch.setattr("der_fast.training.learner.latencies_ms", timed)
     learner = Learner(tiny({"first.epochs": 1, "later.epochs": 1}))
     for names in ("ab", "cd"):
         result = learner.learn(synthetic(names))
     assert logits == [(1, 2, 1, 2), (1, 4, 1, 4)]
-    assert (result.latency_ms, result.latency_added_ms, result.latency_unpruned_ms) == (1.0, 2.0, 3.0)
+    assert (result.latency_ms, result.latency_added_ms, result.latency_unpruned_ms, result.latency_added_unpruned_ms) == (
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+    )
+    assert (result.latency_spread_ms, result.latency_added_spread_ms, result.latency_added_unpruned_spread_ms) == (0.1, 0.2, 0.4)
 
 
 def test_the_time_of_a_step_is_without_the_reference_model(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:

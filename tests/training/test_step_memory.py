@@ -67,16 +67,27 @@ def test_no_gradient_outlives_the_representation_stage(
     assert seen == [0, 0]
 
 
-def record(stage: str, speed: float, settled: bool) -> EpochRecord:
-    return EpochRecord(1, stage, 1, 4, 1.0, 50.0, 0.1, None, None, speed, settled)
+def record(stage: str, seconds: float, settled: bool, processor: float | None = None) -> EpochRecord:
+    rest = {"settled": settled, "seconds": seconds, "processor_seconds": processor}
+    return EpochRecord(1, stage, 1, 4, 1.0, 50.0, 0.1, None, None, 100.0, **rest)
 
 
-def test_time_saved_is_counted_from_the_speeds() -> None:
-    before, after = record(REPRESENTATION, 100.0, False), record(REPRESENTATION, 400.0, True)
-    odd = record(REPRESENTATION, 1.0, False)
-    # Two settled epochs of 800 images: 8 s each at the speed before, 2 s at the speed after; one slow epoch does not move the median.
-    assert step_module._saved_seconds([before, odd, before, after, after], 800) == pytest.approx(12.0)
-    assert step_module._saved_seconds([after, after], 800) is None
-    assert step_module._saved_seconds([before, record(CLASSIFIER, 9.0, False)], 800) is None
-    slower = record(REPRESENTATION, 50.0, True)
-    assert step_module._saved_seconds([before, slower], 800) == pytest.approx(-8.0)
+def test_time_saved_is_told_by_the_median_epoch() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    before, after = record(REPRESENTATION, 8.0, False, 16.0), record(REPRESENTATION, 2.0, True, 4.0)
+    odd = record(REPRESENTATION, 800.0, False, 1600.0)
+    # Two settled epochs: 8 s each at the speed before, 2 s at the speed after; one slow epoch does not move the median.
+    assert step_module._saved_seconds([before, odd, before, after, after], gpu) == pytest.approx(12.0)
+    # On a CPU, threads share the processor's time.
+    assert step_module._saved_seconds([before, odd, before, after, after], cpu) == pytest.approx(24.0 / torch.get_num_threads())
+    # The clock says that a busy machine lost time; the processor knows better.
+    busy = record(REPRESENTATION, 83.0, True, 4.0)
+    assert step_module._saved_seconds([before, busy], cpu) == pytest.approx(12.0 / torch.get_num_threads())
+
+
+def test_time_saved_is_nothing_where_it_cannot_be_told() -> None:
+    before, after = record(REPRESENTATION, 8.0, False, 8.0), record(REPRESENTATION, 2.0, True, 2.0)
+    for records in ([after, after], [before, record(CLASSIFIER, 9.0, False, 9.0)], [before, record(REPRESENTATION, 9.0, True, 16.0)]):
+        assert step_module._saved_seconds(records, torch.device("cpu")) is None
+    assert step_module._saved_seconds([record(REPRESENTATION, 8.0, False), after], torch.device("cpu")) is None
+    assert step_module._saved_seconds([before, record(REPRESENTATION, 83.0, True)], torch.device("cuda")) is None
