@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from der_fast.training.learner import Learner
 
 _MOST_NAMED = 10
+# A class folder of which this share of the images is known has got another name; single images of other classes may look alike.
+_FAMILIAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -261,13 +263,15 @@ def _known_names(learner: Learner, source: ImageSource) -> dict[str, str]:
 
 
 def _seen_as(learner: Learner, source: ImageSource, found: Int64s, entries: Sequence[Learned]) -> dict[str, str]:
-    """Return what the learner calls classes of other names whose held-out images it knows: name in the source → its own."""
+    """Return what the learner calls classes of other names of which it knows at least every second image: name in the source → its own."""
     labels, classes = source.labels.numpy(), dict[str, set[str]]()
+    known = np.isin(found, np.concatenate([part.numpy() for entry in entries for part in (entry.trained, entry.held_out)]))
     for entry in entries:
         place = _matched(entry.held_out.numpy(), np.arange(len(found)), found)
         for label, position in zip(entry.labels[place >= 0].tolist(), place[place >= 0].tolist(), strict=True):
             classes.setdefault(source.class_names[int(labels[position])], set()).add(entry.known_as[label])
-    return _without_doubt(learner, source, classes)
+    share = {name: known[labels == source.class_names.index(name)].mean() for name in classes}
+    return _without_doubt(learner, source, {name: called for name, called in classes.items() if share[name] >= _FAMILIAR})
 
 
 def _without_doubt(learner: Learner, source: ImageSource, classes: dict[str, set[str]]) -> dict[str, str]:

@@ -319,6 +319,12 @@ def test_a_class_that_the_learner_renamed_keeps_its_images(place: Path) -> None:
 
 
 def test_a_class_that_the_learner_does_not_know_is_refused(whole: Path, tmp_path: Path) -> None:
+    strange = noise(tmp_path / "strange", {"a": 2, "new": 19}, 30)
+    for path in (whole / "noise" / "b").iterdir():
+        # Ten of 29 are known: that makes it no class of the run's.
+        shutil.copy(path, strange / "new" / f"b {path.name}")
+    with pytest.raises(DataError, match="never learned: 'new'"):
+        api.evaluate_run(whole / "run", strange)
     with pytest.raises(DataError, match="never learned: 'new'"):
         api.evaluate_run(whole / "run", noise(tmp_path / "given", {"a": 2, "new": 2}, 30))
     with pytest.raises(DataError, match="unknown data set 'nowhere'"):
