@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from der_fast.config.datasets import absolute
 from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset
 from der_fast.data.files import Int64s
@@ -226,7 +227,9 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
         DataError: there are no images, or none that it was not trained on.
     """
     whole = load_whole(config, in_files=True if any(entry.kind == FILE for entry in learner.learned) else None)
-    source, notes = whole.to_measure(), list[str]()
+    unwritten = len({*range(1, len(learner.results) + 1)} - {entry.step for entry in learner.learned})
+    own = unwritten > 0 and absolute(config.name) == absolute(learner.config.data.name)
+    source, notes = whole.load_test() if own else whole.to_measure(), list[str]()
     if whole.empty:
         notes.append(f"no images in class(es) {few([repr(name) for name in whole.empty], _MOST_NAMED)} of {config.name}")
     known = torch.zeros(len(source), dtype=torch.bool)
@@ -241,11 +244,15 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
     if called:
         notes += [f"class {there!r} of {config.name} is the one that the run calls {name!r}" for there, name in sorted(called.items())]
         source = with_labels(source, source.labels, [called.get(name, name) for name in source.class_names])
-    unwritten = len({*range(1, len(learner.results) + 1)} - {entry.step for entry in learner.learned})
     if unwritten:
+        what = (
+            "what would be held out of it today is measured"
+            if own
+            else "images that were trained on cannot be told from others and count as test images"
+        )
         notes.append(
             f"on which images {unwritten} of {len(learner.results)} step(s) were trained was not written down when they were learned: "
-            f"those in {config.name} cannot be told from others and count as test images"
+            f"of {config.name}, {what}"
         )
     left_out = int(known.sum())
     if left_out == len(source):
