@@ -35,6 +35,7 @@ class WholeSet:
     """A data set's images in two parts, which are read when they are asked for.
 
     Args:
+        place: where it lies, or its name.
         class_names: the classes with images, sorted; those of both parts.
         empty: class folders without images.
         split: whether the data set has a test part of its own. Where it has none, a run that learned it with the same `test_share`
@@ -43,6 +44,7 @@ class WholeSet:
         load_rest: reads all other images.
     """
 
+    place: str
     class_names: tuple[str, ...]
     empty: tuple[str, ...]
     split: bool
@@ -54,7 +56,7 @@ class WholeSet:
         test = self.load_test()
         source = test if self.split else test.concatenated(self.load_rest())
         if not len(source):
-            raise DataError("there are no images to measure")
+            raise DataError(f"there are no images to measure in {self.place}; give class folders with images, or a list of them")
         return source
 
 
@@ -72,7 +74,7 @@ def load_whole(config: DataConfig, *, cache: Path | None = None, in_files: bool 
     """
     if config.name in KNOWN_NAMES:
         train, test = load_dataset(config)
-        return WholeSet(test.class_names, (), True, lambda: test, lambda: train)
+        return WholeSet(config.name, test.class_names, (), True, lambda: test, lambda: train)
     assert config.image_size is not None
     place = found_place(config)
     table, parts, empty, note = _listed(place, config, cache)
@@ -96,7 +98,7 @@ def load_whole(config: DataConfig, *, cache: Path | None = None, in_files: bool 
         def read(classes: Mapping[str, Int64s]) -> ImageSource:
             return _in_memory(place, table, *_rows(classes, names), names, (side, side), config.max_gib)
 
-    return WholeSet(tuple(names), empty, WHOLE not in parts, lambda: read(test_rows), lambda: read(rest_rows))
+    return WholeSet(config.name, tuple(names), empty, WHOLE not in parts, lambda: read(test_rows), lambda: read(rest_rows))
 
 
 def _listed(place: Path, config: DataConfig, cache: Path | None) -> tuple[FileTable, dict[str, _Classes], tuple[str, ...], str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from der_fast.config.datasets import absolute
 from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset
 from der_fast.data.files import Int64s
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from der_fast.training.learner import Learner
 
 _MOST_NAMED = 10
+# A class folder of which this share of the images is known has got another name; single images of other classes may look alike.
+_FAMILIAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,9 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
         DataError: there are no images, or none that it was not trained on.
     """
     whole = load_whole(config, in_files=True if any(entry.kind == FILE for entry in learner.learned) else None)
-    source, notes = whole.to_measure(), list[str]()
+    unwritten = len({*range(1, len(learner.results) + 1)} - {entry.step for entry in learner.learned})
+    own = unwritten > 0 and absolute(config.name) == absolute(learner.config.data.name)
+    source, notes = whole.load_test() if own else whole.to_measure(), list[str]()
     if whole.empty:
         notes.append(f"no images in class(es) {few([repr(name) for name in whole.empty], _MOST_NAMED)} of {config.name}")
     known = torch.zeros(len(source), dtype=torch.bool)
@@ -239,11 +244,15 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
     if called:
         notes += [f"class {there!r} of {config.name} is the one that the run calls {name!r}" for there, name in sorted(called.items())]
         source = with_labels(source, source.labels, [called.get(name, name) for name in source.class_names])
-    unwritten = len({*range(1, len(learner.results) + 1)} - {entry.step for entry in learner.learned})
     if unwritten:
+        what = (
+            "what would be held out of it today is measured"
+            if own
+            else "images that were trained on cannot be told from others and count as test images"
+        )
         notes.append(
             f"on which images {unwritten} of {len(learner.results)} step(s) were trained was not written down when they were learned: "
-            f"those in {config.name} cannot be told from others and count as test images"
+            f"of {config.name}, {what}"
         )
     left_out = int(known.sum())
     if left_out == len(source):
@@ -261,13 +270,15 @@ def _known_names(learner: Learner, source: ImageSource) -> dict[str, str]:
 
 
 def _seen_as(learner: Learner, source: ImageSource, found: Int64s, entries: Sequence[Learned]) -> dict[str, str]:
-    """Return what the learner calls classes of other names whose held-out images it knows: name in the source → its own."""
+    """Return what the learner calls classes of other names of which it knows at least every second image: name in the source → its own."""
     labels, classes = source.labels.numpy(), dict[str, set[str]]()
+    known = np.isin(found, np.concatenate([part.numpy() for entry in entries for part in (entry.trained, entry.held_out)]))
     for entry in entries:
         place = _matched(entry.held_out.numpy(), np.arange(len(found)), found)
         for label, position in zip(entry.labels[place >= 0].tolist(), place[place >= 0].tolist(), strict=True):
             classes.setdefault(source.class_names[int(labels[position])], set()).add(entry.known_as[label])
-    return _without_doubt(learner, source, classes)
+    share = {name: known[labels == source.class_names.index(name)].mean() for name in classes}
+    return _without_doubt(learner, source, {name: called for name, called in classes.items() if share[name] >= _FAMILIAR})
 
 
 def _without_doubt(learner: Learner, source: ImageSource, classes: dict[str, set[str]]) -> dict[str, str]:

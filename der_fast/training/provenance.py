@@ -141,9 +141,10 @@ def _identities(source: ImageSource, kind: str) -> Any:
 
 def _facts(data: DataConfig) -> dict[str, Any]:
     facts = {key: value for key, value in asdict(data).items() if key in _KEYS}
-    for key in ("name", "test_list"):
-        if facts[key] is not None and data_folder(facts[key]) is not None:
-            facts[key] = absolute(facts[key])
+    if data_folder(data.name) is not None:
+        facts["name"] = absolute(data.name)
+    if data.test_list is not None:
+        facts["test_list"] = absolute(data.test_list)
     return {**facts, "classes": None if data.classes is None else list(data.classes)}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -79,6 +82,22 @@ def test_lists(tmp_path):
     assert len(load_whole(config_of(tmp_path / "one.txt")).to_measure()) == 3
     both = load_whole(config_of(tmp_path / "one.txt", test_list=str(tmp_path / "two.txt")))
     assert both.to_measure().files == ("a/2.png",)
+
+
+@pytest.mark.parametrize("part", ["", "test", "train"])
+def test_tars(part, tmp_path):
+    (tmp_path / part).mkdir(exist_ok=True)
+    files = write(tmp_path / "images", {"a": 4, "b": 1})
+    with tarfile.open(tmp_path / part / "0.tar", "w") as tar:
+        for number, path in enumerate(sorted(files.rglob("*.png"))):
+            for suffix, data in (("png", path.read_bytes()), ("cls", path.parent.name.encode())):
+                entry = tarfile.TarInfo(f"{number}.{suffix}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    shutil.rmtree(files)
+    whole = load_whole(config_of(tmp_path))
+    assert (whole.class_names, len(whole.to_measure())) == (("a", "b"), 5)
+    assert len(load_whole(config_of(tmp_path / part / "0.tar"), in_files=True).to_measure()) == 5
 
 
 def test_a_known_data_set(tmp_path):

@@ -206,7 +206,9 @@ def test_a_run_without_the_record_is_measured_as_before_and_says_so(place: Path)
     assert counts == {"a": 2, "b": 2}
     assert len(said) == 1 and "was not written down when they were learned" in said[0] and "has no 'x', 'y'" in said[0]
     counts, said = measured(place / "run", place / "noise")
-    assert counts == {"a": 10, "b": 10} and "3 of 3 step(s)" in said[0]
+    assert counts == {"a": 2, "b": 2} and "3 of 3 step(s)" in said[0] and "would be held out of it today" in said[0]
+    counts, said = measured(place / "run", place / "more")
+    assert counts == {"x": 10, "y": 5} and "cannot be told from others" in said[0]
     api.learn_run(place / "run", noise(place / "third", {"p": 5}, 3))
     assert measured(place / "run")[0] == {"a": 2, "b": 2, "p": 1}
     (place / "noise").rename(place / "moved")
@@ -319,6 +321,12 @@ def test_a_class_that_the_learner_renamed_keeps_its_images(place: Path) -> None:
 
 
 def test_a_class_that_the_learner_does_not_know_is_refused(whole: Path, tmp_path: Path) -> None:
+    strange = noise(tmp_path / "strange", {"a": 2, "new": 19}, 30)
+    for path in (whole / "noise" / "b").iterdir():
+        # Ten of 29 are known: that makes it no class of the run's.
+        shutil.copy(path, strange / "new" / f"b {path.name}")
+    with pytest.raises(DataError, match="never learned: 'new'"):
+        api.evaluate_run(whole / "run", strange)
     with pytest.raises(DataError, match="never learned: 'new'"):
         api.evaluate_run(whole / "run", noise(tmp_path / "given", {"a": 2, "new": 2}, 30))
     with pytest.raises(DataError, match="unknown data set 'nowhere'"):
@@ -330,3 +338,15 @@ def test_a_class_that_the_learner_does_not_know_is_refused(whole: Path, tmp_path
 def test_test_images_alone_are_not_learned(place: Path) -> None:
     with pytest.raises(DataError, match="holds nothing but test/"):
         api.learn_run(place / "run", noise(place / "only" / "test", {"p": 5}, 3).parent)
+
+
+def test_two_lists_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    as_list(noise(tmp_path / "one", {"a": 5, "b": 5}, 1), tmp_path / "train.txt")
+    as_list(noise(tmp_path / "two", {"a": 2, "b": 3}, 2), tmp_path / "test.txt")
+    api.train("train.txt", "B0-2", out=tmp_path / "run", settings={**KEYS, "data.test_list": "test.txt"})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert measured(tmp_path / "run") == ({"a": 2, "b": 3}, [])
+    with pytest.raises(DataError, match="was trained on all 10"):
+        api.evaluate_run(tmp_path / "run", tmp_path / "train.txt")
