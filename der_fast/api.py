@@ -64,7 +64,8 @@ def train(
         config: a complete configuration to start from instead of a preset.
         preset: name of a preset; default: the one made for `data` and `protocol`, if there is one.
         paper: the paper's own schedule: no settling, no parameter target, no floor, no whole blocks.
-        resume: go on with the run in `out`.
+        resume: go on with the run in `out`, or begin it where nothing was begun. On the CPU it comes to what it would have come to, bit for
+            bit on the same kind of processor.
         observer: told about progress.
         settings: single keys over all of that, e.g. ``{"later.epochs": 20}``.
 
@@ -73,6 +74,8 @@ def train(
 
     Raises:
         UserError: anything that the caller can mend; the message says what, where and how.
+        KeyboardInterrupt: Ctrl-C, after the running batch was finished and, where there is a folder, saved; a second one does not wait.
+            Only in the main thread, and only where Python's own handler is in force.
     """
     refuse_rerun()
     fit_to_compute()

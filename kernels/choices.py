@@ -1,6 +1,7 @@
 """Which way of computing something is the fastest here: measured once, remembered in a file, and pinned where a run must repeat itself.
 
-The ways differ by rounding. A run that shall go on bit for bit keeps `record()` and hands it to `pin` before it goes on.
+The ways differ by rounding. A run that shall go on bit for bit, on the same kind of processor, keeps `record()` and hands it to `pin`
+before it goes on.
 """
 
 from __future__ import annotations

@@ -65,6 +65,7 @@ def run_protocol(
             and `resume` is off, or the other way round.
         CheckpointError: the run in `out` belongs to another configuration or data set, or nothing in it can be read.
         DataError, DivergenceError, StorageError: see `Learner.learn` and `Learner.save`.
+        Stopped: a KeyboardInterrupt; what was learned until then is saved in `out`.
     """
     refuse_several_processes()
     watcher = observer or Observer()
