@@ -84,7 +84,8 @@ def test_a_script_that_its_own_processes_run_again_is_told_of_the_guard(tmp_path
     script.write_text(
         "import multiprocessing\nimport der_fast\n\n"
         "for begin in (lambda: der_fast.train('nowhere'), lambda: der_fast.learn_run('nowhere', 'nowhere')):\n"
-        "    try:\n        begin()\n    except der_fast.errors.UserError as error:\n        print(type(error).__name__, error, flush=True)\n"
+        "    try:\n        begin()\n"
+        "    except der_fast.errors.UserError as error:\n        print(type(error).__name__, error, flush=True)\n"
         "process = multiprocessing.get_context('spawn').Process(target=print)\nprocess.start()\nprocess.join()\n"
     )
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
