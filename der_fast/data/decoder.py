@@ -52,7 +52,11 @@ def serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
 def main() -> None:
     """Serve standard input and output, which nothing else may write to from now on."""
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    try:
+        os.dup2(2, 1)
+    except OSError:
+        # Nobody listens to standard error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         serve(incoming, outgoing)
     except BaseException:
