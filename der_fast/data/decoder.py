@@ -2,6 +2,7 @@
 
 It is a program of its own, and no child of `multiprocessing`, because those run the user's script once more where processes are spawned
 (macOS, Windows, Python 3.14), cannot be started by a daemonic process, and where they are forked inherit locks that nobody opens again.
+What is pickled comes by pipes that the parent made for this process alone.
 """
 
 from __future__ import annotations
