@@ -15,16 +15,16 @@ from der_fast.training.sources import counts_by_class
 from der_fast.training.step import Model
 
 REMAINS = (
-    "what remains: the extractors (and the newest one's dense weights) were trained on images of it and are not changed; files that were "
-    "exported before, and copies of the run, still know it; the data set itself is not touched"
+    "what remains: the extractors (and the newest one's dense weights) were trained on images of what was forgotten and are not changed; "
+    "files that were exported before, and copies of the run, still know it; the data set itself is not touched"
 )
 
 
 def forgotten_model(model: Model, names: Sequence[str]) -> Model:
     """Return the model without the classes `names`; the given one is left unchanged.
 
-    The other classes keep their rows of the classifier, and so their logits. A step of which no class is left keeps its extractor, whose features
-    the classifier reads for the other classes, and its place: later steps keep their numbers.
+    The other classes keep their rows of the classifier, and so their logits. A step of which no class is left keeps its extractor, whose
+    features the classifier reads for the other classes, and its place: later steps keep their numbers.
 
     Raises:
         DataError: no names, one that is not known, or no class would be left.
