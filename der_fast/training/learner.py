@@ -138,8 +138,8 @@ class Learner(KnownClasses):
         train, test = self._checked(train, test)
         lesson = train.fingerprint()
         self._find_memory(train)
-        train = self._new_images(train)
         self._check_memory(train, announce)
+        train = self._new_images(train)
         context = self._context(train, save)
         if self._is_refresh(train):
             result = self._refresh(context, train, test, begin, started)
