@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from der_fast.data import as_image_batch
+from der_fast.data import image_parts
 from der_fast.deployment.facts import Facts, facts_of
 from der_fast.deployment.network import Run, network_of, runner
 from der_fast.deployment.onnx_file import read_onnx
@@ -45,9 +45,11 @@ class DeployedModel:
 
     def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
         """Name the class of every image; arguments, result and errors as those of `Learner.predict`."""
-        check_top(top)
-        pixels = as_image_batch(images, self.image_size)
-        return predictions_of(self.outputs(pixels)[1], self.class_names, top) if len(pixels) else []
+        top = check_top(top)
+        rows: list[Prediction] = []
+        for pixels in image_parts(images, self.image_size):
+            rows += predictions_of(self.outputs(pixels)[1], self.class_names, top)
+        return rows
 
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and probabilities, both (N, C) float32, of uint8 images (N, *image_size, 3), N at least 1."""
