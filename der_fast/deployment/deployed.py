@@ -13,7 +13,7 @@ from der_fast.deployment.facts import Facts, facts_of
 from der_fast.deployment.network import Run, network_of, runner
 from der_fast.deployment.onnx_file import read_onnx
 from der_fast.deployment.safetensors_file import read_safetensors
-from der_fast.errors import CheckpointError, ExportError
+from der_fast.errors import CheckpointError, DataError, ExportError
 from der_fast.kernels.backend import resolve_device
 from der_fast.training.learner import Learner
 from der_fast.training.prediction import Prediction, check_top, predictions_of
@@ -52,7 +52,20 @@ class DeployedModel:
         return rows
 
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and probabilities, both (N, C) float32, of uint8 images (N, *image_size, 3), N at least 1."""
+        """Return logits and probabilities, both (N, C) float32, of pixels as `der_fast.data.as_image_batch` gives them.
+
+        Args:
+            pixels: uint8, (N, *image_size, 3), N at least 1.
+
+        Raises:
+            DataError: another dtype or shape.
+        """
+        wanted = (*self.image_size, 3)
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != wanted or not len(pixels):
+            raise DataError(
+                f"outputs() takes uint8 pixels of shape (N, {wanted[0]}, {wanted[1]}, 3), not {pixels.dtype}, {tuple(pixels.shape)}; "
+                "predict() takes images of every form"
+            )
         rows = [self._run(part) for part in torch.split(pixels, _BATCH)]
         return torch.cat([logits for logits, _ in rows]), torch.cat([probabilities for _, probabilities in rows])
 
