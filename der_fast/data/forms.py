@@ -39,7 +39,7 @@ def holds_numbers(image: Any) -> bool:
 def shape_of(image: Any, what: str) -> tuple[int, ...]:
     """Return the shape of a tensor or array; raises DataError for anything else."""
     if not holds_numbers(image):
-        raise DataError(f"{what} is a {type(image).__name__}; give a path, a Pillow image, a NumPy array or a tensor")
+        raise DataError(f"{what} is a {type(image).__name__}; give a Pillow image, a NumPy array or a tensor")
     return tuple(image.shape if isinstance(image, Tensor) else np.asarray(image).shape)
 
 

@@ -38,7 +38,8 @@ def forms_of(pixels: np.ndarray) -> dict[str, Any]:
         "Pillow": Image.fromarray(pixels), "H × W": grey, "H × W × 1": grey[..., None], "H × W × 3": pixels, "H × W × 4": clear,
         "C × H × W": torch.from_numpy(chw), "1 × H × W": torch.from_numpy(grey)[None], "array C × H × W": chw,
         "floating tensor": torch.from_numpy(chw) / 255, "floating array": pixels / 255,
-        "4 × H × W": torch.from_numpy(clear).permute(2, 0, 1), "backwards": pixels[::-1].copy()[::-1], "many": torch.from_numpy(chw)[None], "in a list": [torch.from_numpy(chw)],
+        "4 × H × W": torch.from_numpy(clear).permute(2, 0, 1), "backwards": pixels[::-1].copy()[::-1],
+        "many": torch.from_numpy(chw)[None], "in a list": [torch.from_numpy(chw)],
     }  # fmt: skip
 
 
