@@ -15,7 +15,7 @@ from der_fast.compaction.program import folded_parameters
 from der_fast.config.check import check
 from der_fast.config.schema import Config, RuntimeConfig
 from der_fast.config.tree import flatten, to_dict
-from der_fast.data import MemorySource, as_image_batch, transforms_for
+from der_fast.data import MemorySource, image_parts, transforms_for
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
@@ -192,23 +192,27 @@ class Learner(KnownClasses):
         """Name the class of every image.
 
         Args:
-            images: uint8 array or tensor (N, H, W, 3) or (N, H, W), or a list of paths, PIL images or arrays.
+            images: one image or many, in any form that `der_fast.data.image_parts` lists: paths, Pillow images, arrays and tensors, alone
+                or in a list or generator. Many photos are decoded a part at a time, in several threads.
             top: how many of the best classes to return for each, at least 1.
+
+        Returns:
+            One prediction per image, in order.
 
         Raises:
             ConfigError: `top` below 1.
             DataError: images of another form, or a file that cannot be read.
         """
-        check_top(top)
+        top = check_top(top)
         fit_to_compute(self.device)
         model = self.model
         assert model.head is not None and self.image_size is not None
-        pixels = as_image_batch(images, self.image_size)
-        if not len(pixels):
-            return []
-        source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
-        logits, _ = logits_of(self._context(source), model.bank, model.head, source)
-        return predictions_of(torch.softmax(logits / model.temperature, 1), model.class_names, top)
+        rows: list[Prediction] = []
+        for pixels in image_parts(images, self.image_size):
+            source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
+            logits, _ = logits_of(self._context(source), model.bank, model.head, source)
+            rows += predictions_of(torch.softmax(logits / model.temperature, 1), model.class_names, top)
+        return rows
 
     def evaluate(self, test: Any) -> Evaluation:
         """Return accuracy over all known classes on a test set whose classes are all known.

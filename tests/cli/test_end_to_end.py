@@ -136,13 +136,14 @@ def test_predict_as_json(trained: Path, pictures: Path) -> None:
 
 
 def test_predict_as_table_in_parts(trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from der_fast.cli import predict
+    from der_fast.data import parts
 
     whole = json.loads(command("predict", trained, pictures, "--json").stdout)
-    monkeypatch.setattr(predict, "_FILES_AT_ONCE", 3)
-    parts = json.loads(command("predict", trained, pictures, "--json").stdout)
-    assert [row["path"] for row in parts] == [row["path"] for row in whole]
-    assert [row["class_name"] for row in parts] == [row["class_name"] for row in whole]
+    # Three digits of 8 × 8 pixels.
+    monkeypatch.setattr(parts, "PART_BYTES", 3 * 8 * 8 * 3)
+    cut = json.loads(command("predict", trained, pictures, "--json").stdout)
+    assert [row["path"] for row in cut] == [row["path"] for row in whole]
+    assert [row["class_name"] for row in cut] == [row["class_name"] for row in whole]
     shown = command("predict", trained, pictures / "0.png", pictures / "1.png", "--top", "2")
     assert shown.exit_code == 0
     assert f"{100 * whole[1]['probability']:.1f} %" in shown.stdout
