@@ -28,6 +28,7 @@ from der_fast.seeds import generator
 from der_fast.training import saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
+from der_fast.training.history import write_history
 from der_fast.training.latency import latencies_ms, whole_model
 from der_fast.training.mask_log import MaskLog
 from der_fast.training.memory import check_quota, scarcity_note
@@ -200,7 +201,7 @@ class Learner:
     def save_results(self, run: Path) -> None:
         """Write ``metrics.json`` and ``history.json``; raises StorageError."""
         write_json(run / "metrics.json", self.metrics())
-        write_json(run / "history.json", {"epochs": saved.results_to_json([], self.records)["records"]})
+        write_history(run, self.records)
 
     def _save_mask_logs(self, run: Path) -> None:
         layout = MaskLayout(self.model.architecture)
