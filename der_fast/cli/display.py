@@ -1,12 +1,15 @@
-"""Which display a command gets: a live bar on a terminal, one line per step elsewhere, only messages with --quiet."""
+"""Which display a command gets: a live bar on a terminal, lines of text elsewhere, only messages with --quiet."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from der_fast.cli.console import output, say_note
-from der_fast.training.display import LiveDisplay, StepLines
+from der_fast.data.progress import no_bars
+from der_fast.training.display import LiveDisplay, LogLines, takes_a_bar
+from der_fast.training.plain import write_line
 from der_fast.training.progress import Observer
 
 
@@ -20,15 +23,18 @@ class OnlyMessages(Observer):
 
 @contextmanager
 def watching(quiet: bool) -> Iterator[Observer]:
-    """Yield the observer that fits: nothing for --quiet, a live bar on a terminal, lines elsewhere."""
+    """Yield the observer that fits: nothing for --quiet, a live bar on a terminal, a line a minute and per step elsewhere."""
     console = output()
     if quiet:
-        yield OnlyMessages()
-    elif not console.is_terminal:
-        yield StepLines(console, say_note)
-    else:
+        with no_bars():
+            yield OnlyMessages()
+    elif takes_a_bar(console):
         display = LiveDisplay(console, say_note)
         try:
             yield display
         finally:
             display.stop()
+    else:
+        lines = LogLines(lambda text: write_line(sys.stdout, text), say_note)
+        with lines.ticking():
+            yield lines

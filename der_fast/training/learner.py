@@ -40,6 +40,7 @@ from der_fast.training.runtime import apply_runtime
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
 from der_fast.training.step import Model, Pruned, begin_step, learn_step
+from der_fast.training.watching import watched
 
 # Up to this input side the stem is the small one (3×3, stride 1).
 _SMALL_SIDE = 64
@@ -48,6 +49,9 @@ FIXED_KEYS = (
     *(f"model.{name}" for name in ("backbone", "width", "stem")),
     *(f"data.{name}" for name in ("image_size", "random_resized_crop", "mean", "std")),
 )
+
+# Stands for "no observer was given": where a person looks on, such a learner shows its progress.
+_NOBODY = Observer()
 
 
 class Learner:
@@ -63,7 +67,7 @@ class Learner:
 
     def __init__(self, config: Config | None = None, *, observer: Observer | None = None) -> None:
         self.config = check(config or Config())
-        self.observer = observer or Observer()
+        self.observer = observer or _NOBODY
         self.device = resolve_device(self.config.runtime.device)
         self.backend = resolve(self.config.runtime.backend, self.device)
         apply_runtime(self.config.runtime, self.device)
@@ -95,6 +99,7 @@ class Learner:
         train: Any,
         test: Any = None,
         *,
+        progress: bool | None = None,
         announce: bool = True,
         begin: Callable[[StepState], bool] | None = None,
         save: Callable[[StepState], None] | None = None,
@@ -105,6 +110,8 @@ class Learner:
             train: an image source or a map-style dataset of (image, label) with the new classes' images (for the upper bound,
                 `method.bound`, the images of all classes seen so far).
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
+            progress: show progress on standard error or in the notebook; None: where somebody looks on and the learner has no observer
+                (see `der_fast.train`).
             announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
             begin: called with the step as it begins; may bring it to a checkpoint and then returns True.
             save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
@@ -116,6 +123,16 @@ class Learner:
 
         Whatever is raised, the learner is as it was before the call.
         """
+        before = self.observer
+        with watched(None if before is _NOBODY else before, progress) as self.observer:
+            try:
+                if self.observer is not before:
+                    self.observer.run_begins(len(self.results) + 1, self.config)
+                return self._learn(train, test, announce, begin, save)
+            finally:
+                self.observer = before
+
+    def _learn(self, train: Any, test: Any, announce: bool, begin: Any, save: Callable[[StepState], None] | None) -> StepResult:
         started = time.perf_counter()
         train, test = self._checked(train, test)
         self._find_memory(train)
@@ -225,7 +242,7 @@ class Learner:
         Raises:
             CheckpointError: nothing there can be read.
         """
-        watcher = observer or Observer()
+        watcher = observer or _NOBODY
         model, config, manifest = saved.load_model(Path(folder), watcher.message)
         runtime: RuntimeConfig = replace(config.runtime, device=device or "auto", backend=backend or "auto")
         learner = cls(replace(config, runtime=runtime), observer=watcher)

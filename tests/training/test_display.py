@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
-from der_fast.training.display import LiveDisplay, StepLines, figures_line, shortened, step_line
+from der_fast.data import MemorySource
+from der_fast.training.display import LiveDisplay, LogLines, NotebookDisplay, StepLines, takes_a_bar
 from der_fast.training.progress import EpochRecord, Observer
+from der_fast.training.run import run_protocol
+from der_fast.training.standing import figures_line, shortened, step_line
 from der_fast.training.timeleft import TimeLeft, as_clock
 
 RECORD = EpochRecord(2, "representation", 3, 10, 0.5, 81.25, 0.1, 0.42, 1.0, 1234.5)
 SUMMARY = {"step": 2, "top1": 91.234, "params": 1800, "params_unpruned": 10000, "seconds": 75.2}
+
+
+class Clock:
+    """A clock that only moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def play(observer: Observer, steps: int = 2, config: Config | None = None) -> None:
@@ -47,12 +65,166 @@ def test_step_line() -> None:
     assert shortened(list("abcdefg")) == "a, b, c, d and 3 more"
 
 
-def test_lines_off_a_terminal() -> None:
-    stream, said = io.StringIO(), list[str]()
-    play(StepLines(Console(file=stream, width=40), said.append))
-    lines = stream.getvalue().splitlines()
+def test_lines_of_steps() -> None:
+    lines, said = list[str](), list[str]()
+    play(StepLines(lines.append, said.append))
     assert [line[:8] for line in lines] == ["step 1/2", "step 2/2"]
     assert said == ["a checkpoint was damaged"]
+
+
+class SlowRun(LogLines):
+    """A run whose every batch, and every batch of images to be measured, takes 7 s."""
+
+    def moved(self, done: float, of: float) -> None:
+        self.clock.now += 7  # type: ignore[attr-defined]
+        super().moved(done, of)
+
+
+def test_a_line_a_minute_through_a_whole_run(tiny: Callable[..., Config], synthetic: Callable[..., MemorySource]) -> None:
+    clock, lines = Clock(), list[tuple[float, str]]()
+    config = tiny({"protocol.name": "B0-2", "runtime.eval_batch_size": 1, "method.fwt": True, "later.batch_size": 2, "masks.bn_images": 20})
+    config = replace_keys(config, {"later.epochs": 20, "classifier.batch_size": 2, "classifier.epochs": 20})
+    watching = SlowRun(lambda text: lines.append((clock.now, text)), print, clock)
+    run_protocol(config, synthetic("abcd", 12), synthetic("abcd", 12, seed=1), None, observer=watching)
+    times = [100.0, *(when for when, _ in lines)]
+    assert max(later - earlier for earlier, later in pairwise(times)) <= 60 + 7
+    text = [line for _, line in lines]
+    assert len(text) > 20
+    for what in ("representation", "classifier", "reference", "evaluation", "herding"):
+        assert any(line.startswith(f"step 2/2 {what}") for line in text), what
+    later = [line for line in text if line.startswith("step 2/2 representation")][-1]
+    assert re.fullmatch(
+        r"step 2/2 representation  epoch \d+/20(  batch \d+/\d+)?  loss \d+\.\d{3}  accuracy \d+\.\d %  parameters kept .* left \d+:\d\d",
+        later,
+    )
+    assert any(re.fullmatch(r"step 2/2 evaluation  \d+ of 48 images  left \d+:\d\d", line) for line in text)
+    assert text[-1].startswith("step 2/2  + ")
+    assert not any(mark in line for line in text for mark in "\r\n\x1b")
+
+
+def test_steps_of_less_than_a_minute_are_one_line_each() -> None:
+    clock, lines = Clock(), list[str]()
+
+    class Run(LogLines):
+        def moved(self, done: float, of: float) -> None:
+            self.clock.now += 59 / 7  # type: ignore[attr-defined]
+            super().moved(done, of)
+
+    play(Run(lines.append, print, clock))
+    assert [line[:12] for line in lines] == ["step 1/2  + ", "step 2/2  + "]
+
+
+def test_silence_is_broken_though_nothing_is_told() -> None:
+    """A data set may take minutes to be listed, a single batch too: then a thread keeps time."""
+    clock, lines, waits = Clock(), list[str](), list[float]()
+    display = LogLines(lines.append, print, clock)
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 2:
+            display.run_begins(3, Config())
+            display.step_begins(1, 3, ["cat"], 10)
+            display.batch_ends(1, "representation", 1, 4, 1, 2, 5)
+            display.epoch_so_far(0.25, 75.0, 50.0)
+        if len(waits) == 3:
+            # A line that comes from elsewhere meanwhile is a line, too.
+            clock.now += 20
+            display.step_ends(SUMMARY)
+            clock.now -= 20
+        clock.now += seconds
+        return len(waits) == 5
+
+    display.keep_ticking(wait)
+    assert waits == [60, 60, 60, 20, 60]
+    assert lines[0] == "preparing: reading the data set"
+    assert lines[1] == "step 1/3 representation  epoch 1/4  batch 1/2  loss 0.250  accuracy 75.0 %  50 images/s  left 2:00"
+    assert lines[2].startswith("step 2/3  + cat")
+    assert lines[3].startswith("step 1/3 ended  left ")
+    assert len(lines) == 4
+
+
+def test_the_thread_writes_lines_and_ends_with_the_run() -> None:
+    written = threading.Event()
+
+    class Hasty(LogLines):
+        interval = 0.0
+
+    display = Hasty(lambda text: written.set(), print)
+    with display.ticking():
+        assert written.wait(30)
+    assert "der_fast progress" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_thread_gives_up_where_nothing_can_be_written() -> None:
+    tried = threading.Event()
+
+    class Hasty(LogLines):
+        interval = 0.0
+
+    def broken(text: str) -> None:
+        tried.set()
+        raise BrokenPipeError
+
+    display = Hasty(broken, print)
+    with display.ticking():
+        assert tried.wait(30)
+    with pytest.raises(BrokenPipeError):
+        display.step_ends(SUMMARY)
+
+
+def test_a_notebook_shows_one_text_that_is_rewritten() -> None:
+    clock, texts = Clock(), list[str]()
+    display = NotebookDisplay(texts.append, clock)
+    assert texts == ["preparing: reading the data set"]
+    play(display)
+    # The clock stands still: nothing but what stays is shown.
+    assert len(texts) == 4
+    clock.now += 1
+    display.batch_ends(2, "representation", 1, 4, 1, 2, 5)
+    assert texts[-1].splitlines()[-1].startswith("step 2/2 representation  epoch 1/4  batch 1/2  left")
+    display.stop()
+    assert [line[:10] for line in texts[-1].splitlines()] == ["step 1/2  ", "step 2/2  ", "note: a ch"]
+
+
+@pytest.mark.parametrize(
+    ("tty", "environment", "bar"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, True),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"TERM": "xterm"}, False),
+        (False, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+        (False, {"TERM": "xterm", "TTY_COMPATIBLE": "1"}, False),
+        (False, {}, False),
+    ],
+)
+def test_where_a_bar_can_be_drawn(tty: bool, environment: dict[str, str], bar: bool) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: tty  # type: ignore[method-assign]
+    assert takes_a_bar(Console(file=stream, _environ=environment)) is bar
+
+
+def test_no_colour_is_drawn_where_none_is_wanted() -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    display = LiveDisplay(Console(file=stream, width=150, highlight=False, _environ={"TERM": "xterm-256color", "NO_COLOR": "1"}), print)
+    play(display)
+    display.progress.refresh()
+    display.stop()
+    assert "step 1/2  + cat" in stream.getvalue()
+    assert not re.search("\x1b\\[[0-9;]*3[0-9][0-9;]*m", stream.getvalue())
+
+
+def test_what_is_printed_to_a_file_does_not_end_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    display = LiveDisplay(Console(file=stream, force_terminal=True, width=150), print)
+    display.run_begins(1, Config())
+    print("a user's own line")
+    print("a note", file=sys.stderr)
+    display.stop()
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("a user's own line\n", "a note\n")
+    assert "own line" not in stream.getvalue()
 
 
 def test_live_display_on_a_terminal() -> None:
@@ -75,19 +247,8 @@ def test_live_display_of_a_run_that_learns_more() -> None:
     display.step_begins(6, 6, ["eel"], 10)
     display.batch_ends(6, "representation", 1, 4, 1, 2, 5)
     assert display.steps == 6
-    assert display.left is not None
-    assert (display.left.seconds() or 0) >= 0
+    assert "epoch 1/4  batch 1/2  left 0:0" in display.line()
     display.stop()
-
-
-class Clock:
-    """A clock that only moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 CONFIG = replace_keys(Config(), {"first.epochs": 4, "later.epochs": 8, "classifier.epochs": 10})
