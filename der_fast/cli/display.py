@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
-from der_fast.cli.console import output, say_note
-from der_fast.data.progress import no_bars
-from der_fast.training.display import LiveDisplay, LogLines, takes_a_bar
+from der_fast.cli.console import errors, output, say_note
+from der_fast.data.progress import bars_told_to, no_bars, takes_a_bar
+from der_fast.training.display import LiveDisplay, LogLines
 from der_fast.training.plain import write_line
 from der_fast.training.progress import Observer
 
@@ -36,5 +36,7 @@ def watching(quiet: bool) -> Iterator[Observer]:
             display.stop()
     else:
         lines = LogLines(lambda text: write_line(sys.stdout, text), say_note)
-        with lines.ticking():
+        # With standard error on a terminal, loading has its own bar there.
+        loading = nullcontext() if takes_a_bar(errors()) else bars_told_to(lines.loads)
+        with loading, lines.ticking():
             yield lines

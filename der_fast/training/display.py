@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from der_fast.config.schema import Config
+from der_fast.data.progress import is_terminal
 from der_fast.training.standing import Standing, shortened, step_line
 
 # Redrawing costs CPU time that training on two cores would miss.
@@ -120,8 +121,8 @@ class LiveDisplay(StepLines):
             refresh_per_second=_REDRAWS_PER_SECOND,
             transient=True,
             # What is printed to a file while the bar is up must not end on the terminal.
-            redirect_stdout=_is_terminal(sys.stdout),
-            redirect_stderr=_is_terminal(sys.stderr),
+            redirect_stdout=is_terminal(sys.stdout),
+            redirect_stderr=is_terminal(sys.stderr),
         )
         self.task: TaskID | None = None
 
@@ -177,16 +178,3 @@ class NotebookDisplay(StepLines):
         """Leave what is finished."""
         if self.kept:
             self.rewrite("\n".join(self.kept))
-
-
-def takes_a_bar(console: Console) -> bool:
-    """Whether a live bar can be drawn: on a terminal that moves its cursor, whatever FORCE_COLOR and its like ask of files."""
-    return console.is_interactive and _is_terminal(console.file)
-
-
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError):
-        # No stream at all (pythonw), or one that was closed.
-        return False

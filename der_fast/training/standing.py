@@ -41,11 +41,20 @@ class Standing(Observer):
     def moved(self, done: float, of: float) -> None:
         """Called after every event of the work in progress: so much of it is done, in epochs or images."""
 
+    def loads(self, what: str, how_far: str) -> None:
+        """Take what a bar of loading would show."""
+        before = self.title, self._where
+        self.title, self._where = what, how_far
+        self.moved(0.0, 1)
+        if self._step:
+            # Between two batches: what is trained is known better than what is loaded for it.
+            self.title, self._where = before
+
     def run_begins(self, steps: int, config: Config) -> None:
         """Remember the number of steps."""
         self.steps = steps
         self._left = TimeLeft(config, steps, self.clock)
-        self.title = "preparing the first step"
+        self.title, self._where = "preparing the first step", ""
 
     def step_begins(self, step: int, steps: int, class_names: Sequence[str], images: int) -> None:
         """Remember which classes the step brings."""

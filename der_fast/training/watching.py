@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from der_fast.data.progress import no_bars
-from der_fast.training.display import LiveDisplay, LogLines, NotebookDisplay, takes_a_bar
+from der_fast.data.progress import bars_told_to, no_bars, takes_a_bar
+from der_fast.training.display import LiveDisplay, LogLines, NotebookDisplay
 from der_fast.training.plain import write_line
 from der_fast.training.progress import Observer, Observers
 
@@ -43,23 +43,25 @@ def watched(observer: Observer | None, progress: bool | None) -> Iterator[Observ
 def _display(always: bool) -> Iterator[Observer | None]:
     console = Console(stderr=True, highlight=False, markup=False)
     rewrite = in_notebook()
-    shown: LiveDisplay | NotebookDisplay
     if rewrite is not None:
-        shown = NotebookDisplay(rewrite)
+        notebook = NotebookDisplay(rewrite)
+        try:
+            with bars_told_to(notebook.loads):
+                yield notebook
+        finally:
+            notebook.stop()
     elif takes_a_bar(console):
-        shown = LiveDisplay(console, lambda text: console.print(f"note: {text}", style="dim", soft_wrap=True))
+        live = LiveDisplay(console, lambda text: console.print(f"note: {text}", style="dim", soft_wrap=True))
+        try:
+            yield live
+        finally:
+            live.stop()
     elif always and sys.stderr is not None:
         lines = LogLines(_tell, lambda text: _tell(f"note: {text}"))
-        with lines.ticking():
+        with bars_told_to(lines.loads), lines.ticking():
             yield lines
-        return
     else:
         yield None
-        return
-    try:
-        yield shown
-    finally:
-        shown.stop()
 
 
 def _tell(text: str) -> None:

@@ -16,7 +16,8 @@ from rich.console import Console
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource
-from der_fast.training.display import LiveDisplay, LogLines, NotebookDisplay, StepLines, takes_a_bar
+from der_fast.data.progress import bars_told_to, progress_bar, takes_a_bar
+from der_fast.training.display import LiveDisplay, LogLines, NotebookDisplay, StepLines
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.run import run_protocol
 from der_fast.training.standing import figures_line, shortened, step_line
@@ -141,6 +142,21 @@ def test_silence_is_broken_though_nothing_is_told() -> None:
     assert lines[2].startswith("step 2/3  + cat")
     assert lines[3].startswith("step 1/3 ended  left ")
     assert len(lines) == 4
+
+
+def test_loading_is_told_in_lines_too() -> None:
+    clock, lines = Clock(), list[str]()
+    display = LogLines(lines.append, print, clock)
+    with bars_told_to(display.loads), progress_bar("listing photos", 4000) as advance:
+        for _ in range(4):
+            clock.now += 30
+            advance(1000)
+    with bars_told_to(display.loads), progress_bar("downloading", None, in_bytes=True) as advance:
+        clock.now += 60
+        advance(5000)
+    assert lines == ["listing photos  2,000 of 4,000", "listing photos  4,000 of 4,000", "downloading  5,000 bytes"]
+    display.run_begins(1, Config())
+    assert display.line() == "preparing the first step"
 
 
 def test_the_thread_writes_lines_and_ends_with_the_run() -> None:
