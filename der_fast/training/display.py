@@ -138,7 +138,7 @@ class LiveDisplay(StepLines):
 
     def moved(self, done: float, of: float) -> None:
         """Move the bar."""
-        figures = self.figures()
+        figures = self.figures(batch=False)
         if self.task is None:
             self.task = self.progress.add_task(self.title, total=of, figures=figures)
         self.progress.update(self.task, description=self.title, total=of, completed=done, figures=figures)

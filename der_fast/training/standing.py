@@ -103,13 +103,13 @@ class Standing(Observer):
         """The next step is prepared, if there is one."""
         self.title, self._where, self._stage, self.record, self._done = f"step {self._step}/{self.steps} ended", "", "", None, (0.0, 0)
 
-    def figures(self) -> str:
-        """Write epoch, loss, accuracy, kept share, speed and time left, as far as they are known."""
+    def figures(self, *, batch: bool = True) -> str:
+        """Write epoch, batch (unless a bar shows it), loss, accuracy, kept share, speed and time left, as far as they are known."""
         done, epochs = self._done
         left = self._left.seconds() if self._left is not None else None
         if not epochs or not self._stage:
             return "  ".join([*([self._where] if self._where else []), *([] if left is None else [f"left {as_clock(left)}"])])
-        return figures_line(self.record, min(int(done) + 1, epochs), epochs, left, self._where)
+        return figures_line(self.record, min(int(done) + 1, epochs), epochs, left, self._where if batch else "")
 
     def line(self) -> str:
         """Write everything in one line."""
