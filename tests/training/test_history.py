@@ -127,6 +127,8 @@ def test_a_row_is_turned_into_text_once(tmp_path: Path, monkeypatch: pytest.Monk
     for epoch in range(2, 6):
         rows.epoch_ends(record(2, epoch))
     assert len(texts) == len(rows_in(tmp_path)) == 12
+    rows.go_on_from([record(2, 1)])
+    assert rows_in(tmp_path)[6:] == [(1, "representation", 7), (2, "representation", 1)]
 
 
 def test_no_epochs_at_all_are_a_table_too(tmp_path: Path) -> None:
