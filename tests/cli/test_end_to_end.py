@@ -200,6 +200,16 @@ def test_report_is_written_anew_and_compared(copy: Path, trained: Path, tmp_path
     assert "<html" in together.read_text()
 
 
+def test_report_of_a_run_in_the_middle_of_a_step(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("der_fast.report.page.write_report", lambda run: Path(run) / "report.html")
+    rows = json.loads((copy / "history.json").read_text())["epochs"]
+    rows.append({**rows[0], "step": 3})
+    (copy / "history.json").write_text(json.dumps({"epochs": rows}))
+    ended = command("report", copy)
+    assert ended.exit_code == 0, ended.output
+    assert "note: Step 3 is not finished: epoch 1 of 2 of its representation stage ended last" in ended.stderr
+
+
 def test_a_process_ends_with_the_right_code(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "der_fast.cli.main", "train", "digits", "--protocol", "B0-3"],
