@@ -9,6 +9,7 @@ import torch
 
 from der_fast.config.check import refuse_repeats
 from der_fast.config.schema import ProtocolConfig
+from der_fast.data.names import spelled
 from der_fast.errors import ConfigError
 from der_fast.seeds import generator
 
@@ -24,14 +25,15 @@ def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]
         ConfigError: the explicit order repeats a class or names one that the data set does not have.
     """
     if config.class_order is not None:
-        order = config.class_order
+        order = tuple(map(spelled, config.class_order))
         refuse_repeats(order)
-        unknown = [name for name in order if name not in names]
+        called = {spelled(name): name for name in names}
+        unknown = [name for name in order if name not in called]
         if unknown:
             raise ConfigError(
                 f"protocol.class_order names {', '.join(unknown[:5])}, which the data set does not have; its classes: {_some(names)}"
             )
-        return tuple(order)
+        return tuple(called[name] for name in order)
     if config.class_order_seed is None:
         return tuple(names)
     shuffled = torch.randperm(len(names), generator=generator(config.class_order_seed, "class order"))

@@ -63,7 +63,6 @@ BROKEN = {
     "empty.jpg": lambda path: path.write_bytes(b""),
     "one_byte.jpg": lambda path: path.write_bytes(b"\xff"),
     "text.jpg": lambda path: path.write_text("not an image"),
-    "folder.jpg": lambda path: path.mkdir(),
     "pipe.jpg": lambda path: os.mkfifo(path),
     "nowhere.jpg": lambda path: path.symlink_to(path.parent / "gone"),
     "bomb.png": lambda path: Image.new("L", (12000, 9000)).save(path),

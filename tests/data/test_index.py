@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import index as indexing
-from der_fast.data import load_dataset
+from der_fast.data import load_dataset, scan
 from der_fast.data.files import FileTable
 from der_fast.errors import DataError
 
@@ -151,25 +150,10 @@ def test_a_checksum_is_of_relative_paths_and_sizes_in_order():
     assert len({table.checksum(np.array(other, dtype=np.int64)) for other in ([3, 1, 4], [1, 3, 4], [3, 1], [3, 1, 4, 4], [])}) == 5
 
 
-@pytest.fixture
-def dead(monkeypatch):
-    """Lets a function of a module wait until the test ends."""
-    over = threading.Event()
-
-    def let_wait(module, name):
-        def wait(*arguments):
-            over.wait(60)
-            raise OSError("the drive never answered")
-
-        monkeypatch.setattr(module, name, wait)
-
-    yield let_wait
-    over.set()
-
-
-@pytest.mark.parametrize("function", ["_list_folder", "_places"])
-def test_a_drive_that_does_not_answer_ends_the_listing(folder, dead, function):
-    dead(indexing, function)
+@pytest.mark.parametrize(("module", "function"), [(scan, "list_folder"), (indexing, "find_layout"), (scan, "sniffed_kind")])
+def test_a_drive_that_does_not_answer_ends_the_listing(folder, dead, module, function):
+    (folder / "train" / "ape" / "odd").write_bytes(b"what is it?")
+    dead(module, function)
     with pytest.raises(DataError, match=rf"reading {re.escape(str(folder))}.* took longer than data\.timeout=0\.2 seconds"):
         indexing.build_index(folder, 0.2)
 
