@@ -9,6 +9,7 @@ Names that begin with a dot are ignored, and so are folders that systems put eve
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from der_fast.config.run_folder import PARTS, is_run
 from der_fast.data.kinds import is_image_name, is_note, is_rubbish
 from der_fast.data.names import spelled
+from der_fast.data.scan import is_folder
 from der_fast.errors import DataError
 
 # What a part is called, apart from capitals, and from the word that may follow ("train_set", "val-images"); the first is preferred.
@@ -152,7 +154,10 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not is_rubbish(entry.name) and entry.is_dir())
+    with os.scandir(folder) as entries:
+        # A link that leads nowhere, or in a circle, is no folder.
+        names = [entry.name for entry in entries if not is_rubbish(entry.name) and is_folder(entry)]
+    return sorted(folder / name for name in names)
 
 
 def _holds_folders(folder: Path) -> bool:

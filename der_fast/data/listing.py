@@ -72,6 +72,7 @@ def list_folder(folder: Path, config: DataConfig, cache: Path | None = None) -> 
         index, note = open_index(folder, cache, config.timeout)
     except OSError as error:
         raise DataError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from error
+    _refuse_run_in_class(index, cache)
     classes = _classes(index, config.classes)
     names = sorted({name for found in classes.values() for name in found})
     if WHOLE in classes:
@@ -115,6 +116,13 @@ def folder_notes(index: FolderIndex, names: Sequence[str]) -> list[str]:
         for (_, name), places in spellings.items()
         if len(places) > 1
     ]
+
+
+def _refuse_run_in_class(index: FolderIndex, run: Path | None) -> None:
+    """Refuse to write a run into a class folder, which would be a run and no class from then on."""
+    place = None if run is None else Path(absolute_root(run))
+    if any(top and index.root / path == place for top, (_, path) in zip(index.tops, index.table.folders, strict=True)):
+        raise DataError(f"{run}, where the run is to be written, is a class folder of {index.root}; give another folder with --out")
 
 
 def _classes(index: FolderIndex, wanted: Sequence[str] | None) -> dict[str, dict[str, Int64s]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from der_fast.config.run_folder import DEFAULT_PARENT, PARTS, has_traces, is_run
+from der_fast.config.run_folder import DEFAULT_PARENT, EARLY_TRACES, PARTS, has_traces, is_run
 from der_fast.data.files import last_change
 from der_fast.data.kinds import LINK, is_image_name, is_note, is_rubbish, kind_by_name, sniffed_kind
 from der_fast.data.threads import TIMEOUT, Some, mapped, some
@@ -114,14 +114,14 @@ def list_trees(
     tops = mapped(_list_given if given else list_folder, places, timeout, advance=advance)
     trees = [[top] for top in tops]
     barred = {*above, *(top.identity for top in tops)}
-    seen = [set(barred) for _ in tops]
+    seen: list[set[Identity]] = [set() for _ in tops]
     level = list(enumerate(tops))
     while level:
         pending = [(number, folder, folder.path / name) for number, folder in level for name in sorted(folder.folders)]
         found = mapped(list_folder, [path for _, _, path in pending], timeout)
         level = []
         for (number, parent, _), folder in zip(pending, found, strict=True):
-            if folder.identity in seen[number]:
+            if folder.identity in barred or folder.identity in seen[number]:
                 # What lies there is listed where it lies.
                 parent.left[LINK] += 1
                 continue
@@ -167,12 +167,12 @@ def identity_of(path: Path, facts: os.stat_result) -> Identity:
 
 def _sort_in(folder: Folder, entry: os.DirEntry[str]) -> None:
     name = entry.name
-    if _is_folder(entry):
+    if is_folder(entry):
         folder.folders.append(name)
     elif is_image_name(name):
         # Links that lead nowhere and pipes, too, are reported when they are read.
         folder.images.append((name, *size_and_time(entry)[:2]))
-    elif not is_note(name):
+    elif not is_note(name) and name not in EARLY_TRACES:
         size, changed, mode = size_and_time(entry)
         if stat.S_ISREG(mode) and size:
             folder.unsure.append((name, size, changed))
@@ -180,7 +180,8 @@ def _sort_in(folder: Folder, entry: os.DirEntry[str]) -> None:
             folder.left[kind_by_name(name)] += 1
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; a link in a circle is none."""
     try:
         return entry.is_dir()
     except OSError:
