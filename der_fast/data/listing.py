@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from der_fast.config.run_folder import PARTS
 from der_fast.config.schema import DataConfig
 from der_fast.data.files import FileTable, Int64s, absolute_root
 from der_fast.data.index import FolderIndex, open_index
@@ -121,7 +122,11 @@ def folder_notes(index: FolderIndex, names: Sequence[str]) -> list[str]:
 def _refuse_run_in_class(index: FolderIndex, run: Path | None) -> None:
     """Refuse to write a run into a class folder, which would be a run and no class from then on."""
     place = None if run is None else Path(absolute_root(run))
-    if any(top and index.root / path == place for top, (_, path) in zip(index.tops, index.table.folders, strict=True)):
+    tops = [index.root / path for top, (_, path) in zip(index.tops, index.table.folders, strict=True) if top]
+    own = [top for top in tops if top.parent == place and top.name in PARTS]
+    if own:
+        raise DataError(f"a run writes its own {own[0].name}/, and {own[0]} is a class folder; give another folder with --out")
+    if place in tops:
         raise DataError(f"{run}, where the run is to be written, is a class folder of {index.root}; give another folder with --out")
 
 

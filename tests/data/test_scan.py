@@ -136,6 +136,9 @@ def test_a_run_cannot_be_written_into_a_class_folder(tmp_path, write_images):
     photos = two_classes(tmp_path / "photos", write_images)
     with pytest.raises(DataError, match=r"photos/cat, where the run is to be written, is a class folder"):
         load_dataset(DataConfig(name=str(photos)), cache=photos / "cat")
+    write_images(photos / "figures", 2)
+    with pytest.raises(DataError, match=r"a run writes its own figures/, and .*photos/figures is a class folder"):
+        load_dataset(DataConfig(name=str(photos)), cache=photos)
 
 
 def test_for_prediction_the_same_files_are_found_and_the_same_are_counted(cat, write_images):
