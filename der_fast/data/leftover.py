@@ -29,7 +29,7 @@ def left_out(counts: Mapping[str, Mapping[str, int]]) -> str | None:
 
 def _of_kind(kind: str, classes: Mapping[str, int]) -> str:
     names = sorted(classes, key=lambda name: (-classes[name], name))
-    named = [f"{name} {classes[name]:,}" if name else f"{classes[name]:,}" for name in names[:_MOST_CLASSES]]
+    named = [f"{name or 'without a class'} {classes[name]:,}" for name in names[:_MOST_CLASSES]]
     more = [f"{len(names) - _MOST_CLASSES} more classes {sum(classes[name] for name in names[_MOST_CLASSES:]):,}"]
     where = ", ".join(named + (more if len(names) > _MOST_CLASSES else []))
     remedy = f", {REMEDIES[kind]}" if kind in REMEDIES else ""

@@ -87,3 +87,8 @@ def test_an_explicit_order_wins_over_the_seed(order: list[str]) -> None:
 def test_an_order_that_does_not_fit(order: tuple[str, ...], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         class_order(NAMES, ProtocolConfig(class_order=order))
+
+
+def test_an_order_names_classes_as_people_read_them() -> None:
+    names = ("caf\u00e9", "tea")
+    assert class_order(names, ProtocolConfig(class_order=("tea", "cafe\u0301"))) == ("tea", "caf\u00e9")
