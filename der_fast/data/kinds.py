@@ -27,7 +27,8 @@ else:
 
 HEIC, AVIF, JPEG_2000, JPEG_XL, RAW = "HEIC", "AVIF", "JPEG 2000", "JPEG XL", "raw"
 NO_SUFFIX = "without suffix and no image"
-LINK = "folder link that leads to another class or in a circle"
+LINK = "link(s) to another class"
+IMAGE_KINDS = frozenset((HEIC, AVIF, JPEG_2000, JPEG_XL, RAW))
 
 # What makes a kind readable.
 REMEDIES = {

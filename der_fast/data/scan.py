@@ -15,7 +15,7 @@ from pathlib import Path
 
 from der_fast.config.run_folder import DEFAULT_PARENT, EARLY_TRACES, PARTS, has_traces, is_run
 from der_fast.data.files import last_change
-from der_fast.data.kinds import LINK, is_image_name, is_note, is_rubbish, kind_by_name, sniffed_kind
+from der_fast.data.kinds import IMAGE_KINDS, LINK, is_image_name, is_note, is_rubbish, kind_by_name, sniffed_kind
 from der_fast.data.threads import TIMEOUT, Some, mapped, some
 
 # A folder's device and number, or its whole path where a system knows none: the same for all links to it.
@@ -38,7 +38,8 @@ class Folder:
         left: how many files are left out, by kind.
         folders: names of the folders in it that are to be listed.
         unsure: files that have to be looked into.
-        runs: whether it looks like a run: its images, if there are any, count all the same.
+        run: whether it certainly is a run; nothing in it is listed then, unless it was given by name.
+        traces: whether it holds something that runs hold, too: its images, if there are any, count all the same.
         empty: whether there is nothing in it.
     """
 
@@ -49,7 +50,8 @@ class Folder:
     left: Counter[str] = field(default_factory=Counter)
     folders: list[str] = field(default_factory=list)
     unsure: list[_File] = field(default_factory=list)
-    runs: bool = False
+    run: bool = False
+    traces: bool = False
     empty: bool = True
 
 
@@ -81,10 +83,12 @@ class Tree:
     @property
     def is_run(self) -> bool:
         """Whether it is a run, or holds runs and no images."""
-        if self.holds_images or self.left:
+        left, top = self.left, self.folders[0]
+        if self.holds_images or not IMAGE_KINDS.isdisjoint(left):
             return False
-        top = self.folders[0]
-        return any(folder.runs for folder in self.folders) or (top.empty and top.path.name == DEFAULT_PARENT)
+        if any(folder.run for folder in self.folders):
+            return True
+        return not left and (any(folder.traces for folder in self.folders) or (top.empty and top.path.name == DEFAULT_PARENT))
 
 
 def list_trees(
@@ -113,7 +117,8 @@ def list_trees(
     """
     tops = mapped(_list_given if given else list_folder, places, timeout, advance=advance)
     trees = [[top] for top in tops]
-    barred = {*above, *(top.identity for top in tops)}
+    classes = {top.identity for top in tops}
+    barred = classes.union(above)
     seen: list[set[Identity]] = [set() for _ in tops]
     level = list(enumerate(tops))
     while level:
@@ -122,8 +127,9 @@ def list_trees(
         level = []
         for (number, parent, _), folder in zip(pending, found, strict=True):
             if folder.identity in barred or folder.identity in seen[number]:
-                # What lies there is listed where it lies.
-                parent.left[LINK] += 1
+                # What lies there is listed where it lies; in a circle nothing is left out.
+                if folder.identity in classes - {tops[number].identity}:
+                    parent.left[LINK] += 1
                 continue
             seen[number].add(folder.identity)
             trees[number].append(folder)
@@ -145,12 +151,12 @@ def list_folder(path: Path, *, given: bool = False) -> Folder:
         found = list(entries)
     names = [entry.name for entry in found]
     folder.empty = not names
-    folder.runs = has_traces(names)
-    certain = folder.runs and is_run(path)
-    if certain and not given:
+    folder.traces = has_traces(names)
+    folder.run = folder.traces and is_run(path)
+    if folder.run and not given:
         return folder
     for entry in found:
-        if not is_rubbish(entry.name) and not (certain and entry.name in PARTS):
+        if not is_rubbish(entry.name) and not (folder.run and entry.name in PARTS):
             _sort_in(folder, entry)
     folder.images.sort()
     return folder
