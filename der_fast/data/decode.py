@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from der_fast.data.kinds import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from der_fast.data.kinds import open_image
 from der_fast.data.members import openable
 from der_fast.data.threads import TIMEOUT, Some, mapped, some
 
@@ -99,7 +99,7 @@ def decode(path: Path, size: tuple[int, int]) -> Pixels:
     Raises:
         Exception: whatever Pillow raises on a damaged or unknown file.
     """
-    with Image.open(openable(path)) as image:
+    with open_image(openable(path), path.name) as image:
         side = 2 * max(size)
         image.draft(None, (side, side))
         ImageOps.exif_transpose(image, in_place=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import warnings
 from pathlib import Path
@@ -117,9 +118,9 @@ def sniffed_kind(path: Path) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(openable(path), formats=_formats()) as image:
-                return RAW if _is_raw(image, path) else None
+                return RAW if _is_raw(image, path.name) else None
     except UnidentifiedImageError:
-        return _by_head(path)
+        return _kind_of_head(_head(path)) or kind_by_name(path.name)
     except Image.DecompressionBombError:
         # It is one, and is refused when it is read.
         return None
@@ -134,25 +135,52 @@ def _formats() -> list[str]:
     return [name for name in _SNIFFED if name in Image.OPEN]
 
 
-def _is_raw(image: Image.Image, path: Path) -> bool:
+def open_image(file: Path | io.BytesIO, name: str = "") -> Image.Image:
+    """Open an image with Pillow, HEIC too where pillow-heif is installed; its pixels are not read yet.
+
+    Args:
+        file: a regular file's path, or its contents.
+        name: of the file, where it is known.
+
+    Raises:
+        ValueError: a kind that cannot be read; the message names it and what would help.
+        Exception: whatever Pillow raises on a damaged or unknown file.
+    """
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        kind = _kind_of_head(_head(file)) or _UNREAD_SUFFIXES.get(suffix_of(name))
+        if kind is None:
+            raise
+        raise ValueError(f"{kind} cannot be read here{f'; {REMEDIES[kind]}' if kind in REMEDIES else ''}") from None
+    if _is_raw(image, name):
+        image.close()
+        raise ValueError("a camera's raw file, of which only the small preview could be read; give the developed image")
+    return image
+
+
+def _is_raw(image: Image.Image, name: str) -> bool:
     """Whether a TIFF is a camera's raw file, of which Pillow would read the small preview."""
     if image.format != "TIFF":
         return False
-    if unread_kind(path.name) == RAW:
-        return True
     tags = getattr(image, "tag_v2", {})
-    return _DNG_VERSION in tags or bool(int(tags.get(_SUBFILE_TYPE, 0)) & 1)
+    return unread_kind(name) == RAW or _DNG_VERSION in tags or bool(int(tags.get(_SUBFILE_TYPE, 0)) & 1)
 
 
-def _by_head(path: Path) -> str:
-    head = b""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        head = file.read(_HEAD)
+def _head(file: Path | io.BytesIO) -> bytes:
+    """Return the first bytes; none where they cannot be read."""
+    with contextlib.suppress(OSError):
+        if isinstance(file, io.BytesIO):
+            return file.getvalue()[:_HEAD]
+        with file.open("rb") as opened:
+            return opened.read(_HEAD)
+    return b""
+
+
+def _kind_of_head(head: bytes) -> str | None:
+    """Return the kind of image that a file's first bytes tell, of those that Pillow may not know."""
     if head[4:8] == b"ftyp":
-        brands = head[8:]
         for kind, marks in ((HEIC, (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")), (AVIF, (b"avif", b"avis")), (RAW, (b"crx ",))):
-            if any(mark in brands for mark in marks):
+            if any(mark in head[8:] for mark in marks):
                 return kind
-    if head[:2] == b"\xff\x0a" or head[4:8] == b"JXL ":
-        return JPEG_XL
-    return kind_by_name(path.name)
+    return JPEG_XL if head[:2] == b"\xff\x0a" or head[4:8] == b"JXL " else None

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from der_fast.data import kinds
+from der_fast.data.decode import decode_files
+from der_fast.data.encoded import read_encoded
 
 
 def save(path, form="PNG", **keywords):
@@ -74,6 +76,7 @@ def test_heic_is_a_kind_that_cannot_be_read_where_it_is_not(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     Image.init()
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
     spec = importlib.util.spec_from_file_location("kinds_without", kinds.__file__)
     without = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(without)
@@ -83,3 +86,24 @@ def test_heic_is_a_kind_that_cannot_be_read_where_it_is_not(tmp_path, monkeypatc
     assert without.sniffed_kind(tmp_path / "a.heic") == kinds.HEIC
     # Phones call JPEGs so, too.
     assert without.sniffed_kind(save(tmp_path / "b.heic", "JPEG")) is None
+    (tmp_path / "c.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50))
+    with pytest.raises(ValueError, match=r"HEIC cannot be read here; pip install 'der_fast\[heic\]' reads them"):
+        without.open_image(tmp_path / "c.heic", "c.heic")
+
+
+def test_files_given_by_name_are_refused_as_what_they_are(tmp_path):
+    """Nobody counts them, since a person or a list names them; of a raw file the preview would be taken for the image."""
+    save(tmp_path / "a.nef", "TIFF")
+    save(tmp_path / "plain", "TIFF", tiffinfo={254: 1})
+    (tmp_path / "b.jxl").write_bytes(b"\xff\x0a" + bytes(30))
+    (tmp_path / "c.jpg").write_bytes(b"\0\0\0\x0cJXL \r\n\x87\n")
+    problems = decode_files(sorted(tmp_path.iterdir()), (8, 8)).problems
+    assert [problem.split(": ")[1][:24] for problem in problems] == [
+        "a camera's raw file, of ",
+        "JPEG XL cannot be read h",
+        "JPEG XL cannot be read h",
+        "a camera's raw file, of ",
+    ]
+    for name in ("plain", "b.jxl"):
+        with pytest.raises(ValueError, match="raw file|JPEG XL"):
+            read_encoded(str(tmp_path / name))
