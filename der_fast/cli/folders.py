@@ -14,17 +14,10 @@ from typing import Any
 
 import typer
 
+from der_fast.config.run_folder import holds_run
 from der_fast.config.schema import Config
 from der_fast.config.tree import from_dict
 from der_fast.errors import CheckpointError, ConfigError, StorageError
-
-# Any of these makes a folder a run; each is written by training.
-_TRACES = ("config.json", "learner.json", "metrics.json", "history.json", "checkpoints", "steps")
-
-
-def holds_run(folder: Path) -> bool:
-    """Return whether a run was begun in `folder`."""
-    return any((folder / name).exists() for name in _TRACES)
 
 
 def new_folder(ctx: typer.Context, parent: Path, name: str) -> Path:

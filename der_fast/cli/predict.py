@@ -34,9 +34,14 @@ def predict(
 ) -> None:
     """Name the class of every image in PATH..., with probabilities; MODEL is a run or an exported file.
 
-    Files that cannot be read are reported on standard error; the exit code is 2 only if none could be read.
+    Files that cannot be read, and those of other kinds, are reported on standard error; the exit code is 2 only if none could be read.
     """
-    files = image_files(paths)
+    from der_fast.data.found import find_images
+
+    found = find_images(paths)
+    files = found.files
+    for note in found.notes:
+        say_note(note)
     predictor = open_model(model, device, backend)
     rows: list[dict[str, Any]] = []
     for path, row in predictions(predictor, files, top):
@@ -81,29 +86,6 @@ def open_model(model: Path, device: str | None, backend: str | None) -> Predicto
     if backend is not None and model.exists():
         raise ConfigError(f"--backend is for runs; {model} brings its own way of running along: leave the option out")
     return load(model, device=device)
-
-
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files themselves, and for folders the image files below them in sorted order (hidden ones left out).
-
-    Raises:
-        DataError: a path that does not exist, or a folder without image files.
-    """
-    from der_fast.data.decode import IMAGE_SUFFIXES
-
-    files: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise DataError(f"there is no file or folder {path}")
-        if not path.is_dir():
-            files.append(path)
-            continue
-        below = (entry for entry in path.rglob("*") if entry.suffix.lower() in IMAGE_SUFFIXES and entry.is_file())
-        found = sorted(entry for entry in below if not any(part.startswith(".") for part in entry.relative_to(path).parts))
-        if not found:
-            raise DataError(f"no image files in {path} or below it; known suffixes are {' '.join(sorted(IMAGE_SUFFIXES))}")
-        files.extend(found)
-    return files
 
 
 def predictions(model: Predictor, files: Sequence[Path], top: int) -> Iterator[tuple[str, dict[str, Any] | None]]:

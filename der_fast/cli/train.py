@@ -9,12 +9,13 @@ import typer
 
 from der_fast.cli import options as opt
 from der_fast.cli.console import print_json, say_note
-from der_fast.cli.folders import begun_config, holds_run, how_to_go_on, new_folder, usable_out
+from der_fast.cli.folders import begun_config, how_to_go_on, new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from, refuse_contradictions
 from der_fast.config.protocols import protocol_keys, shown
 from der_fast.config.resolve import preset_for, resolve_config
+from der_fast.config.run_folder import holds_run
 from der_fast.config.schema import Config
 from der_fast.config.tree import to_dict
 from der_fast.errors import ConfigError

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from der_fast.data.decode import IMAGE_SUFFIXES, Pixels, decode_files, fit, reason_of, to_rgb
+from der_fast.data.decode import Pixels, decode_files, fit, reason_of, to_rgb
 from der_fast.data.forms import as_array, as_bytes, channels_last, check_values, shape_of
+from der_fast.data.found import find_images
 from der_fast.errors import DataError
-from der_fast.home import expand
 
 _ORIENTATION = ExifTags.Base.Orientation
 
@@ -84,29 +84,16 @@ def load_folder_images(paths: Path | str | Sequence[Path | str], image_size: tup
     """Decode files, and all image files in folders and their subfolders, for prediction.
 
     Args:
-        paths: one path or several; a folder stands for the image files below it in sorted order, names that begin with a dot left out.
+        paths: one path or several; a folder stands for the image files below it in sorted order, as `find_images` finds them.
         image_size: (height, width) in pixels.
 
     Returns:
-        The pixels (uint8, N × H × W × 3), the path of every one of them, and one "path: reason" per file that could not be read.
+        The pixels (uint8, N × H × W × 3), the path of every one of them, one "path: reason" per file that could not be read, and one line
+        for every folder that holds files of other kinds.
 
     Raises:
-        DataError: a path that does not exist, or a folder without image files.
+        DataError: a path that does not exist, a folder without image files, or a drive that does not answer.
     """
-    given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    files: list[Path] = []
-    for entry in given:
-        path = expand(entry)
-        if not path.exists():
-            raise DataError(f"there is no file or folder {path}")
-        found = _below(path) if path.is_dir() else [path]
-        if not found:
-            raise DataError(f"no image files in {path} or below; known suffixes are {' '.join(sorted(IMAGE_SUFFIXES))}")
-        files.extend(found)
-    decoded = decode_files(files, image_size)
-    return decoded.images, [files[index] for index in decoded.kept], decoded.problems
-
-
-def _below(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts) and not path.is_dir())
+    found = find_images([paths] if isinstance(paths, (str, os.PathLike)) else list(paths))
+    decoded = decode_files(found.files, image_size)
+    return decoded.images, [found.files[index] for index in decoded.kept], [*decoded.problems, *found.notes]

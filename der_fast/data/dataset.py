@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from der_fast.data.convert import to_pil
 from der_fast.data.decode import Pixels, fit
+from der_fast.data.names import spelled
 from der_fast.data.progress import progress_bar
+from der_fast.data.selection import few
 from der_fast.data.sizes import default_side, refuse_too_much
 from der_fast.data.source import MemorySource
 from der_fast.errors import DataError
@@ -27,8 +29,8 @@ def from_dataset(
     Args:
         dataset: has ``len(dataset)`` and ``dataset[i] → (image, label)``, e.g. one of torchvision's. Images as `to_pil` takes them
             (Pillow image, array or tensor of 2 or 3 axes); labels are integers, or class names where names are known.
-        class_names: the class of label i is ``class_names[i]``; default: ``dataset.classes``, and where there is none the distinct labels
-            themselves, sorted.
+        class_names: the class of label i is ``class_names[i]``; default: ``dataset.classes``, also of the data set that a wrapper holds
+            (`random_split`, `Subset`, `ConcatDataset`: see `names_within`), and where there is none the distinct labels themselves, sorted.
         image_size: (height, width) in pixels, or the side of a square; default: the images' own size if it is the same for all, else 32 if
             no side is longer than that, else 224. Other images are resized to cover it and cut off evenly.
         max_gib: refuse to hold more than this many GiB.
@@ -63,7 +65,7 @@ def from_dataset(
                 )
             advance(1)
     pixels = torch.from_numpy(_stacked(images))
-    names = class_names if class_names is not None else getattr(dataset, "classes", None)
+    names = class_names if class_names is not None else names_within(dataset)
     numbers, known = _numbered(labels, None if names is None else [str(name) for name in names])
     return MemorySource(pixels, numbers, known)
 
@@ -74,6 +76,35 @@ def _size(given: Any) -> tuple[int, int] | None:
     # Anything but a pair is a side, of whatever type of integers.
     height, width = given if isinstance(given, (tuple, list)) else (given, given)
     return operator.index(height), operator.index(width)
+
+
+def names_within(dataset: Any) -> list[str] | None:
+    """Return the class names of a data set, or of the one that it wraps, however deep (``.dataset``, ``.datasets``); None if it has none.
+
+    Raises:
+        DataError: data sets that were put together have different names, so that a label would mean several classes.
+    """
+    seen: list[Any] = []
+    while dataset is not None and not any(dataset is other for other in seen):
+        seen.append(dataset)
+        own = getattr(dataset, "classes", None)
+        if isinstance(own, Iterable) and not isinstance(own, str):
+            return [str(name) for name in own]
+        parts = getattr(dataset, "datasets", None)
+        if isinstance(parts, Iterable) and not isinstance(parts, str):
+            return _agreed([names_within(part) for part in parts])
+        dataset = getattr(dataset, "dataset", None)
+    return None
+
+
+def _agreed(found: list[list[str] | None]) -> list[str] | None:
+    if any(names != found[0] for names in found):
+        one, other = [("no names" if names is None else few(names)) for names in (found[0], next(n for n in found if n != found[0]))]
+        raise DataError(
+            f"the data sets that were put together call their classes differently ({one}; {other}), so a label has no one meaning; "
+            "give class_names, or put together data sets of the same classes"
+        )
+    return found[0] if found else None
 
 
 def _item(dataset: Any, index: int) -> tuple[Any, Any]:
@@ -96,7 +127,9 @@ def _stacked(images: list[Pixels]) -> Pixels:
 
 def _numbered(labels: list[Any], names: list[str] | None) -> tuple[Tensor, list[str]]:
     """Return labels as int64 positions in the class names, and those names."""
+    names = None if names is None else list(map(spelled, names))
     if all(isinstance(label, str) for label in labels):
+        labels = list(map(spelled, labels))
         known = sorted(set(labels)) if names is None else names
         for index, label in enumerate(labels):
             if label not in known:

@@ -6,7 +6,6 @@ import os
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from der_fast.data.kinds import open_image
 from der_fast.data.members import openable
+from der_fast.data.threads import TIMEOUT, Some, mapped, some
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in "jpg jpeg jpe jfif png bmp dib webp gif tif tiff ppm pgm pbm pnm tga jp2 avif".split()  # noqa: SIM905
-)
 _MOST_THREADS = 8
 _FILES_PER_TASK = 64
 
@@ -104,23 +101,29 @@ def decode(path: Path, size: tuple[int, int]) -> Pixels:
     Raises:
         Exception: whatever Pillow raises on a damaged or unknown file.
     """
-    with Image.open(openable(path)) as image:
+    with open_image(openable(path), path.name) as image:
         side = 2 * max(size)
         image.draft(None, (side, side))
         ImageOps.exif_transpose(image, in_place=True)
         return fit(to_rgb(image), size)
 
 
-def decode_files(paths: Sequence[Path], size: tuple[int, int], *, progress: Callable[[int], None] | None = None) -> Decoded:
+def decode_files(
+    paths: Sequence[Path], size: tuple[int, int], *, progress: Callable[[int], None] | None = None, timeout: float = TIMEOUT
+) -> Decoded:
     """Decode many files in a few threads; a file that cannot be read is left out and reported.
 
     Args:
         paths: the files.
         size: (height, width) of the result in pixels.
         progress: called with the number of files done since the last call.
+        timeout: seconds to wait for a few dozen files after those before them are there.
 
     Returns:
         The images in the order of `paths`, whatever thread was first.
+
+    Raises:
+        DataError: a drive did not answer in time.
     """
     # Processes that decode crops import this file, and no PyTorch: it takes seconds to load.
     import torch
@@ -128,27 +131,28 @@ def decode_files(paths: Sequence[Path], size: tuple[int, int], *, progress: Call
     pixels = np.zeros((len(paths), *size, 3), dtype=np.uint8)
     reasons: list[str | None] = [None] * len(paths)
 
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    # A few files, too, are shared out among all threads.
-    step = max(1, min(_FILES_PER_TASK, len(paths) // (2 * threads)))
-
-    def work(start: int) -> int:
-        chunk = range(start, min(start + step, len(paths)))
-        for index in chunk:
+    def work(files: Some) -> None:
+        for index in range(files.start, files.start + len(files.paths)):
             try:
                 pixels[index] = decode(paths[index], size)
             except MemoryError:
                 raise
             except Exception as error:  # damaged bytes make the decoders raise almost anything
                 reasons[index] = reason_of(error)
-        return len(chunk)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    # A few files, too, are shared out among all threads.
+    groups = some([str(path) for path in paths], max(1, min(_FILES_PER_TASK, len(paths) // (2 * threads))))
+    done = iter(groups)
+
+    def advance(_: int) -> None:
+        if progress is not None:
+            progress(len(next(done).paths))
+
+    with warnings.catch_warnings():
         # Pillow warns about odd EXIF blocks and palettes that it copes with.
         warnings.simplefilter("ignore")
-        for done in pool.map(work, range(0, len(paths), step)):
-            if progress is not None:
-                progress(done)
+        mapped(work, groups, timeout, count=threads, name="der_fast-decode", advance=advance)
     kept = [index for index, reason in enumerate(reasons) if reason is None]
     images = torch.from_numpy(pixels)
     if len(kept) < len(paths):

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from der_fast.data.decode import to_rgb
 from der_fast.data.jpeg import plain_size
+from der_fast.data.kinds import open_image
 from der_fast.data.members import read_bytes
 
 
@@ -52,6 +53,6 @@ def open_upright(data: bytes) -> Image.Image:
         # Pillow warns about odd EXIF blocks and palettes that it copes with. A picture of absurd size shall not fill the memory.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
         ImageOps.exif_transpose(image, in_place=True)
     return image

@@ -22,10 +22,12 @@ from der_fast.data.progress import progress_bar
 from der_fast.data.sizes import LARGE_SIDE, SMALL_SIDE, default_side, refuse_too_much, stored_side
 from der_fast.data.source import ImageSource, MemorySource
 from der_fast.data.tars import list_tars
+from der_fast.data.threads import Some, mapped, some
 from der_fast.errors import DataError
 from der_fast.home import expand
 
 _MOST_LISTED = 20
+_HEADERS_AT_ONCE = 64
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +43,14 @@ def load_folder(
         folder: the folder, the text file, or a tar.
         config: everything but `name`, `root` and `download` is used.
         cache: where the folder's index is kept; None keeps none.
-        say: told how images are read, where they stay in their files.
+        say: told what is left out, and how images are read, where they stay in their files.
 
     Raises:
         DataError: no class folders, an empty class, a class that is in one part only, a class too small to be split, a damaged tar, more
             images than `max_gib` allows, or more unreadable files than three and than 1 % of all.
     """
-    tars = find_tars(folder)
+    # Drives may lie below a folder too, so even what is there is not asked without an end.
+    (tars,) = mapped(find_tars, [folder], config.timeout)
     if tars:
         listing = list_tars(folder, tars, config, cache)
     elif folder.is_dir():
@@ -58,19 +61,26 @@ def load_folder(
         listing = list_texts(folder, None if config.test_list is None else expand(config.test_list), config)
     if _stays_in_files(listing, config):
         return _in_files(listing, config, say)
+    for note in listing.notes:
+        _log.info("%s", note)
+        if say is not None:
+            say(note)
     return _in_memory(folder, listing, config)
 
 
 def _stays_in_files(listing: Listing, config: DataConfig) -> bool:
     if config.reader != "auto":
         return config.reader != "memory"
-    return config.random_resized_crop and (config.image_size or _guess_side(_paths(listing.table, listing.train))) > SMALL_SIDE
+    return (
+        config.random_resized_crop and (config.image_size or _guess_side(_paths(listing.table, listing.train), config.timeout)) > SMALL_SIDE
+    )
 
 
 def _in_files(listing: Listing, config: DataConfig, say: Callable[[str], None] | None) -> tuple[PhotoSource, PhotoSource]:
     side = stored_side(config.image_size or LARGE_SIDE, config.random_resized_crop)
     library = Library(read_settings(config), say)
-    library.say(listing.note)
+    for note in (listing.note, *listing.notes):
+        library.say(note)
 
     def source(part: Part) -> PhotoSource:
         return PhotoSource.of(listing.table, part.rows, torch.from_numpy(part.labels), listing.class_names, (side, side), library)
@@ -81,10 +91,10 @@ def _in_files(listing: Listing, config: DataConfig, say: Callable[[str], None] |
 def _in_memory(folder: Path, listing: Listing, config: DataConfig) -> tuple[MemorySource, MemorySource]:
     train, test = listing.train, listing.test
     paths = [*_paths(listing.table, train), *_paths(listing.table, test)]
-    side = stored_side(config.image_size or _guess_side(paths), config.random_resized_crop)
+    side = stored_side(config.image_size or _guess_side(paths, config.timeout), config.random_resized_crop)
     refuse_too_much(len(paths), (side, side), config.max_gib, str(folder))
     with progress_bar(f"decoding {folder.name}", len(paths)) as advance:
-        decoded = decode_files(paths, (side, side), progress=advance)
+        decoded = decode_files(paths, (side, side), progress=advance, timeout=config.timeout)
     judge_problems(decoded.problems, len(paths), folder)
     border = len(train.rows)
     return (
@@ -108,19 +118,28 @@ def _source(what: str, folder: Path, listing: Listing, part: Part, decoded: Deco
             + _listed(decoded.problems)
         )
     files = [listing.table.relative(int(part.rows[index])) for index in decoded.kept]
-    return MemorySource(decoded.images, labels, names, files=files, skipped=decoded.problems)
+    return MemorySource(decoded.images, labels, names, files=files, skipped=decoded.problems, notes=listing.notes)
 
 
-def _guess_side(paths: Iterable[Path]) -> int:
+def _guess_side(paths: Iterable[Path], timeout: float) -> int:
     """Choose the side from the headers of the files."""
     largest = 1
-    for path in paths:
-        # Whatever is wrong with a file is reported when it is decoded.
-        with contextlib.suppress(Exception), Image.open(openable(path)) as image:
-            largest = max(largest, *image.size)
+    for group in some([str(path) for path in paths], _HEADERS_AT_ONCE):
+        largest = max(largest, *mapped(_largest_side, [group], timeout))
         if largest > SMALL_SIDE:
             break
     return default_side(largest)
+
+
+def _largest_side(group: Some) -> int:
+    largest = 1
+    for path in group.paths:
+        # Whatever is wrong with a file is reported when it is decoded.
+        with contextlib.suppress(Exception), Image.open(openable(Path(path))) as image:
+            largest = max(largest, *image.size)
+        if largest > SMALL_SIDE:
+            break
+    return largest
 
 
 def judge_problems(problems: list[str], count: int, folder: Path) -> None:

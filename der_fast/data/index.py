@@ -1,6 +1,7 @@
 """The index of a folder of class folders: every file's path and size, made once, kept in a file, and made anew when it is out of date.
 
-A folder's own time of change tells whether files were added, removed or renamed in it, so a million files need no second listing.
+A folder's own time of change tells whether files were added, removed or renamed in it, so a million files need no second listing. That
+goes for every folder of images, those below the class folders included.
 Whether a file was overwritten is asked of every file in small data sets, and of some thousand spread over large ones.
 """
 
@@ -10,25 +11,26 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from der_fast.data.decode import IMAGE_SUFFIXES
 from der_fast.data.files import FileTable, Int64s, absolute_root, last_change
-from der_fast.data.layout import class_folders, find_parts
+from der_fast.data.kinds import READABLE_KINDS
+from der_fast.data.layout import Layout, find_layout
+from der_fast.data.names import spelled
 from der_fast.data.progress import progress_bar
-from der_fast.data.threads import mapped
-from der_fast.errors import StorageError
+from der_fast.data.scan import Identity, Tree, identity_of, list_trees, size_and_time
+from der_fast.data.threads import TIMEOUT, mapped
+from der_fast.errors import DataError, StorageError
 from der_fast.files import write_bytes
 
 FILE = "index.npz"
-FORMAT = 2
+FORMAT = 3
 
-# Seconds; the default of data.timeout.
-TIMEOUT = 120.0
 _FILES_ASKED = 4096
 # Within this time a change may leave a folder's time stamp as it was: file systems count in steps.
 _STEP_NS = 2_000_000_000
@@ -39,13 +41,18 @@ class FolderIndex:
     """What lies in a folder of class folders.
 
     Args:
-        table: the files, class by class, sorted by name within a class.
+        table: the files, class by class; within a class folder by folder, sorted by name in each.
         parts: for every folder of the table which part it belongs to: 'train', 'test', or 'whole'.
-        classes: for every folder its class name.
+        classes: for every folder its class name; several folders may have the same.
         changed: (N,) int64: when every file was last changed, in ns.
-        folders_changed: when every class folder was last changed, in ns.
+        folders_changed: when every folder was last changed, in ns.
         listed: when the listing began, in ns.
         checksum: SHA-256 over the files' relative paths and sizes.
+        tops: for every folder whether it is a class folder, and not one that lies in it.
+        left: for every folder how many of its files are left out, by kind.
+        runs: folders beside the class folders that are runs, or hold runs.
+        notes: what else lies there; asked whenever the index is opened.
+        loose: images beside the class folders; likewise.
     """
 
     table: FileTable
@@ -55,6 +62,11 @@ class FolderIndex:
     folders_changed: tuple[int, ...]
     listed: int
     checksum: str
+    tops: tuple[bool, ...]
+    left: tuple[Mapping[str, int], ...]
+    runs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    loose: int = 0
 
     @property
     def root(self) -> Path:
@@ -67,59 +79,57 @@ def build_index(folder: Path, timeout: float = TIMEOUT) -> FolderIndex:
 
     Args:
         folder: the data set.
-        timeout: seconds to wait for one class folder.
+        timeout: seconds to wait for one folder.
 
     Raises:
         DataError: there are no class folders, or one could not be listed in time.
         OSError: a folder that cannot be listed.
     """
     listed, root = time.time_ns(), Path(absolute_root(folder))
-    (places,) = mapped(_places, [root], timeout)
-    with progress_bar(f"listing {root.name}", len(places)) as advance:
-        rows = mapped(_list_folder, [place for _, place in places], timeout, advance=advance)
-    counts = [len(names) for names, _, _, _ in rows]
+    (layout,) = mapped(find_layout, [root], timeout)
+    trees, runs = _class_trees(root, layout, timeout)
+    if not trees:
+        raise DataError(f"{root} holds no class folders but only runs; put the images of every class into a folder of its own")
+    folders = [found for _, tree in trees for found in tree.folders]
     table = FileTable.of(
         str(root),
-        [place.relative_to(root).as_posix() for _, place in places],
-        np.repeat(np.arange(len(places), dtype=np.int64), counts),
-        [name for names, _, _, _ in rows for name in names],
-        np.concatenate([np.zeros(0, np.int64), *(sizes for _, sizes, _, _ in rows)]),
+        [found.path.relative_to(root).as_posix() for found in folders],
+        np.repeat(np.arange(len(folders), dtype=np.int64), [len(found.images) for found in folders]),
+        [os.fsencode(name) for found in folders for name, _, _ in found.images],
+        _column(size for found in folders for _, size, _ in found.images),
     )
     return FolderIndex(
         table,
-        tuple(part for part, _ in places),
-        tuple(place.name for _, place in places),
-        np.concatenate([np.zeros(0, np.int64), *(changed for _, _, changed, _ in rows)]),
-        tuple(changed for _, _, _, changed in rows),
+        tuple(part for part, tree in trees for _ in tree.folders),
+        tuple(spelled(tree.path.name) for _, tree in trees for _ in tree.folders),
+        _column(changed for found in folders for _, _, changed in found.images),
+        tuple(found.changed for found in folders),
         listed,
         table.checksum(np.arange(len(table))),
+        tuple(number == 0 for _, tree in trees for number in range(len(tree.folders))),
+        tuple(found.left for found in folders),
+        runs,
+        layout.notes,
+        layout.loose,
     )
 
 
-def _places(root: Path) -> list[tuple[str, Path]]:
-    return [(part, entry) for part, folder in find_parts(root).items() for entry in class_folders(folder)]
+def _column(values: Iterable[int]) -> Int64s:
+    return np.fromiter(values, np.int64)
 
 
-def _list_folder(folder: Path) -> tuple[list[bytes], Int64s, Int64s, int]:
-    """Return names, sizes and times of the image files directly in a folder, sorted by name, and the folder's own time."""
-    own = last_change(folder.stat())
-    found: list[tuple[str, int, int]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-                found.append((entry.name, *_size_and_time(entry)))
-    found.sort()
-    numbers = np.array([row[1:] for row in found], dtype=np.int64).reshape(-1, 2)
-    return [os.fsencode(name) for name, _, _ in found], numbers[:, 0], numbers[:, 1], own
+def _class_trees(root: Path, layout: Layout, timeout: float) -> tuple[list[tuple[str, Tree]], tuple[str, ...]]:
+    """List the class folders; return them, and those folders that turned out to be runs."""
+    places = [place for _, place in layout.classes]
+    above = mapped(_identity, sorted({*root.parents, root, *(place.parent for place in places)}) if places else [], timeout)
+    with progress_bar(f"listing {root.name}", len(places)) as advance:
+        trees = list_trees(places, timeout, above=above, advance=advance)
+    classes = [(part, tree) for (part, _), tree in zip(layout.classes, trees, strict=True) if not tree.is_run]
+    return classes, tuple(str(tree.path) for tree in trees if tree.is_run)
 
 
-def _size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int]:
-    """Return a file's size and time; zeros where it cannot be asked, which is reported when it is read."""
-    try:
-        facts = entry.stat()
-    except OSError:
-        return 0, 0
-    return facts.st_size, last_change(facts)
+def _identity(folder: Path) -> Identity:
+    return identity_of(folder, folder.stat())
 
 
 def save_index(path: Path, index: FolderIndex) -> None:
@@ -134,6 +144,9 @@ def save_index(path: Path, index: FolderIndex) -> None:
         "folders_changed": index.folders_changed,
         "listed": index.listed,
         "checksum": index.checksum,
+        "tops": index.tops,
+        "left": index.left,
+        "readable": READABLE_KINDS,
     }
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
@@ -147,7 +160,8 @@ def load_index(path: Path) -> FolderIndex | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             facts = json.loads(arrays["facts"].tobytes())
-            if facts["format"] != FORMAT:
+            # What is an image depends on what else is installed.
+            if facts["format"] != FORMAT or facts["readable"] != list(READABLE_KINDS):
                 return None
             table = FileTable(
                 (facts["root"],),
@@ -165,36 +179,50 @@ def load_index(path: Path) -> FolderIndex | None:
                 tuple(facts["folders_changed"]),
                 facts["listed"],
                 facts["checksum"],
+                tuple(facts["tops"]),
+                tuple(Counter(left) for left in facts["left"]),
             )
         return index if table.checksum(np.arange(len(table))) == index.checksum else None
     except Exception:  # a damaged archive raises almost anything; the folder can be listed anew
         return None
 
 
-def difference(index: FolderIndex) -> str | None:
-    """Say what of the folder is no longer as the index has it; None if nothing is seen to have changed."""
+def difference(index: FolderIndex, timeout: float = TIMEOUT) -> str | FolderIndex:
+    """Say what of the folder is no longer as the index has it, or return the index if nothing is seen to have changed.
+
+    Args:
+        index: as it was read.
+        timeout: seconds to wait for a folder beside the class folders.
+
+    Returns:
+        A line, or the index with what lies beside the class folders today.
+    """
     try:
-        places = _places(index.root)
-        found = [(part, place.relative_to(index.root).as_posix()) for part, place in places]
-        if found != [(part, entry) for part, (_, entry) in zip(index.parts, index.table.folders, strict=True)]:
+        layout = find_layout(index.root)
+        known = [row for row, top in enumerate(index.tops) if top]
+        had = {(index.parts[row], index.table.folders[row][1]) for row in known}
+        others = [entry for entry in layout.classes if (entry[0], entry[1].relative_to(index.root).as_posix()) not in had]
+        classes, runs = _class_trees(index.root, replace(layout, classes=tuple(others)), timeout)
+        if classes or len(layout.classes) - len(others) != len(had):
             return "class folders were added or removed"
-        for (_, place), changed in zip(places, index.folders_changed, strict=True):
+        for (_, entry), changed in zip(index.table.folders, index.folders_changed, strict=True):
+            place = index.root / entry
             facts = place.stat()
             if last_change(facts) != changed:
                 return f"files were added to or removed from {place}"
             if facts.st_mtime_ns > index.listed - _STEP_NS:
                 return f"{place} had just been changed when it was listed"
-    except OSError as error:
+    except (OSError, DataError) as error:
         return str(error)
     count = len(index.table)
     asked = np.unique(np.linspace(0, count - 1, min(count, _FILES_ASKED)).astype(np.int64)) if count else np.zeros(0, np.int64)
-    return _changed_file(index, asked.tolist())
+    return _changed_file(index, asked.tolist()) or replace(index, runs=runs, notes=layout.notes, loose=layout.loose)
 
 
 def _changed_file(index: FolderIndex, rows: Sequence[int]) -> str | None:
     for row in rows:
         path = index.table.path(row)
-        if _size_and_time(Path(path)) != (int(index.table.sizes[row]), int(index.changed[row])):
+        if size_and_time(Path(path))[:2] != (int(index.table.sizes[row]), int(index.changed[row])):
             return f"{path} was changed"
     return None
 
@@ -214,9 +242,10 @@ def open_index(folder: Path, cache: Path | None, timeout: float = TIMEOUT) -> tu
     old = None if path is None or not path.is_file() else load_index(path)
     reason = None
     if old is not None and old.root == Path(absolute_root(folder)):
-        (reason,) = mapped(lambda _: difference(old), [old.root], timeout)
-        if reason is None:
-            return old, f"index of {len(old.table):,} files: {path}"
+        (found,) = mapped(lambda _: difference(old, timeout), [old.root], timeout)
+        if isinstance(found, FolderIndex):
+            return found, f"index of {len(found.table):,} files: {path}"
+        reason = found
     index = build_index(folder, timeout)
     line = f"index of {len(index.table):,} files made{f' anew: {reason}' if reason else ''}"
     return index, line + not_kept(path, lambda place: save_index(place, index))

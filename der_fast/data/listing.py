@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from der_fast.config.run_folder import PARTS
 from der_fast.config.schema import DataConfig
-from der_fast.data.decode import IMAGE_SUFFIXES
 from der_fast.data.files import FileTable, Int64s, absolute_root
 from der_fast.data.index import FolderIndex, open_index
-from der_fast.data.layout import TEST, TRAIN, WHOLE, flat_test_folder
+from der_fast.data.layout import TEST, TRAIN, WHOLE
+from der_fast.data.leftover import added, below_notes, counted, left_out, what_is_left
+from der_fast.data.lines import Line, parse_lines
+from der_fast.data.names import spelled
 from der_fast.data.split import held_out
+from der_fast.data.threads import TIMEOUT, Some, mapped, some
 from der_fast.errors import DataError
 
 _MOST_LISTED = 20
-_THREADS = 16
+_SIZES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Listing:
         class_names: sorted.
         train, test: the two parts.
         note: where the list came from.
+        notes: what is left out, and what may have been meant otherwise.
     """
 
     table: FileTable
@@ -51,6 +55,7 @@ class Listing:
     train: Part
     test: Part
     note: str
+    notes: tuple[str, ...] = ()
 
 
 def list_folder(folder: Path, config: DataConfig, cache: Path | None = None) -> Listing:
@@ -68,26 +73,73 @@ def list_folder(folder: Path, config: DataConfig, cache: Path | None = None) -> 
         index, note = open_index(folder, cache, config.timeout)
     except OSError as error:
         raise DataError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from error
+    _refuse_run_in_class(index, cache)
     classes = _classes(index, config.classes)
     names = sorted({name for found in classes.values() for name in found})
     if WHOLE in classes:
         train, test = _split(index.table, [classes[WHOLE][name] for name in names], names, config.test_share)
         note += f"; {sum(map(len, test)):,} of them are held out for testing"
-        if (unused := flat_test_folder(index.root)) is not None:
-            note += f", and {unused} is not used: it has no class folders"
     else:
         _refuse_one_sided(index, classes)
         train, test = ([classes[part][name] for name in names] for part in (TRAIN, TEST))
-    return Listing(index.table, tuple(names), _part(train, config.train_per_class), _part(test, config.test_per_class), note)
+    parts = _part(train, config.train_per_class), _part(test, config.test_per_class)
+    return Listing(index.table, tuple(names), *parts, note, tuple(folder_notes(index, names)))
+
+
+def folder_notes(index: FolderIndex, names: Sequence[str]) -> list[str]:
+    """Return what a person should know of a folder: what is left out, what lies elsewhere, what may have been meant otherwise.
+
+    Args:
+        index: of the folder.
+        names: the classes that are used.
+    """
+    per_folder = np.bincount(index.table.folder, minlength=len(index.classes)).tolist()
+    left: dict[str, Mapping[str, int]] = {}
+    below, totals = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    spellings: dict[tuple[str, str], list[str]] = {}
+    for number, name in enumerate(index.classes):
+        if name in totals:
+            left[name] = added(left.get(name, {}), index.left[number])
+            totals[name] += per_folder[number]
+            below[name] += 0 if index.tops[number] else per_folder[number]
+            if index.tops[number]:
+                spellings.setdefault((index.parts[number], name), []).append(index.table.folders[number][1])
+    notes = [*index.notes, *(f"{place} is no class: it is a run, or holds runs" for place in index.runs)]
+    if (line := left_out(left)) is not None:
+        notes.append(line)
+    if index.loose:
+        notes.append(
+            f"left out: {counted(index.loose, 'image')} beside the class folders, in {index.root} or its parts, and so without a class"
+        )
+    notes += below_notes(names, below, totals)
+    return notes + [
+        f"{len(places)} folders are called {name!r}, spelled with other bytes, and are one class"
+        for (_, name), places in spellings.items()
+        if len(places) > 1
+    ]
+
+
+def _refuse_run_in_class(index: FolderIndex, run: Path | None) -> None:
+    """Refuse to write a run into a class folder, which would be a run and no class from then on."""
+    place = None if run is None else Path(absolute_root(run))
+    tops = [index.root / path for top, (_, path) in zip(index.tops, index.table.folders, strict=True) if top]
+    own = [top for top in tops if top.parent == place and top.name in PARTS]
+    if own:
+        raise DataError(f"a run writes its own {own[0].name}/, and {own[0]} is a class folder; give another folder with --out")
+    if place in tops:
+        raise DataError(f"{run}, where the run is to be written, is a class folder of {index.root}; give another folder with --out")
 
 
 def _classes(index: FolderIndex, wanted: Sequence[str] | None) -> dict[str, dict[str, Int64s]]:
-    """Return part → class name → its files' rows, sorted by name."""
+    """Return part → class name → its files' rows, folder by folder, sorted by name in each."""
     borders = np.searchsorted(index.table.folder, np.arange(len(index.parts) + 1))
     classes: dict[str, dict[str, Int64s]] = {}
     for number, (part, name) in enumerate(zip(index.parts, index.classes, strict=True)):
-        classes.setdefault(part, {})[name] = np.arange(borders[number], borders[number + 1])
+        rows = np.arange(borders[number], borders[number + 1])
+        known_rows = classes.setdefault(part, {}).get(name)
+        classes[part][name] = rows if known_rows is None else np.concatenate([known_rows, rows])
     if wanted is not None:
+        wanted = [spelled(name) for name in wanted]
         known = {name for found in classes.values() for name in found}
         unknown = [name for name in wanted if name not in known]
         if unknown:
@@ -103,14 +155,16 @@ def _classes(index: FolderIndex, wanted: Sequence[str] | None) -> dict[str, dict
 
 def _refuse_empty(names: Sequence[str], index: FolderIndex, part: str) -> None:
     if names:
-        place = {(where, name): path for where, name, (_, path) in zip(index.parts, index.classes, index.table.folders, strict=True)}
-        places = ", ".join(f"{index.root}/{place[part, name]}" for name in names[:_MOST_LISTED])
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"no images in class folder {places}; add images (directly inside, {suffixes}) or remove the folder")
+        folders = [(name, row) for row, name in enumerate(index.classes) if index.parts[row] == part and name in names]
+        left = {name: added(*(index.left[row] for other, row in folders if other == name)) for name in names}
+        tops = [(name, row) for name, row in folders if index.tops[row]][:_MOST_LISTED]
+        places = ", ".join(f"{index.root}/{index.table.folders[row][1]}{what_is_left(left[name])}" for name, row in tops)
+        raise DataError(f"no images in class folder {places}; add images or remove the folder")
 
 
 def _refuse_one_sided(index: FolderIndex, classes: dict[str, dict[str, Int64s]]) -> None:
-    place = {part: (index.root / path).parent for part, (_, path) in zip(index.parts, index.table.folders, strict=True)}
+    folders = zip(index.parts, index.table.folders, index.tops, strict=True)
+    place = {part: (index.root / path).parent for part, (_, path), top in folders if top}
     for have, lack in ((TRAIN, TEST), (TEST, TRAIN)):
         missing = [name for name in classes[have] if name not in classes[lack]]
         if missing:
@@ -137,7 +191,7 @@ def _part(classes: list[Int64s], most: int | None) -> Part:
 
 
 def list_texts(train: Path, test: Path | None, config: DataConfig) -> Listing:
-    """List the files that text files name: every line is a path and, after white space, a class; paths are relative to the text file.
+    """List the files that text files name: every line is a path and a class (see `lines`); paths are relative to the text file.
 
     Args:
         train: the list of the training images, or of all where there is no other.
@@ -147,10 +201,10 @@ def list_texts(train: Path, test: Path | None, config: DataConfig) -> Listing:
     Raises:
         DataError: a list that cannot be read, or whose lines are not of that form; a class that is in one list only.
     """
-    table, by_class = _read_text(train, config.classes)
+    table, by_class = _read_text(train, config.classes, config.timeout)
     note, tested = f"list of {len(table):,} files: {train}", None
     if test is not None:
-        second, found = _read_text(test, config.classes)
+        second, found = _read_text(test, config.classes, config.timeout)
         tested, table = {name: rows + len(table) for name, rows in found.items()}, table.joined(second)
     return listing_of(table, by_class, tested, config, note, (str(train), str(test)))
 
@@ -162,6 +216,7 @@ def listing_of(
     config: DataConfig,
     note: str,
     places: tuple[str, str],
+    notes: Sequence[str] = (),
 ) -> Listing:
     """Return a listing of files whose classes are known.
 
@@ -172,6 +227,7 @@ def listing_of(
         config: `train_per_class`, `test_per_class` and `test_share` are used.
         note: where the list came from.
         places: where training and test images were listed, for messages.
+        notes: what is left out.
 
     Raises:
         DataError: a class that is in one part only, or one too small to be split.
@@ -185,7 +241,8 @@ def listing_of(
         )
     else:
         parts = [train[name] for name in names], [test[name] for name in names]
-    return Listing(table, tuple(names), _part(parts[0], config.train_per_class), _part(parts[1], config.test_per_class), note)
+    train_part, test_part = _part(parts[0], config.train_per_class), _part(parts[1], config.test_per_class)
+    return Listing(table, tuple(names), train_part, test_part, note, tuple(notes))
 
 
 def read_text(path: Path) -> tuple[FileTable, dict[str, Int64s]]:
@@ -193,46 +250,46 @@ def read_text(path: Path) -> tuple[FileTable, dict[str, Int64s]]:
     return _read_text(path, None)
 
 
-def _read_text(path: Path, wanted: Sequence[str] | None) -> tuple[FileTable, dict[str, Int64s]]:
+def _read_text(path: Path, wanted: Sequence[str] | None, timeout: float = TIMEOUT) -> tuple[FileTable, dict[str, Int64s]]:
     """Return the files of a list, and class name → rows."""
+    (text,) = mapped(_text_of, [path], timeout)
+    names = None if wanted is None else {spelled(name) for name in wanted}
+    rows = [row for row in parse_lines(path, text.splitlines(), timeout) if names is None or row.class_name in names]
+    if not rows:
+        raise DataError(f"{path} lists no images{'' if names is None else ' of the classes that data.classes names'}")
+    table = _table(path, rows, timeout)
+    by_class: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_class.setdefault(row.class_name, []).append(number)
+    missing = [name for name in names or () if name not in by_class]
+    if missing:
+        raise DataError(f"data.classes names {', '.join(map(repr, sorted(missing)[:_MOST_LISTED]))}, but {path} has no such class")
+    return table, {name: np.array(found, dtype=np.int64) for name, found in by_class.items()}
+
+
+def _text_of(path: Path) -> str:
     try:
         # Some editors put a mark in front, which would be taken for a part of the first path.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list {path}: {error}; it takes a text file (UTF-8) with lines of 'path class'") from error
-    pairs: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, 1):
-        parts = line.rsplit(maxsplit=1)
-        if not parts:
-            continue
-        if len(parts) < 2:
-            raise DataError(f"{path}, line {number}: {line!r} is not 'path class'; write the class after the path")
-        if wanted is None or parts[1] in wanted:
-            pairs.append((parts[0], parts[1]))
-    if not pairs:
-        raise DataError(f"{path} lists no images{'' if wanted is None else ' of the classes that data.classes names'}")
-    inside = not any(os.path.isabs(file) for file, _ in pairs)  # noqa: PTH117
-    root = absolute_root(path.parent) if inside else ""
-    files = [file if inside else str((path.parent / file).absolute())[1:] for file, _ in pairs]
-    table = _table(root, files)
-    rows: dict[str, list[int]] = {}
-    for row, (_, name) in enumerate(pairs):
-        rows.setdefault(name, []).append(row)
-    missing = [name for name in wanted or () if name not in rows]
-    if missing:
-        raise DataError(f"data.classes names {', '.join(map(repr, missing[:_MOST_LISTED]))}, but {path} has no such class")
-    return table, {name: np.array(found, dtype=np.int64) for name, found in rows.items()}
 
 
-def _table(root: str, files: Sequence[str]) -> FileTable:
-    split = [os.path.split(file) for file in files]
+def _table(place: Path, rows: Sequence[Line], timeout: float) -> FileTable:
+    inside = not any(os.path.isabs(row.path) for row in rows)  # noqa: PTH117
+    root = absolute_root(place.parent) if inside else ""
+    split = [os.path.split(row.path if inside else str((place.parent / row.path).absolute())[1:]) for row in rows]
     number_of: dict[str, int] = {}
-    folder = np.array([number_of.setdefault(place, len(number_of)) for place, _ in split], dtype=np.int64)
+    folder = np.array([number_of.setdefault(where, len(number_of)) for where, _ in split], dtype=np.int64)
     names = [os.fsencode(name) for _, name in split]
-    table = FileTable.of(root, list(number_of), folder, names, np.zeros(len(files), dtype=np.int64))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = np.fromiter(pool.map(_size, (table.path(row) for row in range(len(table))), chunksize=256), np.int64, len(table))
-    return replace(table, sizes=sizes)
+    table = FileTable.of(root, list(number_of), folder, names, np.zeros(len(rows), dtype=np.int64))
+    # A drive that does not answer must not be waited for without end.
+    found = mapped(_sizes, some([table.path(row) for row in range(len(table))], _SIZES_AT_ONCE), timeout)
+    return replace(table, sizes=np.array([size for sizes in found for size in sizes], dtype=np.int64))
+
+
+def _sizes(files: Some) -> list[int]:
+    return [_size(path) for path in files.paths]
 
 
 def _size(path: str) -> int:

@@ -29,7 +29,7 @@ def load_dataset(
         config: `name` is a known name (it wins over a folder of the same name; write ./digits for the folder), a folder, or a text file
             of "path class", or a WebDataset tar.
         cache: the folder that keeps the index of a folder of images; None keeps none.
-        say: told how images are read, where they stay in their files.
+        say: told what is left out, and how images are read, where they stay in their files.
 
     Returns:
         Two sources with the same class names and image size. The size is `image_size`, or 256/224 of it with `random_resized_crop`.
@@ -99,7 +99,14 @@ def resized(source: MemorySource, size: tuple[int, int]) -> MemorySource:
     """Return the source with images of `size` (height, width): resized to cover it, the rest cut off evenly."""
     if source.image_size == size:
         return source
-    return MemorySource(fit_batch(source.images, size), source.labels, source.class_names, files=source.files, skipped=source.skipped)
+    return MemorySource(
+        fit_batch(source.images, size),
+        source.labels,
+        source.class_names,
+        files=source.files,
+        skipped=source.skipped,
+        notes=source.notes,
+    )
 
 
 def limit_per_class(source: MemorySource, most: int | None) -> MemorySource:

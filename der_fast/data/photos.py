@@ -16,6 +16,7 @@ from der_fast.data.decode import decode_files
 from der_fast.data.draws import Ints, key_of
 from der_fast.data.files import FileTable
 from der_fast.data.library import Library
+from der_fast.data.names import spelled
 from der_fast.data.place import BEGINNING, Place
 from der_fast.data.reading import Walk
 from der_fast.data.selection import check_indices, positions_of, selection_of
@@ -56,7 +57,9 @@ class PhotoSource:
         table: FileTable, rows: Ints, labels: Tensor, class_names: Sequence[str], image_size: tuple[int, int], library: Library
     ) -> PhotoSource:
         """Make a source of one group."""
-        return PhotoSource(table, rows, labels, tuple(class_names), image_size, library, torch.zeros(len(rows), dtype=torch.int32))
+        return PhotoSource(
+            table, rows, labels, tuple(map(spelled, class_names)), image_size, library, torch.zeros(len(rows), dtype=torch.int32)
+        )
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -95,12 +98,12 @@ class PhotoSource:
     def of_classes(self, names: Sequence[str]) -> PhotoSource:
         """Return the images of these classes only; see `ImageSource.of_classes`."""
         chosen, labels = selection_of(self.labels, self.class_names, names)
-        return replace(self._taken(chosen), labels=labels, class_names=tuple(names))
+        return replace(self._taken(chosen), labels=labels, class_names=tuple(map(spelled, names)))
 
     def relabelled(self, class_names: Sequence[str]) -> PhotoSource:
         """Return the same images with labels into `class_names`; see `ImageSource.relabelled`."""
         position = positions_of(self.class_names, class_names)
-        return replace(self, labels=position[self.labels], class_names=tuple(class_names))
+        return replace(self, labels=position[self.labels], class_names=tuple(map(spelled, class_names)))
 
     def subset(self, indices: Tensor) -> PhotoSource:
         """Return the images at `indices`; see `ImageSource.subset`."""
@@ -148,7 +151,7 @@ class PhotoSource:
     def pixels(self, indices: Tensor) -> Tensor:
         """Return the images at `indices`; see `ImageSource.pixels`."""
         rows = self.rows[check_indices(indices, len(self)).numpy()].tolist()
-        return decode_files([Path(self.table.path(row)) for row in rows], self.image_size).images
+        return decode_files([Path(self.table.path(row)) for row in rows], self.image_size, timeout=self.library.settings.timeout).images
 
     def batches(
         self,

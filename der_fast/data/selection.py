@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from der_fast.data.names import spelled
 from der_fast.errors import DataError
 
 
@@ -29,13 +30,13 @@ def selection_of(labels: Tensor, class_names: Sequence[str], names: Sequence[str
         DataError: an unknown or repeated name, or a class without images.
     """
     check_names(names)
-    known = {name: number for number, name in enumerate(class_names)}
-    unknown = [name for name in names if name not in known]
+    known = {spelled(name): number for number, name in enumerate(class_names)}
+    unknown = [name for name in names if spelled(name) not in known]
     if unknown:
         raise DataError(f"unknown class {', '.join(map(repr, unknown))}; there are {few(class_names)}")
     position = torch.full((len(class_names),), -1, dtype=torch.int64)
     for label, name in enumerate(names):
-        position[known[name]] = label
+        position[known[spelled(name)]] = label
     found = position[labels]
     chosen = (found >= 0).nonzero().flatten()
     counts = torch.bincount(found[chosen], minlength=len(names))
@@ -48,11 +49,11 @@ def selection_of(labels: Tensor, class_names: Sequence[str], names: Sequence[str
 def positions_of(names: Sequence[str], class_names: Sequence[str]) -> Tensor:
     """Return where every name of a source stands in `class_names`, (C,) int64; raises DataError where one is missing."""
     check_names(class_names)
-    place = {name: number for number, name in enumerate(class_names)}
-    missing = [name for name in names if name not in place]
+    place = {spelled(name): number for number, name in enumerate(class_names)}
+    missing = [name for name in names if spelled(name) not in place]
     if missing:
         raise DataError(f"cannot relabel: class {', '.join(map(repr, missing))} is not among the new class names")
-    return torch.tensor([place[name] for name in names], dtype=torch.int64)
+    return torch.tensor([place[spelled(name)] for name in names], dtype=torch.int64)
 
 
 def few(names: Sequence[str], most: int = 10) -> str:
@@ -62,7 +63,7 @@ def few(names: Sequence[str], most: int = 10) -> str:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse class names that come twice; raises DataError."""
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    """Refuse class names that come twice, however they are spelled; raises DataError."""
+    repeated = sorted(name for name, count in Counter(map(spelled, names)).items() if count > 1)
     if repeated:
         raise DataError(f"class name {', '.join(map(repr, repeated))} comes more than once; class names must be distinct")

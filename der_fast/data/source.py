@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from der_fast.data.names import spelled
 from der_fast.data.place import BEGINNING, Place
 from der_fast.data.selection import check_indices, check_names, few, positions_of, selection_of
 from der_fast.data.shards import check_process, shard_of
@@ -160,6 +161,7 @@ class MemorySource:
         class_names: distinct names; a class may be without images.
         files: a name for every image, used in messages.
         skipped: files that could not be read, each as "path: reason".
+        notes: what the report should mention.
 
     Attributes:
         groups: (N,) int32: 0 for the images a source began with, 1 for those that were put behind them, and so on.
@@ -177,10 +179,12 @@ class MemorySource:
         *,
         files: Sequence[str] | None = None,
         skipped: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
-        self._class_names = tuple(class_names)
+        self._class_names = tuple(map(spelled, class_names))
         self._files = None if files is None else tuple(files)
         self.skipped = tuple(skipped)
+        self.notes = tuple(notes)
         self._fingerprint: str | None = None
         _check_images(images)
         check_names(self._class_names)
@@ -231,7 +235,7 @@ class MemorySource:
     def relabelled(self, class_names: Sequence[str]) -> MemorySource:
         """Return the same images with labels into `class_names`; see `ImageSource.relabelled`."""
         position = positions_of(self._class_names, class_names)
-        source = MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped)
+        source = MemorySource(self._images, position[self._labels], class_names, files=self._files, skipped=self.skipped, notes=self.notes)
         return source._dealt(self.groups, self.rank, self.world)
 
     def called(self, class_names: Sequence[str]) -> MemorySource:
@@ -259,6 +263,7 @@ class MemorySource:
             self._class_names,
             files=files,
             skipped=tuple(dict.fromkeys(self.skipped + other.skipped)),
+            notes=tuple(dict.fromkeys(self.notes + other.notes)),
         )
         behind = int(self.groups.max()) + 1 if len(self) else 0
         return source._dealt(torch.cat([self.groups, torch.full_like(other.groups, behind)]), self.rank, self.world)
@@ -266,7 +271,7 @@ class MemorySource:
     def sharded(self, rank: int, world: int) -> MemorySource:
         """Return the source as process `rank` of `world` reads it; see `ImageSource.sharded`."""
         check_process(rank, world)
-        source = MemorySource(self._images, self._labels, self._class_names, files=self._files, skipped=self.skipped)
+        source = MemorySource(self._images, self._labels, self._class_names, files=self._files, skipped=self.skipped, notes=self.notes)
         return source._dealt(self.groups, rank, world)
 
     def pixels(self, indices: Tensor) -> Tensor:
@@ -337,7 +342,7 @@ class MemorySource:
 
     def _with(self, indices: Tensor, labels: Tensor, names: tuple[str, ...]) -> MemorySource:
         files = None if self._files is None else tuple(self._files[index] for index in indices.tolist())
-        source = MemorySource(self._images.index_select(0, indices), labels, names, files=files, skipped=self.skipped)
+        source = MemorySource(self._images.index_select(0, indices), labels, names, files=files, skipped=self.skipped, notes=self.notes)
         return source._dealt(self.groups[indices], self.rank, self.world)
 
     def _dealt(self, groups: Tensor, rank: int, world: int) -> MemorySource:

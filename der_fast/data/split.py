@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from der_fast.data.names import spelled
 from der_fast.errors import DataError
 
 
@@ -12,7 +13,7 @@ def held_out(class_name: str, names: Sequence[str], share: float) -> list[bool]:
     """Say for each image of a class whether it is held out for testing.
 
     The choice goes by a hash of class and image name, so it depends on no random state and on no order, and adding images to a folder
-    moves hardly any image from one side to the other.
+    moves hardly any image from one side to the other. Names count as they are read, whatever bytes stand for them.
 
     Args:
         class_name: name of the class.
@@ -31,7 +32,8 @@ def held_out(class_name: str, names: Sequence[str], share: float) -> list[bool]:
         )
     count = min(max(1, round(share * len(names))), len(names) - 1)
     # Names need not be UTF-8: what the system gives that is not comes back as the bytes it was.
-    digests = [hashlib.sha256(f"{class_name}\x1f{name}".encode(errors="surrogateescape")).digest() for name in names]
+    spellings = (spelled(f"{class_name}\x1f{name}") for name in names)
+    digests = [hashlib.sha256(text.encode(errors="surrogateescape")).digest() for text in spellings]
     ranked = sorted(range(len(names)), key=digests.__getitem__)
     chosen = set(ranked[:count])
     return [index in chosen for index in range(len(names))]

@@ -17,24 +17,29 @@ from typing import Any
 import numpy as np
 
 from der_fast.config.schema import DataConfig
-from der_fast.data.decode import IMAGE_SUFFIXES
 from der_fast.data.files import FileTable, Int64s, absolute_root, last_change
 from der_fast.data.index import not_kept
+from der_fast.data.kinds import READABLE_KINDS, is_image_name, unread_kind
 from der_fast.data.layout import TEST, TRAIN, WHOLE
+from der_fast.data.leftover import left_out
 from der_fast.data.listing import Listing, listing_of
 from der_fast.data.members import member_name
+from der_fast.data.names import spelled
 from der_fast.data.progress import progress_bar
 from der_fast.data.threads import mapped
 from der_fast.errors import DataError
 from der_fast.files import write_bytes
 
 FILE = "tars.npz"
-FORMAT = 2
+FORMAT = 3
 
 _MOST_NAMED = 20
 # Under which of its keys a sample's .json names the class.
 _KEYS = ("cls", "label", "class")
+# Class, name in a table of files, bytes.
 _Sample = tuple[str, str, int]
+# Class name → kind → number of images that cannot be read.
+_Left = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,14 @@ class TarIndex:
         classes: distinct class names.
         labels: (N,) int64: positions in `classes`.
         tars: every tar's size in bytes and time of change in ns.
+        left: class name → kind → number of images that cannot be read.
     """
 
     table: FileTable
     classes: tuple[str, ...]
     labels: Int64s
     tars: tuple[tuple[int, int], ...]
+    left: _Left
 
 
 def list_tars(place: Path, parts: dict[str, list[Path]], config: DataConfig, cache: Path | None = None) -> Listing:
@@ -69,15 +76,16 @@ def list_tars(place: Path, parts: dict[str, list[Path]], config: DataConfig, cac
     """
     index, note = _indexed(place, parts, config, cache)
     if config.classes is not None:
-        unknown = [name for name in config.classes if name not in index.classes]
+        unknown = [name for name in config.classes if spelled(name) not in index.classes]
         if unknown:
             raise DataError(f"data.classes names {', '.join(map(repr, unknown[:_MOST_NAMED]))}, but {place} has no such class")
-    wanted = set(index.classes if config.classes is None else config.classes)
+    wanted = set(index.classes if config.classes is None else map(spelled, config.classes))
     border = len(parts[TRAIN]) if TRAIN in parts else len(index.tars)
     train = _by_class(index, np.flatnonzero(index.table.folder < border), wanted)
     test = None if WHOLE in parts else _by_class(index, np.flatnonzero(index.table.folder >= border), wanted)
     places = [str(parts[part][0].parent) if part in parts else str(place) for part in (TRAIN, TEST)]
-    return listing_of(index.table, train, test, config, note, (places[0], places[1]))
+    left = left_out({name: found for name, found in index.left.items() if name in wanted or config.classes is None})
+    return listing_of(index.table, train, test, config, note, (places[0], places[1]), () if left is None else (left,))
 
 
 def index_tars(
@@ -111,7 +119,7 @@ def _open(root: str, tars: Sequence[str], cache: Path | None, timeout: float) ->
     """Return the index of tars, from `cache` if it is there and of the same tars, and a line that says where it came from."""
     path = None if cache is None else cache / FILE
     try:
-        state = tuple((facts.st_size, last_change(facts)) for facts in (os.stat(f"{root}/{tar}") for tar in tars))  # noqa: PTH116
+        state = tuple((facts.st_size, last_change(facts)) for facts in mapped(os.stat, [f"{root}/{tar}" for tar in tars], timeout))
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     old = None if path is None or not path.is_file() else _load(path)
@@ -124,7 +132,11 @@ def _open(root: str, tars: Sequence[str], cache: Path | None, timeout: float) ->
 
 def _build(root: str, tars: Sequence[str], state: tuple[tuple[int, int], ...], timeout: float) -> TarIndex:
     with progress_bar("listing tars", len(tars)) as advance:
-        found = mapped(read_tar, [Path(root, tar) for tar in tars], timeout, advance=advance)
+        read = mapped(read_tar, [Path(root, tar) for tar in tars], timeout, advance=advance)
+    found, left = [samples for samples, _ in read], _Left()
+    for name, kind in (row for _, unread in read for row in unread):
+        left.setdefault(name, {}).setdefault(kind, 0)
+        left[name][kind] += 1
     classes = sorted({sample[0] for samples in found for sample in samples})
     label_of = {name: label for label, name in enumerate(classes)}
     whole = [sample for samples in found for sample in samples]
@@ -135,30 +147,32 @@ def _build(root: str, tars: Sequence[str], state: tuple[tuple[int, int], ...], t
         [os.fsencode(name) for _, name, _ in whole],
         np.array([size for _, _, size in whole], dtype=np.int64),
     )
-    return TarIndex(table, tuple(classes), np.array([label_of[name] for name, _, _ in whole], dtype=np.int64), state)
+    return TarIndex(table, tuple(classes), np.array([label_of[name] for name, _, _ in whole], dtype=np.int64), state, left)
 
 
-def read_tar(path: Path) -> list[_Sample]:
-    """Return the class, the name in a table of files, and the size of every image in a tar, in its order.
+def read_tar(path: Path) -> tuple[list[_Sample], list[tuple[str, str]]]:
+    """Return the class, the name in a table of files, and the size of every image in a tar, in its order, and (class, kind) of all others.
 
     Raises:
         DataError: it is no tar, compressed, damaged or cut off, or a sample has not exactly one image and one class.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            samples = _samples(path, tar, file)
+            samples, unread = _samples(path, tar, file)
             # Where the library stops without a word, an archive that is whole has its end: a block of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"it breaks off, or is damaged, after {len(samples)} image(s)")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"cannot read {path} as an uncompressed tar: {error}; fetch it again, or unpack what is compressed") from error
-    return samples
+    return samples, unread
 
 
-def _samples(path: Path, tar: tarfile.TarFile, file: io.BufferedReader) -> list[_Sample]:
+def _samples(path: Path, tar: tarfile.TarFile, file: io.BufferedReader) -> tuple[list[_Sample], list[tuple[str, str]]]:
     samples: list[_Sample] = []
+    unread: list[tuple[str, str]] = []
     images: list[tarfile.TarInfo] = []
+    kinds: list[str] = []
     name: str = ""
     label: str | None = None
 
@@ -171,13 +185,17 @@ def _samples(path: Path, tar: tarfile.TarFile, file: io.BufferedReader) -> list[
         stem, _, suffix = base.partition(".")
         if f"{folder}/{stem}" != name:
             samples += _finished(path, name, label, images)
-            name, label, images = f"{folder}/{stem}", None, []
-        if f".{suffix.lower()}" in IMAGE_SUFFIXES:
+            unread += [] if images else [(label or "", kind) for kind in kinds]
+            name, label, images, kinds = f"{folder}/{stem}", None, [], []
+        if is_image_name(f"image.{suffix}"):
             images.append(member)
+        elif (kind := unread_kind(f"image.{suffix}")) is not None:
+            kinds.append(kind)
         elif suffix in ("cls", "json"):
             file.seek(member.offset_data)
             label = _label(path, member.name, file.read(member.size), label)
-    return samples + _finished(path, name, label, images)
+    unread += [] if images else [(label or "", kind) for kind in kinds]
+    return samples + _finished(path, name, label, images), unread
 
 
 def _finished(path: Path, name: str, label: str | None, images: Sequence[tarfile.TarInfo]) -> list[_Sample]:
@@ -200,7 +218,7 @@ def _label(path: Path, name: str, data: bytes, known: str | None) -> str | None:
         raise DataError(f"{path}: {name} is no text that could name a class: {error}") from error
     if isinstance(value, dict):
         value = next((value[key] for key in _KEYS if key in value), None)
-    return known if value is None or not str(value) else str(value)
+    return known if value is None or not str(value) else spelled(str(value))
 
 
 def _save(path: Path, index: TarIndex) -> None:
@@ -211,6 +229,8 @@ def _save(path: Path, index: TarIndex) -> None:
         "folders": [entry for _, entry in table.folders],
         "classes": index.classes,
         "tars": index.tars,
+        "left": index.left,
+        "readable": READABLE_KINDS,
         "checksum": table.checksum(np.arange(len(table))),
     }
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
@@ -226,8 +246,10 @@ def _load(path: Path) -> TarIndex | None:
             folders = tuple((0, str(entry)) for entry in facts["folders"])
             table = FileTable((facts["root"],), folders, arrays["folder"], arrays["names"], arrays["ends"], arrays["sizes"])
             tars = tuple((int(size), int(changed)) for size, changed in facts["tars"])
-            index = TarIndex(table, tuple(facts["classes"]), arrays["labels"], tars)
-        whole = facts["format"] == FORMAT and table.checksum(np.arange(len(table))) == facts["checksum"]
+            index = TarIndex(table, tuple(facts["classes"]), arrays["labels"], tars, facts["left"])
+        whole = (facts["format"], facts["readable"]) == (FORMAT, list(READABLE_KINDS)) and table.checksum(np.arange(len(table))) == facts[
+            "checksum"
+        ]
         return index if whole and len(index.labels) == len(table) else None
     except Exception:  # a damaged archive raises almost anything; the tars can be listed anew
         return None

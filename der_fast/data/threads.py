@@ -9,12 +9,16 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from der_fast.errors import DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Seconds; the default of data.timeout.
+TIMEOUT = 120.0
 
 _Calls = queue.SimpleQueue["tuple[Future[Any], Callable[[], Any]] | None"]
 
@@ -55,6 +59,28 @@ class FileThreads:
     def close(self) -> None:
         """Let every thread end after the call that it is in; what waits is not begun."""
         self._close()
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some files that are asked about in one call; a message names the first of them.
+
+    Args:
+        start: how many come before them.
+        paths: where they are; at least one.
+    """
+
+    start: int
+    paths: Sequence[str]
+
+    def __str__(self) -> str:
+        """Name them."""
+        return self.paths[0] + (f" (or one of the {len(self.paths) - 1} after it)" if len(self.paths) > 1 else "")
+
+
+def some(paths: Sequence[str], size: int) -> list[Some]:
+    """Return files in groups of `size`, in order."""
+    return [Some(start, paths[start : start + size]) for start in range(0, len(paths), size)]
 
 
 def mapped(

@@ -10,6 +10,7 @@ import torch
 from der_fast.config.check import refuse_repeats
 from der_fast.config.protocols import FORMS, parse_even, parse_sizes
 from der_fast.config.schema import ProtocolConfig
+from der_fast.data.names import spelled
 from der_fast.errors import ConfigError
 from der_fast.seeds import generator
 
@@ -26,12 +27,14 @@ def steps_of(names: Sequence[str], config: ProtocolConfig) -> list[tuple[str, ..
     """
     if config.steps is None:
         return split_steps(class_order(names, config), config.name)
-    refuse_repeats([name for step in config.steps for name in step], "protocol.steps")
-    for number, step in enumerate(config.steps, 1):
-        _refuse_unknown([name for name in step if name not in names], names, f"step {number} of protocol.steps")
+    called = {spelled(name): name for name in names}
+    steps = [tuple(map(spelled, step)) for step in config.steps]
+    refuse_repeats([name for step in steps for name in step], "protocol.steps")
+    for number, step in enumerate(steps, 1):
+        _refuse_unknown([name for name in step if name not in called], names, f"step {number} of protocol.steps")
         if not step:
             raise ConfigError(f"step {number} of protocol.steps has no class; name at least one, or leave the step out")
-    return [tuple(step) for step in config.steps]
+    return [tuple(called[name] for name in step) for step in steps]
 
 
 def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]:
@@ -45,10 +48,11 @@ def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]
         ConfigError: the explicit order repeats a class or names one that the data set does not have.
     """
     if config.class_order is not None:
-        order = config.class_order
+        order = tuple(map(spelled, config.class_order))
         refuse_repeats(order)
-        _refuse_unknown([name for name in order if name not in names], names, "protocol.class_order")
-        return tuple(order)
+        called = {spelled(name): name for name in names}
+        _refuse_unknown([name for name in order if name not in called], names, "protocol.class_order")
+        return tuple(called[name] for name in order)
     if config.class_order_seed is None:
         return tuple(names)
     shuffled = torch.randperm(len(names), generator=generator(config.class_order_seed, "class order"))

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[], Result], str]] = {
     "class order": (
         lambda: train("images", "--class-order", "ant,bee,cat,bee"), "class_order names 'bee' more than once; list every class once"
     ),
-    "empty class": (an_empty_class, "images/eel; add images (directly inside"),
+    "empty class": (an_empty_class, "images/eel; add images or remove the folder"),
     "one-image class": (a_class_of_one_image, "class 'eel' has only 1 image, so none can be held out for testing; add images,"),
     "unreadable images": (unreadable_images, "4 of 20 images in"),
     "a class in one part only": (a_class_in_one_part_only, "no folder for class 'dog' in"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,22 @@ def write_images():
         return folder
 
     return write
+
+
+@pytest.fixture
+def dead(monkeypatch):
+    """Return a function that lets a function of a module wait until the test ends, as a drive that does not answer does."""
+    over = threading.Event()
+
+    def let_wait(module, name):
+        def wait(*arguments, **keywords):
+            over.wait(60)
+            raise OSError("the drive never answered")
+
+        monkeypatch.setattr(module, name, wait)
+
+    yield let_wait
+    over.set()
 
 
 @pytest.fixture

@@ -68,6 +68,60 @@ def test_texts_as_labels():
     assert source.labels.tolist() == [0, 2, 2, 0]
 
 
+class Wrapper:
+    """A data set of one's own around another."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+
+def wrapped():
+    whole = Pairs(list(pixels(8)), [2, 1, 2, 1, 2, 1, 2, 1], ["cat", "dog", "emu"])
+    first, second = torch.utils.data.random_split(whole, [5, 3], generator=torch.Generator().manual_seed(1))
+    yield "random_split", first
+    yield "a subset of a subset", torch.utils.data.Subset(first, [0, 1, 4])
+    yield "put together", torch.utils.data.ConcatDataset([first, second])
+    yield "nested", Wrapper(torch.utils.data.ConcatDataset([Wrapper(first), torch.utils.data.Subset(second, [2])]))
+
+
+@pytest.mark.parametrize(("what", "dataset"), [pytest.param(what, dataset, id=what) for what, dataset in wrapped()])
+def test_wrappers_keep_the_class_names(what, dataset):
+    source = from_dataset(dataset)
+    assert source.class_names == ("cat", "dog", "emu")
+    assert source.labels.tolist() == [dataset[index][1] for index in range(len(dataset))]
+
+
+def test_a_wrapper_in_a_circle_and_one_without_names_are_no_trouble():
+    knot = Wrapper(Pairs(list(pixels()), [0, 1, 1, 0]))
+    assert from_dataset(knot).class_names == ("0", "1")
+    names = Pairs(list(pixels()), [0, 1, 1, 0])
+    names.dataset = names
+    assert from_dataset(names).class_names == ("0", "1")
+
+
+def test_data_sets_that_call_their_classes_differently_are_not_put_together():
+    both = torch.utils.data.ConcatDataset([Pairs(list(pixels()), [0, 1, 1, 0], names) for names in (["cat", "dog"], ["dog", "cat"])])
+    with pytest.raises(DataError, match=r"call their classes differently \(cat, dog; dog, cat\)"):
+        from_dataset(both)
+    assert from_dataset(both, class_names=["cat", "dog"]).class_names == ("cat", "dog")
+
+
+def test_a_name_is_one_whatever_bytes_stand_for_it():
+    one, other = "caf\u00e9", "cafe\u0301"
+    source = from_dataset(Pairs(list(pixels()), [one, other, "tea", other]))
+    assert source.class_names == (one, "tea") and source.labels.tolist() == [0, 0, 1, 0]
+    named = from_dataset(Pairs(list(pixels()), [other, one, "tea", one]), class_names=[other, "tea"])
+    assert named.class_names == (one, "tea") and named.labels.tolist() == [0, 0, 1, 0]
+    assert len(named.of_classes([other])) == len(named.of_classes([one])) == 3
+    assert named.relabelled(["tea", other]).labels.tolist() == [1, 1, 0, 1]
+
+
 def test_mixed_sizes_become_square():
     mixed = [pixels(1, 5, 6)[0], pixels(1, 30, 8)[0], pixels(1, 32, 32)[0]]
     assert from_dataset(Pairs(mixed, [0, 1, 1])).image_size == (32, 32)

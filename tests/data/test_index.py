@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import index as indexing
-from der_fast.data import load_dataset
+from der_fast.data import load_dataset, scan
 from der_fast.data.files import FileTable
 from der_fast.errors import DataError
 
@@ -92,6 +91,19 @@ def add_class(folder):
         (folder / part / "yak" / "a.png").write_bytes(b"x")
 
 
+def add_below(folder):
+    (folder / "train" / "ape" / "inner" / "deep" / "new.png").write_bytes(b"x")
+
+
+def remove_below(folder):
+    (folder / "train" / "ape" / "inner" / "deep" / "c00.png").unlink()
+
+
+def add_folder_below(folder):
+    (folder / "train" / "bee" / "one" / "two").mkdir(parents=True)
+    (folder / "train" / "bee" / "one" / "two" / "new.png").write_bytes(b"x")
+
+
 def remove_class(folder):
     for part in ("train", "val"):
         for path in (folder / part / "cow").iterdir():
@@ -99,13 +111,18 @@ def remove_class(folder):
         (folder / part / "cow").rmdir()
 
 
-@pytest.mark.parametrize("change", [add, remove, rename, overwrite, touch, add_unseen, replace_unseen, add_class, remove_class])
-def test_a_change_is_noticed(folder, tmp_path, change):
+@pytest.mark.parametrize(
+    "change",
+    [add, remove, rename, overwrite, touch, add_unseen, replace_unseen, add_class, remove_class, add_below, remove_below, add_folder_below],
+)
+def test_a_change_is_noticed(folder, tmp_path, write_images, change):
+    write_images(folder / "train" / "ape" / "inner" / "deep", 2)
+    age(folder)
     before, _ = indexing.open_index(folder, tmp_path / "run")
     change(folder)
     after, note = indexing.open_index(folder, tmp_path / "run")
     assert "anew" in note
-    assert paths(after) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    assert sorted(paths(after)) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     if change not in (touch, replace_unseen):
         assert after.checksum != before.checksum
     assert all(after.table.sizes[row] == Path(after.table.path(row)).stat().st_size for row in range(len(after.table)))
@@ -126,6 +143,28 @@ def test_a_folder_changed_while_it_was_listed_is_listed_again(folder, tmp_path):
     add(folder)
     indexing.open_index(folder, tmp_path / "run")
     assert "just been changed" in indexing.open_index(folder, tmp_path / "run")[1]
+
+
+def test_folders_below_are_not_listed_again_where_nothing_changed(folder, tmp_path, write_images, monkeypatch):
+    write_images(folder / "train" / "ape" / "inner" / "deep", 2)
+    (folder / "train" / "ape" / "inner" / "a.jxl").write_bytes(b"\xff\x0a")
+    age(folder)
+    first, _ = indexing.open_index(folder, tmp_path / "run")
+    listed = []
+    really = scan.list_folder
+    monkeypatch.setattr(scan, "list_folder", lambda path, **keys: listed.append(path) or really(path, **keys))
+    again, note = indexing.open_index(folder, tmp_path / "run")
+    assert listed == [] and " made" not in note
+    assert (again.left, again.tops, again.classes) == (first.left, first.tops, first.classes)
+    assert dict(zip(again.table.folders, again.left, strict=True))[(0, "train/ape/inner")] == {"JPEG XL": 1}
+
+
+def test_an_index_made_without_a_decoder_is_made_again_with_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(indexing, "READABLE_KINDS", ())
+    indexing.open_index(folder, tmp_path / "run")
+    assert " made" not in indexing.open_index(folder, tmp_path / "run")[1]
+    monkeypatch.setattr(indexing, "READABLE_KINDS", ("HEIC",))
+    assert " made" in indexing.open_index(folder, tmp_path / "run")[1]
 
 
 def table_of(count, root="/data"):
@@ -151,25 +190,10 @@ def test_a_checksum_is_of_relative_paths_and_sizes_in_order():
     assert len({table.checksum(np.array(other, dtype=np.int64)) for other in ([3, 1, 4], [1, 3, 4], [3, 1], [3, 1, 4, 4], [])}) == 5
 
 
-@pytest.fixture
-def dead(monkeypatch):
-    """Lets a function of a module wait until the test ends."""
-    over = threading.Event()
-
-    def let_wait(module, name):
-        def wait(*arguments):
-            over.wait(60)
-            raise OSError("the drive never answered")
-
-        monkeypatch.setattr(module, name, wait)
-
-    yield let_wait
-    over.set()
-
-
-@pytest.mark.parametrize("function", ["_list_folder", "_places"])
-def test_a_drive_that_does_not_answer_ends_the_listing(folder, dead, function):
-    dead(indexing, function)
+@pytest.mark.parametrize(("module", "function"), [(scan, "list_folder"), (indexing, "find_layout"), (scan, "sniffed_kind")])
+def test_a_drive_that_does_not_answer_ends_the_listing(folder, dead, module, function):
+    (folder / "train" / "ape" / "odd").write_bytes(b"what is it?")
+    dead(module, function)
     with pytest.raises(DataError, match=rf"reading {re.escape(str(folder))}.* took longer than data\.timeout=0\.2 seconds"):
         indexing.build_index(folder, 0.2)
 

@@ -215,3 +215,25 @@ def test_a_compressed_tar_is_refused(photos, tmp_path, open_photos):
         tar.add(photos)
     with pytest.raises(DataError, match="unpack what is compressed"):
         open_photos(tmp_path / "a.tar", "pillow")
+
+
+def test_images_of_kinds_that_cannot_be_read_are_counted_by_class(photos, tmp_path, open_photos):
+    files = sorted(path.relative_to(photos) for path in (photos / "train").rglob("*.jpg"))
+    others = [("x/1.jxl", b"\xff\x0a"), ("x/1.cls", b"ape"), ("x/2.cr2", b"II*\0"), ("x/2.json", b'{"label": "bee"}'), ("x/3.nef", b"MM")]
+    # Beside an image that is read, a raw file is the same picture.
+    both = [("y/1.cr2", b"II*\0"), ("y/1.jpg", (photos / files[0]).read_bytes()), ("y/1.cls", b"ape")]
+    tar = write_tar(tmp_path / "all.tar", [*members_of(photos, files), *others, *both])
+    train, test, *_ = open_photos(tar, "pillow")
+    assert len(train) + len(test) == len(files) + 1
+    line = "left out: 3 files that cannot be read as images: 2 raw (without a class 1, bee 1); 1 JPEG XL (ape 1)"
+    assert line in train.notes
+    assert not [note for note in open_photos(tar, "pillow", classes=("cow", "bee"))[0].notes if "JPEG XL" in note]
+
+
+def test_a_class_is_one_whatever_bytes_stand_for_it(photos, tmp_path, open_photos):
+    data = (photos / "train" / "ape" / "0.jpg").read_bytes()
+    names = ["caf\u00e9", "cafe\u0301"] * 3 + ["tea"] * 3
+    members = [entry for number, name in enumerate(names) for entry in ((f"{number}.jpg", data), (f"{number}.cls", name.encode()))]
+    train, test, *_ = open_photos(write_tar(tmp_path / "all.tar", members), "pillow")
+    assert train.class_names == ("caf\u00e9", "tea") and len(train) + len(test) == 9
+    assert open_photos(tmp_path / "all.tar", "pillow", classes=("cafe\u0301", "tea"))[0].class_names == train.class_names

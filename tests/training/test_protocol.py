@@ -122,3 +122,8 @@ def test_steps_that_are_named() -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             steps_of(NAMES, ProtocolConfig(steps=(("class1",), wrong)))
+
+
+def test_an_order_names_classes_as_people_read_them() -> None:
+    names = ("caf\u00e9", "tea")
+    assert class_order(names, ProtocolConfig(class_order=("tea", "cafe\u0301"))) == ("tea", "caf\u00e9")
