@@ -21,8 +21,7 @@ from der_fast.cli.settings import changes_from
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config, DataConfig
 from der_fast.config.tree import key_docs, replace_keys
-from der_fast.data import load_dataset
-from der_fast.data.convert import as_image_batch, load_folder_images
+from der_fast.data import as_image_batch, load_dataset, load_folder_images
 from der_fast.errors import CheckpointError, ConfigError, DataError, ExportError, UserError
 from der_fast.home import cache_folder, expand, older_cache_folder
 from der_fast.report import compare_runs, growth_table, write_report
@@ -190,7 +189,8 @@ def test_training_reads_and_writes_at_home(at_home: Path, monkeypatch: pytest.Mo
     for part, name in ((part, name) for part in ("train", "test") for name in "ab"):
         (at_home / "images" / part / name).mkdir(parents=True)
         for index in range(2):
-            Image.new("RGB", (8, 8), (60 * index, 90, 100)).save(at_home / "images" / part / name / f"{index}.png")
+            # No test image is one that is trained on.
+            Image.new("RGB", (8, 8), (60 * index, 90 + 50 * (part == "test"), 100)).save(at_home / "images" / part / name / f"{index}.png")
     monkeypatch.setattr(api, "write_report", lambda run: run)
     settings = {"first.epochs": 1, "first.milestones": (), "model.backbone": "resnet20", "model.width": 1, "masks.floor": 0.5}
     result = api.train("~/images", "B0-1", out="~/run", settings=settings)

@@ -112,6 +112,30 @@ def test_tree_keeps_the_order() -> None:
     assert faults_in(modules) == []
 
 
+def first_imports(name: str, source: str, modules: Mapping[str, str]) -> set[str]:
+    """Return what importing `name` imports at once: the modules that it names outside of functions, and the packages that they lie in."""
+    tree = ast.parse(source)
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [ast.Pass()]
+    own = {name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)}
+    found: set[str] = set()
+    for target in imports_of(name, ast.unparse(tree), modules):
+        parents = {target.rsplit(".", depth)[0] for depth in range(1, target.count(".") + 1)}
+        found |= {target, *parents} - own - {name, FACE}
+    return found & set(modules)
+
+
+def test_every_module_can_be_imported_first() -> None:
+    """A package's __init__ is imported with each of its modules, so it must not lead back to a module that needs one of them."""
+    modules = read_tree(ROOT)
+    assert circles_in({name: first_imports(name, source, modules) for name, source in modules.items() if name != FACE}) == []
+    # What this is about: a package that imports what imports a part of the package.
+    tree = {"der_fast.a": "from der_fast.bank.part import X", "der_fast.bank": "from der_fast.a import Y", "der_fast.bank.part": ""}
+    assert circles_in({name: first_imports(name, source, tree) for name, source in tree.items()}) != []
+
+
 def test_every_part_of_the_tree_was_seen() -> None:
     parts = {part_of(name) for name in read_tree(ROOT)}
     assert parts >= {"errors", "config", "kernels", "model", "data", "training", "report", "api", "cli"}

@@ -45,7 +45,7 @@ from bench.subjects import growth_onnx
 from bench.subjects.plain import PlainFeatures
 from der_fast.compaction import Arena, pack, plan
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.rounding import round_channels
 from der_fast.config.resolve import resolve_config
 from der_fast.data import MemorySource, transforms_for

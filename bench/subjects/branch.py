@@ -7,8 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from der_fast.compaction.bank.execute import execute
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.bank.strategies import true_features
-from der_fast.compaction.extractor import CompactExtractor
 
 Branch = Callable[[Tensor], Tensor]
 

@@ -17,7 +17,7 @@ from bench.harness.registry import Setting
 from bench.subjects.plain import PlainFeatures
 from bench.subjects.rivals import take
 from der_fast.compaction import pack, plan
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.plan import CompactionPlan
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.model.extractor import Extractor, MaskedBatchNorm

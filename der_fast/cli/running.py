@@ -26,6 +26,9 @@ def run_and_show(work: Callable[[Observer], Any], run: Path, *, quiet: bool) -> 
     Raises:
         Stopped: by Ctrl-C or SIGTERM; what had been learned is saved.
     """
+    # Before PyTorch, whose C code imports it too and swallows whatever is raised meanwhile, Ctrl-C included.
+    import numpy  # noqa: F401
+
     from der_fast.cli.display import watching
 
     with heeding(say_note, terminate=True), watching(quiet) as observer:

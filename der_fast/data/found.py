@@ -10,6 +10,7 @@ from der_fast.data.leftover import left_out
 from der_fast.data.scan import list_trees
 from der_fast.data.threads import TIMEOUT, mapped
 from der_fast.errors import DataError
+from der_fast.home import expand
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def find_images(paths: Sequence[Path | str], timeout: float = TIMEOUT) -> Found:
     """
     files: list[Path] = []
     notes: list[str] = []
-    places = [Path(path).expanduser() for path in paths]
+    places = [expand(path) for path in paths]
     for place, (there, is_folder) in zip(places, mapped(_kind_of, places, timeout), strict=True):
         if not there:
             raise DataError(f"there is no file or folder {place}")

@@ -240,7 +240,7 @@ class MemorySource:
 
     def called(self, class_names: Sequence[str]) -> MemorySource:
         """Return the same images and labels with classes called otherwise, as many as there are; raises DataError for a name twice."""
-        source = MemorySource(self._images, self._labels, class_names, files=self._files, skipped=self.skipped)
+        source = MemorySource(self._images, self._labels, class_names, files=self._files, skipped=self.skipped, notes=self.notes)
         return source._dealt(self.groups, self.rank, self.world)
 
     def subset(self, indices: Tensor) -> MemorySource:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.data import as_image_batch, load_dataset, transforms_for
 from der_fast.data.source import ImageSource
 from der_fast.deployment.deployed import DeployedModel, load_run

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from der_fast.compaction import Arena
 from der_fast.compaction.bank.execute import execute
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.program import Op
 from der_fast.data import Transform
 from der_fast.errors import DerFastError

@@ -16,6 +16,7 @@ from der_fast.training.checkpoint import FOLDER, Checkpoints
 from der_fast.training.events import FORGOTTEN
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
+from der_fast.training.provenance import FOLDER as LEARNED
 from der_fast.training.rename import check_known
 from der_fast.training.run import finish_saving
 from der_fast.training.store import load_manifest
@@ -104,7 +105,7 @@ def _whole(run: Path, observer: Observer | None) -> Iterator[Learner]:
 
 
 def _remove_leftovers(run: Path) -> None:
-    for folder in (run, run / FOLDER, run / "extractors", *run.glob("steps/*")):
+    for folder in (run, run / FOLDER, run / "extractors", run / LEARNED, *run.glob("steps/*")):
         remove_leftovers(folder)
 
 

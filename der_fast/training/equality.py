@@ -10,7 +10,7 @@ from torch import Tensor
 
 from der_fast.compaction import CompactionPlan, pack
 from der_fast.compaction.bank import strategies
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.errors import DerFastError
 from der_fast.kernels.choices import shared
 from der_fast.model.extractor import Extractor

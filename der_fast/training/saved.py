@@ -24,7 +24,7 @@ from torch import nn
 
 from der_fast.compaction.arena import Arena
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.config import schema
 from der_fast.config.tree import from_dict, to_dict
 from der_fast.data.kept import from_record, record_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from der_fast.compaction import Arena, CompactionPlan, pack, plan
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.config.schema import ScheduleConfig
 from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource

@@ -18,7 +18,7 @@ from torch import Tensor
 from der_fast.api import train
 from der_fast.compaction import pack, plan
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.deployment.network import Network, network_of, part_of
 from der_fast.model.architecture import Architecture
 from der_fast.model.classifier import new_classifier

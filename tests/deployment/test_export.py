@@ -17,7 +17,7 @@ from torch import Tensor
 import der_fast
 from der_fast.compaction import Arena, pack
 from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.deployment import exporter, optional, pt2_file
 from der_fast.deployment.exporter import export
 from der_fast.deployment.network import Network

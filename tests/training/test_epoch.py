@@ -95,7 +95,7 @@ def test_batches_of_an_epoch(
 def test_waiting_for_images_is_counted_apart(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes on by 2 s while images come and by 7 s while they are learned; 3 s, 1 s of them waiting, lie behind."""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("der_fast.training.epoch.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("der_fast.training.epoch.time", SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: 0.0))
 
     def batches() -> Iterator[Batch]:
         for _ in range(3):
@@ -118,7 +118,7 @@ def test_waiting_for_images_is_counted_apart(meter: Meter, monkeypatch: pytest.M
 def test_figures_of_a_long_epoch_are_told_every_ten_seconds(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 4 s: after the third and the sixth, not with the last one, which the whole epoch's figures follow."""
     clock, told = SimpleNamespace(now=100.0), list[tuple[float, float, float]]()
-    monkeypatch.setattr("der_fast.training.epoch.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("der_fast.training.epoch.time", SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: 0.0))
     counted = meter()
     counted.batches = 9
     monkeypatch.setattr(counted.context.observer, "epoch_so_far", lambda *figures: told.append(figures))

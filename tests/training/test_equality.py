@@ -11,7 +11,7 @@ import torch
 
 from der_fast.compaction import pack, plan
 from der_fast.compaction.bank import lanes, onednn, strategies
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.errors import DerFastError

@@ -202,7 +202,7 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(done: int, tiny
     one, other = written[3][0], written[-1][0]
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    timed = {"images_per_s": 0.0, "seconds": 0.0, "data_seconds": 0.0}
+    timed = {"images_per_s": 0.0, "seconds": 0.0, "data_seconds": 0.0, "processor_seconds": 0.0}
     assert [replace(row, **timed) for row in resumed.records] == [replace(row, **timed) for row in straight.records]
 
 

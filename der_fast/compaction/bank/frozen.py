@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from der_fast.compaction.bank import strategies
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.bank.together import Together
-from der_fast.compaction.extractor import CompactExtractor
 from der_fast.errors import ConfigError
 from der_fast.kernels import choices as remembered
 from der_fast.kernels.choices import Choices

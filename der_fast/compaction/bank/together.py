@@ -14,10 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.bank.graphs import Branch, GraphedBranches
 from der_fast.compaction.bank.grouped import GroupedProgram, reason_against
 from der_fast.compaction.bank.strategies import GROUPED, STREAMS
-from der_fast.compaction.extractor import CompactExtractor
 from der_fast.kernels.choices import Choices
 
 _log = logging.getLogger(__name__)

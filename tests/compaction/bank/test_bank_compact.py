@@ -12,8 +12,8 @@ from torch import nn
 
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.bank.execute import execute
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.bank.strategies import STRATEGIES
-from der_fast.compaction.extractor import CompactExtractor
 from der_fast.errors import ConfigError
 from der_fast.kernels import timing
 from der_fast.kernels.choices import Choices

@@ -9,7 +9,7 @@ import torch
 
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.bank.execute import execute
-from der_fast.compaction.extractor import CompactExtractor
+from der_fast.compaction.bank.extractor import CompactExtractor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

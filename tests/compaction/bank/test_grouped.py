@@ -9,10 +9,10 @@ import torch
 
 from der_fast.compaction.bank import FrozenBank, together
 from der_fast.compaction.bank.execute import execute
+from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.bank.grouped import GroupedProgram, reason_against
 from der_fast.compaction.bank.strategies import GROUPED, STREAMS
 from der_fast.compaction.bank.together import Together
-from der_fast.compaction.extractor import CompactExtractor
 from der_fast.kernels import choices, triton_runtime
 from der_fast.kernels.choices import Choices
 
