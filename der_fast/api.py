@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from der_fast.config.datasets import absolute
+from der_fast.config.rescale import stretched
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
-from der_fast.config.tree import replace_keys
+from der_fast.config.tree import from_dict, replace_keys
 from der_fast.data import MemorySource, load_dataset
 from der_fast.data.source import ImageSource
-from der_fast.errors import ConfigError, DataError
+from der_fast.errors import CheckpointError, ConfigError, DataError
 from der_fast.report import write_report
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer, Observers
 from der_fast.training.run import check_out, learn_more, old_test_images, run_protocol
 from der_fast.training.sources import as_source
+from der_fast.training.store import load_manifest
 
 # The data set's name in the configuration of a run that was given image sources or data sets.
 GIVEN = "given as datasets"
@@ -42,7 +44,7 @@ def train(
     *,
     out: str | Path | None = None,
     config: Config | None = None,
-    preset: str | None = None,
+    preset: str | Path | None = None,
     paper: bool = False,
     resume: bool = False,
     observer: Observer | None = None,
@@ -56,11 +58,12 @@ def train(
         protocol: 'B0-n' or 'B<base>-<n>'; default: the preset's.
         out: the run's folder; None keeps everything in memory.
         config: a complete configuration to start from instead of a preset.
-        preset: name of a preset; default: the one made for `data` and `protocol`, if there is one.
+        preset: name of a preset, or the path of a recipe of your own, ``"recipe.toml"`` (`der-fast train --print-config` writes one);
+            default: the one made for `data` and `protocol`, if there is one.
         paper: the paper's own schedule: no settling, no parameter target, no floor, no whole blocks.
-        resume: go on with the run in `out`.
+        resume: go on with the run in `out`; what neither `config`, `preset` nor `settings` name is as it was begun.
         observer: told about progress.
-        settings: single keys over all of that, e.g. ``{"later.epochs": 20}``.
+        settings: single keys over all of that, e.g. ``{"later.epochs": 20}``, with which milestones and warm-up move in proportion.
 
     Returns:
         The metrics (percent, parameter counts, milliseconds, seconds), the learner and the folder.
@@ -68,16 +71,25 @@ def train(
     Raises:
         UserError: anything that the caller can mend; the message says what, where and how.
     """
+    begun = _begun(Path(out)) if resume and out is not None else None
+    named: dict[str, Any] = {"preset": None if preset is None else str(preset), "paper": paper, "changes": settings, "begun": begun}
     if isinstance(data, (str, Path)):
-        resolved = resolve_config(str(data), protocol, preset=preset, paper=paper, changes=settings, base=config)
+        resolved = resolve_config(str(data), protocol, base=config or begun, **named)
         return train_run(resolved, None if out is None else Path(out), resume=resume, observer=observer)
     if not (isinstance(data, tuple) and len(data) == 2):
         raise ConfigError(f"data must be a name, a folder, or a pair (train, test), not {type(data).__name__}")
-    resolved = resolve_config(None, protocol, preset=preset, paper=paper, changes=settings, base=config or Config())
+    resolved = resolve_config(None, protocol, base=config or begun or Config(), **named)
     resolved = replace_keys(resolved, {"data.name": GIVEN})
     train_source = as_source(data[0], resolved.data)
     test_source = as_source(data[1], resolved.data, train_source.image_size)
     return _train(resolved, train_source, test_source, None if out is None else Path(out), resume, observer)
+
+
+def _begun(out: Path) -> Config | None:
+    """Return the configuration that the run in `out` was begun with; None where there is none that can be read."""
+    with suppress(CheckpointError):
+        return from_dict(load_manifest(out / "config.json")["config"])
+    return None
 
 
 def train_run(config: Config, out: Path | None, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
@@ -130,7 +142,7 @@ def learn_run(
         run: the run's folder.
         folder: class folders, with or without a train/test split; every class must be new.
         data: where the images of the run's own data set lie now, if they were moved.
-        overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``.
+        overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``, with which milestones and warm-up move.
         observer: told about progress.
 
     Accuracy is measured on the new classes' test images and, where the run's own data set can still be read, on the old ones'.
@@ -143,7 +155,7 @@ def learn_run(
     saved, overrides = Learner.load(run), dict(overrides or {})
     if data is not None:
         overrides["data.name"] = absolute(str(data))
-    config = replace_keys(saved.config, overrides)
+    config = replace_keys(saved.config, stretched(saved.config, overrides))
     if isinstance(saved.model.memory, MemorySource):
         # New images are put together with the memory, so they are held as it is.
         config = replace_keys(config, {"data.reader": "memory"})

@@ -31,7 +31,7 @@ class Commands(TyperGroup):
         except UserError as error:
             if ctx.meta.get(_DEBUG):
                 errors().print("".join(traceback.format_exception(error)), end="")
-            say_error(str(error))
+            say_error(error.on_command_line())
             raise typer.Exit(USER_ERROR) from None
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import typer
 
 from der_fast.cli import options as opt
-from der_fast.cli.console import print_json, say_note
+from der_fast.cli.console import print_recipe, say_note
 from der_fast.cli.folders import begun_config, new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from, refuse_contradictions
+from der_fast.config.presets import load_preset
+from der_fast.config.rescale import unreached_note
 from der_fast.config.resolve import preset_for, resolve_config
 from der_fast.config.schema import Config
-from der_fast.config.tree import to_dict
 from der_fast.errors import ConfigError
 
 
@@ -62,7 +63,9 @@ def train(
     """
     config = resolve(dict(ctx.params))
     if print_config:
-        print_json(to_dict(config))
+        print_recipe(config)
+        if note := unreached_note(config):
+            say_note(note)
         return
     if out is None:
         out = new_folder(Path("runs"), f"{Path(config.data.name).name}-{config.protocol.name}")
@@ -89,15 +92,15 @@ def resolve(options: dict[str, Any]) -> Config:
         CheckpointError: nothing to resume in --out.
     """
     refuse_contradictions(options)
-    base = None
+    base, preset = None, options["preset"]
     if options["resume"]:
         if options["out"] is None:
             raise ConfigError("--resume needs --out, the folder of the run to go on with")
         base = begun_config(usable_out(options["out"], resume=True))
-    elif options["data"] is None and options["preset"] is None:
+    elif options["data"] is None and (preset is None or "name" not in load_preset(preset).get("data", {})):
         raise ConfigError("DATA is missing: give digits, cifar10, cifar100 or a folder of class folders, e.g. `der-fast train digits`")
-    if base is None and options["preset"] is None:
+    if base is None and preset is None:
         chosen = preset_for(options["data"], options["protocol"])
         say_note(f"recipe: {f'preset {chosen}' if chosen else 'the defaults'}")
-    config = resolve_config(options["data"], options["protocol"], preset=options["preset"], paper=options["paper"], base=base)
-    return resolve_config(base=config, changes=changes_from(options, config))
+    config = resolve_config(options["data"], options["protocol"], preset=preset, paper=options["paper"], base=base)
+    return resolve_config(base=config, changes=changes_from(options, config), begun=base)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from der_fast.errors import ConfigError
+from der_fast.config.tree import plain
+from der_fast.errors import ConfigError, Spelling
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,15 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
 
-def check_top(top: int) -> None:
-    """Refuse to name fewer than one class; raises ConfigError."""
-    if top < 1:
-        raise ConfigError(f"top must be at least 1, not {top}")
+def check_top(top: Any) -> int:
+    """Return `top`, whatever kind of integer it is; raises ConfigError where it is none, or below 1."""
+    try:
+        number = operator.index(plain(top))
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(plain(top), bool):
+        raise ConfigError(Spelling("--top", "top"), f" takes a whole number of at least 1, not {top!r}")
+    return number
 
 
 def predictions_of(probabilities: Tensor, class_names: Sequence[str], top: int) -> list[Prediction]:

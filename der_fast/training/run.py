@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from der_fast.config.rescale import unreached_note
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
 from der_fast.data.source import ImageSource
@@ -98,6 +99,7 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
     config, watcher = learner.config, learner.observer
     watcher.run_begins(len(steps), config)
     watcher.message(_how(learner))
+    _say_unreached(config, ("first", "later", "classifier") if len(steps) > 1 else ("first",), watcher)
     for number in range(len(learner.results), len(steps)):
         seen = [name for names in steps[: number + 1] for name in names]
         images = train.of_classes(seen if config.method.bound else steps[number])
@@ -105,6 +107,12 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
             learner.learn(images, test.of_classes(seen), announce=False)
         else:
             _learn_and_save(learner, images, test.of_classes(seen), out, announce=False)
+
+
+def _say_unreached(config: Config, stages: tuple[str, ...], watcher: Observer) -> None:
+    note = unreached_note(config, stages)
+    if note is not None:
+        watcher.message(note)
 
 
 def _how(learner: Learner) -> str:
@@ -252,6 +260,7 @@ def learn_more(run: Path, train: ImageSource, test: ImageSource | None, config: 
         learner.reconfigure(config)
         watcher.run_begins(1, config)
         watcher.message(_how(learner))
+        _say_unreached(config, ("later", "classifier"), watcher)
         with _advising(f"{run} is as it was: learn the classes again, with the lower value."):
             _learn_and_save(learner, train, test, run, announce=True)
     return learner
