@@ -16,7 +16,7 @@ from der_fast.config.schema import Config
 from der_fast.config.tree import from_dict, replace_keys
 from der_fast.data import MemorySource, load_dataset
 from der_fast.data.source import ImageSource
-from der_fast.errors import CheckpointError, ConfigError, DataError
+from der_fast.errors import CheckpointError, ConfigError, DataError, Spelling
 from der_fast.report import write_report
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
@@ -210,7 +210,8 @@ def evaluate_run(
     if Path(wanted.name).is_absolute() and not Path(wanted.name).exists():
         raise DataError(
             f"the images of the run in {run} are not in {wanted.name} any more; give a folder of test images, or tell the run where they "
-            f"are now: der-fast train NEW_PLACE --out {run} --resume"
+            "are now: ",
+            Spelling(f"der-fast train NEW_PLACE --out {run} --resume", f"train(NEW_PLACE, out={str(run)!r}, resume=True)"),
         )
     _, test = load_dataset(wanted, cache=Path(run))
     known = [name for name in learner.class_names if name in test.class_names]

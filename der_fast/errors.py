@@ -24,6 +24,11 @@ class Spelling:
     argument: str
 
 
+# What many messages speak of.
+OUT = Spelling("--out", "out")
+RESUME = Spelling("--resume", "resume=True")
+
+
 class DerFastError(Exception):
     """Base class of every error raised on purpose by this package.
 

@@ -38,7 +38,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is no text in UTF-8 ({error.reason})"
-        raise ConfigError(f"cannot read the recipe {path}: {reason}; a recipe is a file of TOML, with keys as docs/configuration.md") from error
+        raise ConfigError(
+            f"cannot read the recipe {path}: {reason}; a recipe is a file of TOML, with keys as docs/configuration.md"
+        ) from error
     tables = parse_toml(text, f"the recipe {path}")
     for name in _OWN:
         if not isinstance(tables.get(name, ""), str):
@@ -56,7 +58,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def check_recipe(name: str, config: Config) -> Config:
-    """Return the checked configuration of a recipe in a file; raises ConfigError, which names the file, where keys contradict each other."""
+    """Return the checked configuration of a recipe in a file; raises ConfigError with the file where keys contradict each other."""
     try:
         return check(config)
     except ConfigError as error:

@@ -36,7 +36,8 @@ def resolve_config(
     Args:
         data: data set name or folder (which becomes an absolute path); None keeps the preset's.
         protocol: e.g. ``"B0-10"``; None keeps the preset's.
-        preset: name of a preset, or the path of one's own (``"recipe.toml"``, see `load_preset`); None takes the one made for `data` and `protocol` (see `preset_for`).
+        preset: name of a preset, or the path of one's own (``"recipe.toml"``, see `load_preset`); None takes the one made for `data` and
+            `protocol` (see `preset_for`).
         paper: switch off what is not the paper's (settling, parameter target, floor, whole blocks).
         changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else. Of a stage whose epochs they change,
             milestones and warm-up move in proportion, unless they are named too.

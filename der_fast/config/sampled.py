@@ -57,7 +57,7 @@ def largest_side(place: Path, timeout: float) -> int:
         side = found.get(timeout=timeout)
     except queue.Empty:
         raise DataError(
-            f"reading the sizes of a few images of {place} took longer than data.timeout={timeout:g} seconds; check the drive that holds them"
+            f"reading the sizes of a few images of {place} took longer than data.timeout={timeout:g} seconds; check the drive that holds it"
         ) from None
     # What cannot be listed is reported by whoever lists it in full.
     return 0 if isinstance(side, OSError) else side

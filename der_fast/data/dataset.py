@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from der_fast.config.tree import plain
 from der_fast.data.convert import to_pil
 from der_fast.data.decode import Pixels, fit
 from der_fast.data.progress import progress_bar
@@ -42,7 +43,7 @@ def from_dataset(
     count = len(dataset)
     if count == 0:
         raise DataError(f"the data set ({type(dataset).__name__}) is empty")
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = None if image_size is None else _size(image_size)
     what = f"the data set ({type(dataset).__name__})"
     if size is not None:
         refuse_too_much(count, size, max_gib, what)
@@ -66,6 +67,15 @@ def from_dataset(
     names = class_names if class_names is not None else getattr(dataset, "classes", None)
     numbers, known = _numbered(labels, None if names is None else [str(name) for name in names])
     return MemorySource(pixels, numbers, known)
+
+
+def _size(given: Any) -> tuple[int, int]:
+    """Return (height, width) of a size as callers give it: a pair, or the side of a square, of whatever kind of integer."""
+    try:
+        return (operator.index(plain(given)),) * 2
+    except TypeError:
+        height, width = given
+        return operator.index(plain(height)), operator.index(plain(width))
 
 
 def _item(dataset: Any, index: int) -> tuple[Any, Any]:
@@ -108,7 +118,7 @@ def _numbered(labels: list[Any], names: list[str] | None) -> tuple[Tensor, list[
 
 def _integer(label: Any, index: int) -> int:
     try:
-        return operator.index(label)
+        return operator.index(plain(label))
     except TypeError as error:
         raise DataError(
             f"label {label!r} of image {index} is a {type(label).__name__}; labels must be integers (or all of them texts)"

@@ -154,7 +154,7 @@ class Learner:
             ConfigError: `top` below 1.
             DataError: images of another form, or a file that cannot be read.
         """
-        check_top(top)
+        top = check_top(top)
         model = self.model
         assert model.head is not None and self.image_size is not None
         pixels = as_image_batch(images, self.image_size)

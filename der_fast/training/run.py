@@ -12,7 +12,7 @@ from der_fast.config.rescale import unreached_note
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
 from der_fast.data.source import ImageSource
-from der_fast.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from der_fast.errors import OUT, RESUME, CheckpointError, ConfigError, DataError, DivergenceError, Spelling
 from der_fast.files import held, remove_leftovers
 from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
 from der_fast.training.learner import Learner
@@ -78,7 +78,7 @@ def run_protocol(
     with held(out):
         learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         _check_steps(learner, steps, out)
-        with _advising("Start again with another --out and the lower value: --resume takes no changed configuration."):
+        with _advising("Start again with another ", OUT, " and the lower value: ", RESUME, " takes no changed configuration."):
             _learn_steps(learner, steps, train, test, out)
         # A process that was killed right after its last step has left some.
         Checkpoints(out, config.runtime.keep_checkpoints).clear()
@@ -86,12 +86,12 @@ def run_protocol(
 
 
 @contextlib.contextmanager
-def _advising(how: str) -> Iterator[None]:
+def _advising(*how: str | Spelling) -> Iterator[None]:
     """Say of a diverged step how to go on after it, which depends on who called."""
     try:
         yield
     except DivergenceError as error:
-        raise DivergenceError(f"{error} {how}") from error
+        raise DivergenceError(*error.args, " ", *how) from error
 
 
 def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: ImageSource, test: ImageSource, out: Path | None) -> None:
@@ -133,7 +133,7 @@ def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | No
 def check_out(out: Path, *, resume: bool) -> None:
     """Refuse to begin a run in a folder that holds one; raises ConfigError."""
     if not resume and _holds_run(out):
-        raise ConfigError(f"{out} already holds a run. Continue it with --resume, or choose another folder with --out.")
+        raise ConfigError(f"{out} already holds a run. Continue it with ", RESUME, ", or choose another folder with ", OUT, ".")
 
 
 def _holds_run(out: Path) -> bool:
@@ -180,12 +180,14 @@ def _check_same(path: Path, facts: dict[str, Any]) -> None:
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in FREE_KEYS]
     if changed:
         rows = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed[:5])
-        raise CheckpointError(f"{path.parent} was started with another configuration: {rows}. Use the old values, or another --out.")
+        raise CheckpointError(f"{path.parent} was started with another configuration: {rows}. Use the old values, or another ", OUT, ".")
     for part in ("train", "test"):
         if old[part] != facts[part]:
             raise CheckpointError(
                 f"{path.parent} was started with other {part} images: their checksum was {old[part][:12]}…, now {facts[part][:12]}…. "
-                "Restore the data set, or start a new run with another --out."
+                "Restore the data set, or start a new run with another ",
+                OUT,
+                ".",
             )
 
 
@@ -206,8 +208,13 @@ def _check_steps(learner: Learner, steps: Sequence[tuple[str, ...]], out: Path) 
         if has != wants:
             raise CheckpointError(
                 f"{out} has learned other classes than its protocol's in step {step}: "
-                f"{', '.join(has[:5])} instead of {', '.join(wants[:5])}. It can learn more with `der-fast learn`, "
-                "but not go on with --resume; start a new run with another --out."
+                f"{', '.join(has[:5])} instead of {', '.join(wants[:5])}. It can learn more with ",
+                Spelling("`der-fast learn`", "learn_run()"),
+                ", but not go on with ",
+                RESUME,
+                "; start a new run with another ",
+                OUT,
+                ".",
             )
 
 

@@ -196,7 +196,9 @@ def test_an_older_run_is_gone_on_with_as_it_was_begun(run: Run, api: Any) -> Non
     old = replace_keys(resolve_config("cifar100", "B0-10"), {"later.epochs": 20, "later.warmup_epochs": 10})
     save_config(Path("c"), old)
     for options in ([], ["--preset", "cifar100-b0-10"]):
-        assert run("train", "cifar100", "--protocol", "B0-10", *options, "--set", "later.epochs=20", "--out", "c", "--resume").exit_code == 0
+        assert (
+            run("train", "cifar100", "--protocol", "B0-10", *options, "--set", "later.epochs=20", "--out", "c", "--resume").exit_code == 0
+        )
     assert [call["config"].later for call in api.calls] == [old.later, old.later]
 
 

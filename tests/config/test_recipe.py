@@ -20,7 +20,9 @@ from der_fast.config.tree import key_docs, replace_keys
 from der_fast.errors import ConfigError
 
 # Without what no file's name and no TOML can hold.
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12).filter(lambda text: text.strip())
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12).filter(
+    lambda text: text.strip()
+)
 CHOICES = {
     "model.backbone": BACKBONES,
     "model.stem": ("auto", "imagenet", "small"),
@@ -73,7 +75,9 @@ def test_what_is_written_reads_back_as_it_was(tmp_path: Path, keys: dict[str, An
 def test_every_preset_can_be_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(recipe_text(resolve_config(preset=name)), encoding="utf-8")
     assert resolve_config(preset=str(tmp_path / "r.toml")) == resolve_config(preset=name)
-    assert all(f"\n{field.name} = " in recipe_text(Config()) for group in (Config().data, Config().later) for field in dataclasses.fields(group))
+    assert all(
+        f"\n{field.name} = " in recipe_text(Config()) for group in (Config().data, Config().later) for field in dataclasses.fields(group)
+    )
 
 
 def test_a_recipe_extends_a_preset_and_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +136,11 @@ def test_mistakes_are_named_with_their_place(text: str, words: str, tmp_path: Pa
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"a = \xff\xfe")
     (tmp_path / "folder.toml").mkdir()
-    for name, words in {"missing": "No such file or directory", "bytes": "no text in UTF-8", "folder": "Is a directory|Permission denied"}.items():
+    for name, words in {
+        "missing": "No such file or directory",
+        "bytes": "no text in UTF-8",
+        "folder": "Is a directory|Permission denied",
+    }.items():
         with pytest.raises(ConfigError, match=rf"cannot read the recipe .*{name}\.toml: .*({words})"):
             preset_config(str(tmp_path / f"{name}.toml"))
 

@@ -98,7 +98,9 @@ def test_splits_are_no_classes(split: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["one.tar", "shards", "split"])
 def test_tars(place: str, tmp_path: Path) -> None:
-    path = {"one.tar": tmp_path / "one.tar", "shards": tmp_path / "shards" / "0.tar", "split": tmp_path / "split" / "train" / "0.tar"}[place]
+    path = {"one.tar": tmp_path / "one.tar", "shards": tmp_path / "shards" / "0.tar", "split": tmp_path / "split" / "train" / "0.tar"}[
+        place
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "split" / "val").mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
