@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from typing import Any
 
@@ -9,17 +10,30 @@ import typer
 from typer.core import TyperGroup
 
 from der_fast.cli.console import errors, say_error, say_note
+from der_fast.cli.streams import OutputLost, guarded
 from der_fast.errors import UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+OUTPUT_LOST = 1
 
 _DEBUG = "der_fast.debug"
 _RESUME = "der_fast.resume"
 
 
 class Commands(TyperGroup):
-    """Ends with 2 on errors that the user can mend, 130 on Ctrl-C, and leaves faults of ours to Python (traceback, 1)."""
+    """Ends with 2 on errors that the user can mend, 130 on Ctrl-C, 1 where standard output is lost, and leaves faults of ours to Python
+    (traceback, 1)."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; where standard output goes away, end in a sentence, or quietly where its reader has seen enough."""
+        try:
+            with guarded():
+                return super().main(*args, **kwargs)
+        except OutputLost as lost:
+            if not lost.unread:
+                say_error(f"cannot write to standard output: {lost.reason}")
+            sys.exit(OUTPUT_LOST)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command of `ctx`."""

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from der_fast.cli.console import say_where
+from der_fast.cli.console import say_note, say_where
 from der_fast.cli.folders import read_json
+from der_fast.cli.streams import OutputLost, outlived
 from der_fast.cli.tables import print_summary
 
 if TYPE_CHECKING:
@@ -21,11 +22,18 @@ def run_and_show(work: Callable[[Observer], Any], run: Path, *, quiet: bool) -> 
         work: trains; writes the run folder and its report.
         run: that folder.
         quiet: no progress, only the final table.
+
+    Raises:
+        OutputLost: standard output could not be written to; the run is complete all the same.
     """
     from der_fast.cli.display import watching
 
-    with watching(quiet) as observer:
-        work(observer)
-    print_summary(read_json(run, "metrics.json"))
-    say_where("run", run)
-    say_where("report", run / "report.html")
+    def note(lost: OutputLost) -> None:
+        say_note(f"cannot write to standard output any more ({lost.reason}); training goes on, and what comes of it lies in {run}")
+
+    with outlived(note):
+        with watching(quiet) as observer:
+            work(observer)
+        print_summary(read_json(run, "metrics.json"))
+        say_where("run", run)
+        say_where("report", run / "report.html")
