@@ -153,7 +153,7 @@ def guarded() -> Iterator[Streams]:
     before, sys_before = _current, (sys.stdout, sys.stderr)
     streams = Streams()
     _current = streams
-    sys.stdout, sys.stderr = streams.output, streams.errors  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams.output, streams.errors
     ended: SystemExit | None = None
     try:
         try:
