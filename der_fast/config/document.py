@@ -32,9 +32,9 @@ Such a file may hold any of the keys below, and `extends = "photos"`, or another
 epochs of a stage are changed, by whatever means, its milestones and warm-up move in proportion unless they are named too. Lists are written
 `--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded.
 
-Folders, lists and tars of images get the preset `images`, `images64` or `photos` by the size of their images. A folder that is called like a data set of
-the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so would any folder with
-`--preset imagenet100-b0-10`. Folders are stored as absolute paths; where the images were moved, the run goes on with
+Folders, lists and tars of images get the preset `images`, `images64` or `photos` by the size of their images. A folder that is called like
+a data set of the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so would any
+folder with `--preset imagenet100-b0-10`. Folders are stored as absolute paths; where the images were moved, the run goes on with
 `der-fast train NEW_PLACE --out RUN --resume` if they are still the same, by their checksum.
 
 Two things differ from the authors' code. Random-resized-crop draws its crops from the stored square (256/224 of the network's input), not
