@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from der_fast.config.datasets import absolute
 from der_fast.config.protocols import Protocol
+from der_fast.config.rescale import stretched
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
-from der_fast.config.tree import replace_keys
+from der_fast.config.tree import from_dict, replace_keys
 from der_fast.data import MemorySource, load_dataset
 from der_fast.data.source import ImageSource
-from der_fast.errors import ConfigError, DataError
+from der_fast.errors import CheckpointError, ConfigError, DataError, Spelling
 from der_fast.home import expand
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.report import write_report
@@ -28,6 +29,7 @@ from der_fast.training.provenance import GIVEN, moved, origin_of
 from der_fast.training.run import check_out, learn_more, run_protocol
 from der_fast.training.runtime import refuse_rerun
 from der_fast.training.sources import as_source, without_empty_classes
+from der_fast.training.store import load_manifest
 from der_fast.training.watching import watched
 
 _LIMITS = ("train_per_class", "test_per_class", "test_share")
@@ -48,7 +50,7 @@ def train(
     *,
     out: str | Path | None = None,
     config: Config | None = None,
-    preset: str | None = None,
+    preset: str | Path | None = None,
     paper: bool = False,
     resume: bool = False,
     observer: Observer | None = None,
@@ -64,12 +66,13 @@ def train(
             ([["cat", "dog"], ["car"]]), or a text file with one step per line; default: the preset's.
         out: the run's folder; None keeps everything in memory.
         config: a complete configuration to start from instead of a preset.
-        preset: name of a preset; default: the one made for `data` and `protocol`, if there is one.
+        preset: name of a preset, or the path of a recipe of your own, ``"recipe.toml"`` (`der-fast train --print-config` writes one);
+            default: the one made for `data` and `protocol`, if there is one.
         paper: the paper's own schedule: no settling, no parameter target, no floor, no whole blocks.
-        resume: go on with the run in `out`, or begin it where nothing was begun. On the CPU it comes to what it would have come to, bit for
-            bit on the same kind of processor.
+        resume: go on with the run in `out`, or begin it where nothing was begun; what neither `config`, `preset` nor `settings` name is
+            as it was begun. On the CPU it comes to what it would have come to, bit for bit on the same kind of processor.
         observer: told about progress.
-        settings: single keys over all of that, e.g. ``{"later.epochs": 20}``.
+        settings: single keys over all of that, e.g. ``{"later.epochs": 20}``, with which milestones and warm-up move in proportion.
         progress: show how training goes: None, where somebody looks on (standard error is a terminal: a bar; a notebook: a line of text)
             and no observer is given; True, also elsewhere (a line a minute on standard error) and beside an observer; False, never.
 
@@ -83,18 +86,27 @@ def train(
     """
     refuse_rerun()
     fit_to_compute()
+    begun = _begun(expand(out)) if resume and out is not None else None
+    named: dict[str, Any] = {"preset": None if preset is None else str(preset), "paper": paper, "changes": settings, "begun": begun}
     if isinstance(data, (str, Path)):
-        resolved = resolve_config(str(data), protocol, preset=preset, paper=paper, changes=settings, base=config)
+        resolved = resolve_config(str(data), protocol, base=config or begun, **named)
         with watched(observer, progress) as watcher:
             return train_run(resolved, None if out is None else expand(out), resume=resume, observer=watcher)
     if not (isinstance(data, tuple) and len(data) == 2):
         raise ConfigError(f"data must be a name, a folder, or a pair (train, test), not {type(data).__name__}")
-    resolved = resolve_config(None, protocol, preset=preset, paper=paper, changes=settings, base=config or Config())
+    resolved = resolve_config(None, protocol, base=config or begun or Config(), **named)
     resolved = replace_keys(resolved, {"data.name": GIVEN})
     train_source = as_source(data[0], resolved.data)
     test_source = as_source(data[1], resolved.data, train_source.image_size)
     with watched(observer, progress) as watcher:
         return _train(resolved, train_source, test_source, None if out is None else expand(out), resume, watcher)
+
+
+def _begun(out: Path) -> Config | None:
+    """Return the configuration that the run in `out` was begun with; None where there is none that can be read."""
+    with suppress(CheckpointError):
+        return from_dict(load_manifest(out / "config.json")["config"])
+    return None
 
 
 def train_run(config: Config, out: Path | None, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
@@ -190,7 +202,7 @@ def learn_run(
         run: the run's folder.
         folder: class folders, with or without a train/test split, of new classes, known ones, or both.
         data: where the images of the run's own data set lie now, if they were moved.
-        overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``.
+        overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``, with which milestones and warm-up move.
         observer: told about progress.
         progress: shown where somebody looks on; see `train`.
 
@@ -210,7 +222,7 @@ def _learn_run(run: Path, folder: str | Path, data: str | Path | None, overrides
     saved, overrides = Learner.load(run), dict(overrides or {})
     if data is not None:
         overrides["data.name"] = absolute(str(data))
-    config = replace_keys(saved.config, overrides)
+    config = replace_keys(saved.config, stretched(saved.config, overrides))
     if isinstance(saved.model.memory, MemorySource):
         # New images are put together with the memory, so they are held as it is.
         config = replace_keys(config, {"data.reader": "memory"})
@@ -265,12 +277,15 @@ def evaluate_run(
         found = held_out_images(learner, replace(wanted, image_size=side), run)
     if found.source is None:
         raise DataError(
-            f"none of the images that the run in {run} held out can be read: {'; '.join(found.notes)}. Give a folder of test images"
-            + (
-                ""
+            f"none of the images that the run in {run} held out can be read: {'; '.join(found.notes)}. Give a folder of test images",
+            *(
+                ()
                 if all(entry.data is None for entry in learner.learned)
-                else f", or tell the run where its own are now: der-fast train NEW_PLACE --out {run} --resume"
-            )
+                else (
+                    ", or tell the run where its own are now: ",
+                    Spelling(f"der-fast train NEW_PLACE --out {run} --resume", f"train(NEW_PLACE, out={str(run)!r}, resume=True)"),
+                )
+            ),
         )
     for note in found.notes:
         watcher.message(note)

@@ -1,13 +1,50 @@
 """Every error that der_fast raises on purpose.
 
-A message says what was wrong, where (path, key, shape) and what to do about it.
+A message says what was wrong, where (path, key, shape) and what to do about it. What to do is called otherwise in Python than on the
+command line, so a message may be put together from texts and from what has two names:
+
+    raise ConfigError(f"{out} already holds a run; go on with it by ", Spelling("--resume", "resume=True"))
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What a person gives, by both of its names.
+
+    Args:
+        option: as it is typed on the command line, e.g. ``"--resume"``.
+        argument: as it is written in Python, e.g. ``"resume=True"``.
+    """
+
+    option: str
+    argument: str
+
+
+# What many messages speak of.
+OUT = Spelling("--out", "out")
+RESUME = Spelling("--resume", "resume=True")
+
 
 class DerFastError(Exception):
-    """Base class of every error raised on purpose by this package."""
+    """Base class of every error raised on purpose by this package.
+
+    Args:
+        parts: the message: texts, and what has two names. As a text the error speaks Python.
+    """
+
+    def __init__(self, *parts: str | Spelling) -> None:
+        super().__init__(*parts)
+
+    def __str__(self) -> str:
+        return "".join(part.argument if isinstance(part, Spelling) else str(part) for part in self.args)
+
+    def on_command_line(self) -> str:
+        """Return the message as the command line shows it."""
+        return "".join(part.option if isinstance(part, Spelling) else str(part) for part in self.args)
 
 
 class UserError(DerFastError):

@@ -10,11 +10,11 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from der_fast.errors import StorageError
+from der_fast.errors import Spelling, StorageError
 
 LOCK = ".lock"
 
@@ -62,7 +62,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, remedy:
         if not isinstance(error, OSError):
             raise
         what = f"could not write {path}: {_reason(error)}. What was saved there before is unharmed"
-        raise StorageError(f"{what}; {remedy or _remedy(error)}.") from error
+        raise StorageError(f"{what}; ", *([remedy] if remedy else _remedy(error)), ".") from error
     _sync_folder(path.parent)
     return path
 
@@ -71,15 +71,18 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _remedy(error: OSError) -> str:
+def _remedy(error: OSError) -> Sequence[str | Spelling]:
     """Say what helps. A run cannot go on in another folder, so only a path that can never be written to asks for one."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "free some space"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "make the folder writable"
     else:
-        return "choose another path"
-    return f"{remedy}, then go on with --resume (commands other than train: by the same call again)"
+        return ("choose another path",)
+    again = Spelling(
+        "--resume (commands other than train: by the same call again)", "resume=True (calls other than train(): the same again)"
+    )
+    return f"{remedy}, then go on with ", again
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from der_fast.errors import BackendError
+from der_fast.errors import BackendError, Spelling
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.forked import refuse_cuda_after_fork
 
@@ -87,5 +87,6 @@ def resolve_device(name: str) -> torch.device:
         raise BackendError(f"device {name!r} is not supported: use cpu, cuda, cuda:N or auto")
     refuse_cuda_after_fork(device)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise BackendError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA device(s). Use --device cpu.")
+        on_cpu = Spelling("--device cpu", 'device="cpu"')
+        raise BackendError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA device(s). Use ", on_cpu, ".")
     return device

@@ -20,6 +20,7 @@ from der_fast.errors import CheckpointError, ConfigError, DataError
 from der_fast.training import latency
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
+from der_fast.training.store import load_manifest, save_manifest
 
 TINY = {
     "model.backbone": "resnet20", "model.width": 2, "data.train_per_class": 6, "data.test_per_class": 4, "memory.total": 20,
@@ -310,7 +311,7 @@ def test_images_that_were_moved(tmp_path: Path) -> None:
     assert json.loads((run / "config.json").read_text())["config"]["data"]["name"] == str(new)
     assert evaluate_run(run).confusion == again["confusion"]
     new.rename(old)
-    with pytest.raises(DataError, match=f"there is no folder {new};.*Give a folder of test images, or .* --out {run} --resume"):
+    with pytest.raises(DataError, match=f"there is no folder {new};.*Give a folder of test images, or .* out='{run}', resume=True"):
         evaluate_run(run)
     Image.new("RGB", (8, 8)).save(old / "cube" / "00.png")
     with pytest.raises(CheckpointError, match="was started with other t[a-z]+ images"):
@@ -346,3 +347,69 @@ def test_tensorboard_files_are_closed_whatever_happens(tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match="does not divide"):
         train_run(resolve_config("digits", "B0-3", changes={**TINY, "runtime.tensorboard": True}), tmp_path / "other")
     assert len(closed) == 2
+
+
+class Begun(Exception):
+    """Raised where a run begins: it holds the configuration."""
+
+
+class Stopped(Observer):
+    def run_begins(self, steps: int, config: Any) -> None:
+        raise Begun(config)
+
+
+def begun(*arguments: Any, **keys: Any) -> Any:
+    with pytest.raises(Begun) as raised:
+        train(*arguments, observer=Stopped(), **keys)
+    return raised.value.args[0]
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('extends = "digits"\n[later]\nepochs = 4\n')
+    for preset in (tmp_path / "mine.toml", str(tmp_path / "mine.toml")):
+        config = begun("digits", "B0-2", preset=preset)
+        assert (config.later.epochs, config.later.milestones, config.first.epochs) == (4, (2, 3), 20)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    given = {"later.epochs": np.int64(4), "first.epochs": np.array(4), "model.width": np.uint8(2), "memory.total": torch.tensor(20),
+             "later.lr": np.float32(0.5), "data.flip": np.bool_(True), "first.milestones": np.array([1, 3]),
+             "runtime.threads": np.int32(1)}  # fmt: skip
+    plain = {"later.epochs": 4, "first.epochs": 4, "model.width": 2, "memory.total": 20, "later.lr": 0.5, "data.flip": True,
+             "first.milestones": (1, 3), "runtime.threads": 1}  # fmt: skip
+    config = begun("digits", "B0-2", settings=given)
+    assert config == resolve_config("digits", "B0-2", changes=plain)
+    json.dumps(config.__dict__, default=vars)
+    for wrong in (np.float64(1.5), np.bool_(True), np.array([1, 2])):
+        with pytest.raises(ConfigError, match="model.width takes a whole number"):
+            begun("digits", settings={"model.width": wrong})
+
+
+def test_top_is_any_integer(trained: Path) -> None:
+    learner, image = Learner.load(trained), np.zeros((8, 8, 3), dtype=np.uint8)
+    for top in (np.int64(2), np.array(2), torch.tensor(2)):
+        assert learner.predict([image], top=top) == learner.predict([image], top=2)  # type: ignore[arg-type]
+    for wrong in (0, True, 1.5, np.float32(2), None, "2"):
+        with pytest.raises(ConfigError, match="^top takes a whole number of at least 1, not"):
+            learner.predict([image], top=wrong)  # type: ignore[arg-type]
+
+
+def test_a_run_is_gone_on_with_as_it_was_begun(copy: Path) -> None:
+    facts = load_manifest(copy / "config.json")
+    # As earlier versions began it: milestones were left where the recipe has them.
+    facts["config"]["later"].update(epochs=5, milestones=[10, 15])
+    save_manifest(copy / "config.json", facts)
+    again = {"out": copy, "resume": True}
+    settings = {key: value for key, value in TINY.items() if not key.startswith("later.")}
+    changes = {**settings, "later.epochs": 5, "later.batch_size": 16, "later.lr": 0.02}
+    for keys in ({}, {"settings": changes}, {"preset": "digits", "settings": changes}):
+        config = begun("digits", "B0-2", **again, **keys)
+        assert (config.later.epochs, config.later.milestones) == (5, (10, 15))
+
+
+def test_messages_name_arguments(copy: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"already holds a run. Continue it with resume=True, or choose another folder with out\."
+    ) as raised:
+        train("digits", "B0-2", out=copy, settings=TINY)
+    assert raised.value.on_command_line().endswith("Continue it with --resume, or choose another folder with --out.")

@@ -9,6 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
+from der_fast.config.recipe import recipe_text
+from der_fast.config.schema import Config
+
 # Piped output has no width of its own; tables must not be squeezed to 80 columns there.
 _PIPED_WIDTH = 160
 
@@ -26,6 +29,11 @@ def errors() -> Console:
 def print_json(value: Any) -> None:
     """Write `value` as JSON to standard output, with nothing else around it."""
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def print_recipe(config: Config) -> None:
+    """Write a configuration to standard output as a file that --preset takes."""
+    sys.stdout.write(f"# der-fast train [DATA] --preset THIS_FILE.toml\n\n{recipe_text(config)}")
 
 
 def say_error(text: str) -> None:

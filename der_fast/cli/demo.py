@@ -13,9 +13,7 @@ from der_fast.cli.folders import how_to_go_on, new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from
-from der_fast.config.check import check
 from der_fast.config.resolve import resolve_config
-from der_fast.config.tree import replace_keys
 
 
 def demo(
@@ -31,7 +29,7 @@ def demo(
 ) -> None:
     """Learn ten handwritten digits in five steps of two, prune after every step, and draw a report."""
     config = resolve_config("digits", preset="digits")
-    config = check(replace_keys(config, changes_from(ctx.params, config)))
+    config = resolve_config(base=config, changes=changes_from(ctx.params, config))
     out = new_folder(ctx, Path("runs"), "demo") if out is None else usable_out(out, resume=False)
     say_note(f"writing to {out}")
     remember_resume(ctx, lambda: how_to_go_on(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,19 +12,32 @@ import typer
 from typer.core import TyperGroup
 
 from der_fast.cli.console import errors, say_error, say_note
+from der_fast.cli.streams import OutputLost, guarded
 from der_fast.errors import UserError
 from der_fast.home import expand
 from der_fast.stopping import Stopped
 
 USER_ERROR = 2
 INTERRUPTED = 130
+OUTPUT_LOST = 1
 
 _DEBUG = "der_fast.debug"
 _RESUME = "der_fast.resume"
 
 
 class Commands(TyperGroup):
-    """Ends with 2 on errors that the user can mend, 130 on Ctrl-C, 143 on SIGTERM; faults of ours are left to Python (traceback, 1)."""
+    """Ends with 2 on errors that the user can mend, 130 on Ctrl-C, 143 on SIGTERM, 1 where standard output is lost, and leaves
+    faults of ours to Python (traceback, 1)."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; where standard output goes away, end in a sentence, or quietly where its reader has seen enough."""
+        try:
+            with guarded():
+                return super().main(*args, **kwargs)
+        except OutputLost as lost:
+            if not lost.unread:
+                say_error(f"cannot write to standard output: {lost.reason}")
+            sys.exit(OUTPUT_LOST)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command of `ctx`."""
@@ -36,7 +50,7 @@ class Commands(TyperGroup):
         except UserError as error:
             if ctx.meta.get(_DEBUG):
                 errors().print("".join(traceback.format_exception(error)), end="")
-            say_error(str(error))
+            say_error(error.on_command_line())
             raise typer.Exit(USER_ERROR) from None
 
 

@@ -12,7 +12,6 @@ from der_fast.cli.folders import learned_config
 from der_fast.cli.group import at_home, remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from
-from der_fast.config.rescale import rescaled_keys
 from der_fast.config.schema import Config
 from der_fast.errors import DataError
 
@@ -62,7 +61,4 @@ def learn_overrides(options: dict[str, Any], base: Config) -> dict[str, Any]:
     Raises:
         ConfigError: a value that cannot be read.
     """
-    epochs = options.pop("epochs", None)
-    changes = {} if epochs is None else {f"later.{name}": value for name, value in rescaled_keys(base.later, epochs).items()}
-    changes.update((name, value) for name, value in changes_from(options, base).items() if not name.startswith("first."))
-    return changes
+    return {name: value for name, value in changes_from(options, base).items() if not name.startswith("first.")}

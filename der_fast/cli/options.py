@@ -39,7 +39,11 @@ Protocol = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help=f"recipe to start from; default: the one made for DATA. One of {', '.join(list_presets())}", rich_help_panel=_LEARN),
+    typer.Option(
+        help=f"recipe to start from; default: the one made for DATA. One of {', '.join(list_presets())}; or a file of your own, FILE.toml "
+        "(--print-config writes one)",
+        rich_help_panel=_LEARN,
+    ),
 ]
 Backbone = Annotated[str | None, typer.Option(help=", ".join(BACKBONES), rich_help_panel=_LEARN)]
 Width = Annotated[int | None, typer.Option(help="channels of the backbone's first stage", rich_help_panel=_LEARN)]
@@ -66,7 +70,9 @@ Epochs = Annotated[
         rich_help_panel=_SCHEDULE,
     ),
 ]
-LearnEpochs = Annotated[int | None, typer.Option(help="epochs of this step; milestones and warm-up of the run's recipe move in proportion")]
+LearnEpochs = Annotated[
+    int | None, typer.Option(min=1, help="epochs of this step; milestones and warm-up of the run's recipe move in proportion")
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(help="images per batch of the first and the later steps (not of the classifier stage)", rich_help_panel=_SCHEDULE),
@@ -109,7 +115,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="any key of the configuration, over everything else; repeatable", rich_help_panel=_RUN),
 ]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved configuration and stop", rich_help_panel=_RUN)]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="print the resolved configuration, as a file for --preset, and stop", rich_help_panel=_RUN)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only the final table", rich_help_panel=_RUN)]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output instead of a table")]
 Debug = Annotated[

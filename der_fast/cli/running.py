@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from der_fast.cli.console import say_note, say_where
 from der_fast.cli.folders import read_json
+from der_fast.cli.streams import OutputLost, outlived
 from der_fast.cli.tables import print_summary
 from der_fast.stopping import heeding
 
@@ -25,14 +26,19 @@ def run_and_show(work: Callable[[Observer], Any], run: Path, *, quiet: bool) -> 
 
     Raises:
         Stopped: by Ctrl-C or SIGTERM; what had been learned is saved.
+        OutputLost: standard output could not be written to; the run is complete all the same.
     """
     # Before PyTorch, whose C code imports it too and swallows whatever is raised meanwhile, Ctrl-C included.
     import numpy  # noqa: F401
 
     from der_fast.cli.display import watching
 
-    with heeding(say_note, terminate=True), watching(quiet) as observer:
-        work(observer)
-    print_summary(read_json(run, "metrics.json"))
-    say_where("run", run)
-    say_where("report", run / "report.html")
+    def note(lost: OutputLost) -> None:
+        say_note(f"cannot write to standard output any more ({lost.reason}); training goes on, and what comes of it lies in {run}")
+
+    with heeding(say_note, terminate=True), outlived(note):
+        with watching(quiet) as observer:
+            work(observer)
+        print_summary(read_json(run, "metrics.json"))
+        say_where("run", run)
+        say_where("report", run / "report.html")

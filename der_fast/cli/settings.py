@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from der_fast.config.rescale import parse_epochs, rescaled_keys
 from der_fast.config.schema import Config, ScheduleConfig
-from der_fast.config.tree import parse_assignments, split_list
+from der_fast.config.tree import split_list, unquoted
 from der_fast.errors import ConfigError
 from der_fast.home import expand
 
@@ -45,7 +44,7 @@ def changes_from(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
 
     Args:
         options: option names (``"batch_size"``) and values; None, False and missing options change nothing.
-        base: the configuration they are applied to; schedules are stretched from its own.
+        base: the configuration they are applied to; of other epochs, `resolve_config` moves milestones and warm-up.
 
     Raises:
         ConfigError: options that contradict each other, or a value that cannot be read.
@@ -137,8 +136,7 @@ def _schedule_keys(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     if options.get("epochs") is not None:
         first, later = parse_epochs(str(options["epochs"]))
-        keys.update(_under("first", rescaled_keys(base.first, first)))
-        keys.update(_under("later", rescaled_keys(base.later, later)))
+        keys.update({"first.epochs": first, "later.epochs": later})
     if options.get("lr") is not None:
         keys.update(_under("first", _rate_keys(base.first, options["lr"])))
         keys.update(_under("later", _rate_keys(base.later, options["lr"])))
@@ -157,3 +155,26 @@ def _rate_keys(schedule: ScheduleConfig, rate: float) -> dict[str, Any]:
 
 def _under(group: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{group}.{name}": value for name, value in keys.items()}
+
+
+def parse_epochs(text: str) -> tuple[int, int]:
+    """Read ``--epochs``: one number for every step, or ``first,later``; raises ConfigError on anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise ConfigError(f"--epochs takes one whole number, or two as first,later (e.g. 12,10), not {text!r}")
+    return numbers[0], numbers[-1]
+
+
+def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Split ``key=value`` texts, as given to ``--set``; raises ConfigError where there is no ``=``."""
+    changes: dict[str, Any] = {}
+    for text in texts:
+        dotted, sign, value = text.partition("=")
+        if not sign or not dotted.strip():
+            raise ConfigError(f"--set takes key=value, e.g. later.lr=0.03, not {text!r}")
+        changes[dotted.strip()] = unquoted(value)
+    return changes

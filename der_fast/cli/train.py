@@ -8,16 +8,17 @@ from typing import Any
 import typer
 
 from der_fast.cli import options as opt
-from der_fast.cli.console import print_json, say_note
+from der_fast.cli.console import print_recipe, say_note
 from der_fast.cli.folders import begun_config, how_to_go_on, new_folder, usable_out
 from der_fast.cli.group import remember_resume
 from der_fast.cli.running import run_and_show
 from der_fast.cli.settings import changes_from, refuse_contradictions
+from der_fast.config.presets import load_preset
 from der_fast.config.protocols import protocol_keys, shown
+from der_fast.config.rescale import unreached_note
 from der_fast.config.resolve import preset_for, resolve_config
 from der_fast.config.run_folder import holds_run
 from der_fast.config.schema import Config
-from der_fast.config.tree import to_dict
 from der_fast.errors import ConfigError
 
 
@@ -63,7 +64,9 @@ def train(
     """
     config = resolve(dict(ctx.params))
     if print_config:
-        print_json(to_dict(config))
+        print_recipe(config)
+        if note := unreached_note(config):
+            say_note(note)
         return
     if out is None:
         out = new_folder(ctx, Path("runs"), f"{Path(config.data.name).name}-{shown(config.protocol.name)}")
@@ -91,21 +94,22 @@ def resolve(options: dict[str, Any]) -> Config:
         CheckpointError: the run in --out is damaged.
     """
     refuse_contradictions(options)
-    base = None
+    base, preset = None, options["preset"]
+    nothing_named = options["data"] is None and (preset is None or "name" not in load_preset(preset).get("data", {}))
     if options["resume"]:
         if options["out"] is None:
             raise ConfigError("--resume needs --out, the folder of the run to go on with")
         out = usable_out(options["out"], resume=True)
         base = begun_config(out) if holds_run(out) else None
-        if base is None and options["data"] is None and options["preset"] is None:
+        if base is None and nothing_named:
             raise ConfigError(f"there is no run to resume in {out}; check --out, or give DATA to start one there")
-    elif options["data"] is None and options["preset"] is None:
+    elif nothing_named:
         raise ConfigError("DATA is missing: give digits, cifar10, cifar100 or a folder of class folders, e.g. `der-fast train digits`")
-    if base is None and options["preset"] is None:
+    if base is None and preset is None:
         protocol = options["protocol"]
         chosen = preset_for(options["data"], None if protocol is None else protocol_keys(protocol)["protocol.name"])
         say_note(f"recipe: {f'preset {chosen}' if chosen else 'the defaults'}")
-    config = resolve_config(options["data"], options["protocol"], preset=options["preset"], paper=options["paper"], base=base)
+    config = resolve_config(options["data"], options["protocol"], preset=preset, paper=options["paper"], base=base)
     if config.protocol.steps is not None and options["class_order"] is not None:
         raise ConfigError("--class-order says nothing about a protocol that names the classes of every step; leave it out")
-    return resolve_config(base=config, changes=changes_from(options, config))
+    return resolve_config(base=config, changes=changes_from(options, config), begun=base)

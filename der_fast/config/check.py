@@ -193,5 +193,5 @@ def _check_pairs(config: Config) -> None:
         if schedule.warmup_epochs and schedule.warmup_epochs >= schedule.epochs:
             raise ConfigError(
                 f"{stage}.warmup_epochs ({schedule.warmup_epochs}) must be below {stage}.epochs ({schedule.epochs}); "
-                "--epochs shortens a schedule with its warm-up and milestones"
+                f"leave {stage}.warmup_epochs out, and the recipe's warm-up moves with the epochs"
             )

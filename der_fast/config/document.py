@@ -22,17 +22,19 @@ _HEAD = """# Configuration
 A run has one configuration: a tree of frozen dataclasses (`der_fast.Config`). It is put together in this order, later entries winning:
 
 1. the defaults below,
-2. a preset: the one made for data set and protocol, or the one named by `--preset`,
+2. a preset: the one made for data set and protocol, or the one named by `--preset`, or a file of one's own, `--preset FILE.toml`,
 3. `DATA` and `--protocol`, then `--paper`,
 4. the other options of `der-fast train`,
 5. `--set key=value`, for any key below; in Python `der_fast.train(..., settings={"later.lr": 0.03})`.
 
-`der-fast train DATA … --print-config` shows the result without training; every run saves it in `config.json`. Lists are written
+`der-fast train DATA … --print-config` writes the result as a file for `--preset`, without training; every run saves it in `config.json`.
+Such a file may hold any of the keys below, and `extends = "photos"`, or another file by its path from there, for what it leaves out. Where
+epochs of a stage are changed, by whatever means, its milestones and warm-up move in proportion unless they are named too. Lists are written
 `--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded.
 
-Folders of images get the preset `images`, `images64` or `photos` by the size of their images. A folder that is called like a data set of
-the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so would any folder with
-`--preset imagenet100-b0-10`. Folders are stored as absolute paths; where the images were moved, the run goes on with
+Folders, lists and tars of images get the preset `images`, `images64` or `photos` by the size of their images. A folder that is called like
+a data set of the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so would any
+folder with `--preset imagenet100-b0-10`. Folders are stored as absolute paths; where the images were moved, the run goes on with
 `der-fast train NEW_PLACE --out RUN --resume` if they are still the same, by their checksum.
 
 Two things differ from the authors' code. Random-resized-crop draws its crops from the stored square (256/224 of the network's input), not

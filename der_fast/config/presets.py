@@ -1,14 +1,18 @@
-"""Presets: named recipes in TOML, one per protocol of the paper, that may extend one another."""
+"""Presets: named recipes in TOML, one per protocol of the paper, that may extend one another; and one's own, in files."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from der_fast.config.datasets import paper_name
-from der_fast.config.tree import parse_toml
+from der_fast.config.datasets import absolute, paper_name
+from der_fast.config.recipe import SUFFIX, check_recipe, is_recipe, read_recipe
+from der_fast.config.rescale import stretched
+from der_fast.config.schema import Config
+from der_fast.config.tree import flatten, parse_toml, replace_keys
 from der_fast.errors import ConfigError
 
 
@@ -21,11 +25,33 @@ def list_presets() -> list[str]:
 def load_preset(name: str) -> dict[str, Any]:
     """Return a preset's keys as nested tables, with everything it extends merged in.
 
+    Args:
+        name: of a preset, or the path of a file that ends with ``.toml``. Such a file may extend a preset, or another file by its path
+            from there.
+
     Raises:
-        ConfigError: no such preset (the message lists all), or presets that extend each other in a circle.
+        ConfigError: no such preset (the message lists all), a file that cannot be used, or presets that extend each other in a circle.
     """
-    tables, _ = _load(name, ())
+    tables, _ = _load(_full_name(name, Path()), ())
     return tables
+
+
+def preset_config(name: str) -> Config:
+    """Return the defaults with a preset's keys over them; raises ConfigError as `load_preset`, or where keys of a file contradict."""
+    config = _over(Config(), load_preset(name))
+    return check_recipe(name, config) if is_recipe(name) else config
+
+
+def _over(base: Config, tables: Mapping[str, Any]) -> Config:
+    return replace_keys(base, stretched(base, flatten(tables)))
+
+
+def _full_name(name: str, folder: Path) -> str:
+    """Return a preset's name, or of a file the absolute path; a path that is not absolute starts in `folder`."""
+    if not is_recipe(name):
+        return name
+    path = Path(absolute(name) if name.startswith("~") else name)
+    return absolute(str(folder / path))
 
 
 def describe_preset(name: str) -> str:
@@ -61,18 +87,30 @@ def _load(name: str, below: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     about = str(tables.pop("about", ""))
     parent = tables.pop("extends", None)
     if parent is not None:
-        tables = _merged(_load(str(parent), (*below, name))[0], tables)
+        above = _load(_full_name(str(parent), Path(name).parent), (*below, name))[0]
+        # A schedule that is made shorter keeps its shape, wherever it is made shorter.
+        tables = _merged(above, _nested(stretched(_over(Config(), above), flatten(tables))))
     return tables, about
 
 
 def _read(name: str) -> dict[str, Any]:
+    if is_recipe(name):
+        return read_recipe(Path(name))
     known = list_presets()
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=3)
         hint = f"did you mean {', '.join(close)}? All presets" if close else "choose from"
-        raise ConfigError(f"unknown preset {name!r}; {hint}: {', '.join(known)}")
+        raise ConfigError(f"unknown preset {name!r}; {hint}: {', '.join(known)}, or give a file of your own, which ends with {SUFFIX}")
     entry = resources.files(__package__) / "presets" / f"{name}.toml"
     return parse_toml(entry.read_text(encoding="utf-8"), f"preset {name}")
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tables: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        group, _, key = dotted.partition(".")
+        tables.setdefault(group, {})[key] = value
+    return tables
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

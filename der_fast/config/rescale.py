@@ -2,10 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from der_fast.config.schema import ScheduleConfig
-from der_fast.errors import ConfigError
+from der_fast.config.schema import Config, ScheduleConfig
+from der_fast.config.tree import replace_keys
+
+STAGES = ("first", "later", "classifier")
+
+
+def stretched(base: Config, changes: Mapping[str, Any], begun: Config | None = None) -> dict[str, Any]:
+    """Return `changes` with the milestones and warm-up of every stage whose `epochs` they change and whose others they leave out.
+
+    Args:
+        base: the configuration that is changed; its schedules are stretched.
+        changes: dotted keys and values as `replace_keys` takes them; what they name stays as they name it.
+        begun: the configuration of the run that is gone on with. Earlier versions left milestones where they were: a run that was
+            begun so goes on so.
+
+    Raises:
+        ConfigError: epochs of the wrong type.
+    """
+    result = dict(changes)
+    for stage in STAGES:
+        key = f"{stage}.epochs"
+        if key not in changes:
+            continue
+        schedule = getattr(base, stage)
+        epochs = getattr(replace_keys(base, {key: changes[key]}), stage).epochs
+        # A stage without epochs has no shape; epochs out of range are refused where everything is checked.
+        if epochs == schedule.epochs or min(epochs, schedule.epochs) < 1:
+            continue
+        if begun is not None and _left_where_they_were(getattr(begun, stage), schedule, epochs):
+            continue
+        for name, value in rescaled_keys(schedule, epochs).items():
+            result.setdefault(f"{stage}.{name}", value)
+    return result
+
+
+def _left_where_they_were(begun: ScheduleConfig, base: ScheduleConfig, epochs: int) -> bool:
+    return begun.epochs == epochs and (begun.milestones, begun.warmup_epochs) == (base.milestones, base.warmup_epochs)
+
+
+def unreached_note(config: Config, stages: tuple[str, ...] = STAGES) -> str | None:
+    """Return what a person should know about milestones at which training does not arrive; None if there are none."""
+    found = []
+    for stage in stages:
+        schedule = getattr(config, stage)
+        beyond = [str(milestone) for milestone in schedule.milestones if milestone >= schedule.epochs]
+        if beyond and schedule.epochs:
+            falls = "falls less often than written" if len(beyond) < len(schedule.milestones) else "never falls"
+            found.append(f"{stage}.milestones {', '.join(beyond)} of {schedule.epochs} epochs: the learning rate {falls}")
+    return f"milestones that are never reached: {'; '.join(found)}" if found else None
 
 
 def rescaled_keys(schedule: ScheduleConfig, epochs: int) -> dict[str, Any]:
@@ -14,14 +62,13 @@ def rescaled_keys(schedule: ScheduleConfig, epochs: int) -> dict[str, Any]:
     Milestones and warm-up move in proportion. Milestones stay distinct, increasing and inside the schedule; where it is too
     short for all of them, the earliest go, since the last ones matter most for where training ends.
 
-    Raises:
-        ConfigError: `epochs` below 1.
+    Args:
+        schedule: with at least one epoch.
+        epochs: at least 1.
     """
-    if epochs < 1:
-        raise ConfigError(f"--epochs takes whole numbers of at least 1, not {epochs}")
     if epochs == schedule.epochs:
         return {"epochs": epochs, "milestones": schedule.milestones, "warmup_epochs": schedule.warmup_epochs}
-    factor = epochs / max(schedule.epochs, 1)
+    factor = epochs / schedule.epochs
     warmup = min(max(1, round(schedule.warmup_epochs * factor)), epochs - 1) if schedule.warmup_epochs else 0
     return {"epochs": epochs, "milestones": _distinct(_scaled(schedule, factor), epochs), "warmup_epochs": warmup}
 
@@ -42,15 +89,3 @@ def _distinct(milestones: list[int], epochs: int) -> tuple[int, ...]:
         kept.append(place)
         limit = place - 1
     return tuple(reversed(kept))
-
-
-def parse_epochs(text: str) -> tuple[int, int]:
-    """Read ``--epochs``: one number for every step, or ``first,later``; raises ConfigError on anything else."""
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        numbers = [int(part) for part in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2) or min(numbers) < 1:
-        raise ConfigError(f"--epochs takes one whole number, or two as first,later (e.g. 12,10), not {text!r}")
-    return numbers[0], numbers[-1]

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterator, Mapping
-from itertools import islice
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Any
 
 from der_fast.config.check import check
 from der_fast.config.datasets import absolute, data_folder
-from der_fast.config.presets import find_preset, load_preset
+from der_fast.config.presets import find_preset, preset_config
 from der_fast.config.protocols import Protocol, even_form, protocol_keys, sizes_of
+from der_fast.config.rescale import stretched
+from der_fast.config.sampled import largest_side
 from der_fast.config.schema import Config
-from der_fast.config.tree import flatten, replace_keys
+from der_fast.config.tree import replace_keys
 
 # Everything that is ours and not the paper's, switched off.
 PAPER = {"masks.settle": 0.0, "masks.target_params": None, "masks.floor": 0.0, "masks.multiple": 1}
 
-# Presets for folders, by the longer side of the images in pixels.
+# Presets for one's own images, by the longer side of the images in pixels.
 _BY_SIDE = ((32, "images"), (64, "images64"))
 _LARGER = "photos"
-_SAMPLED_CLASSES = 20
 
 
 def resolve_config(
@@ -32,24 +30,28 @@ def resolve_config(
     paper: bool = False,
     changes: Mapping[str, Any] | None = None,
     base: Config | None = None,
+    begun: Config | None = None,
 ) -> Config:
     """Return the configuration for a data set: preset, then `data` and `protocol`, then `paper`, then `changes`.
 
     Args:
         data: data set name or folder (which becomes an absolute path); None keeps the preset's.
         protocol: e.g. ``"B0-10"``, ``"10,10,5"`` or lists of class names, see `protocol_keys`; None keeps the preset's.
-        preset: name of a preset; None takes the one made for `data` and `protocol` (see `preset_for`).
+        preset: name of a preset, or the path of one's own (``"recipe.toml"``, see `load_preset`); None takes the one made for `data` and
+            `protocol` (see `preset_for`).
         paper: switch off what is not the paper's (settling, parameter target, floor, whole blocks).
-        changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else.
+        changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else. Of a stage whose epochs they change,
+            milestones and warm-up move in proportion, unless they are named too.
         base: a configuration to change instead of a preset; only used where `preset` is None.
+        begun: the configuration of the run that is gone on with, see `stretched`.
 
     Raises:
         ConfigError: unknown preset or key, or a value that the key does not take.
     """
     asked = {} if protocol is None else protocol_keys(protocol)
     if preset is not None or base is None:
-        name = preset or preset_for(data or Config().data.name, asked.get("protocol.name"))
-        base = replace_keys(Config(), flatten(load_preset(name))) if name else Config()
+        name = preset or preset_for(data or Config().data.name, asked.get("protocol.name"), timeout=_timeout(changes or {}))
+        base = preset_config(name) if name else Config()
     keys: dict[str, Any] = dict(asked)
     if data is not None:
         keys["data.name"] = data
@@ -59,13 +61,18 @@ def resolve_config(
     if "protocol.name" in (changes or {}) and "protocol.steps" not in (changes or {}):
         # Who names a protocol means it, whatever lists a preset or a file has.
         keys["protocol.steps"] = None
-    return check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, keys))))
+    return check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, stretched(base, keys, begun)))))
 
 
 def _named_by_its_steps(config: Config) -> Config:
     """Call a protocol of given classes by the sizes of its steps."""
     steps = config.protocol.steps
     return config if steps is None else replace_keys(config, {"protocol.name": sizes_of(steps) or config.protocol.name})
+
+
+def _timeout(changes: Mapping[str, Any]) -> float:
+    """Return for how many seconds a drive is waited for: the recipe cannot be known yet."""
+    return replace_keys(Config(), {key: value for key, value in changes.items() if key == "data.timeout"}).data.timeout
 
 
 def _with_absolute_paths(config: Config) -> Config:
@@ -84,45 +91,23 @@ def _with_absolute_paths(config: Config) -> Config:
     )
 
 
-def preset_for(data: str, protocol: str | None) -> str | None:
-    """Return the preset made for a data set, or for folders one by the size of their images; None where there is none.
+def preset_for(data: str, protocol: str | None, *, timeout: float | None = None) -> str | None:
+    """Return the preset made for a data set, or for one's own images one by their size; None where there is none.
 
-    A folder's images are not read: the sizes in the headers of a few files decide between ``"images"`` (up to 32 pixels),
-    ``"images64"`` and ``"photos"``.
+    Of folders, lists of files and tars the headers of a few images decide between ``"images"`` (up to 32 pixels), ``"images64"`` and
+    ``"photos"``.
+
+    Args:
+        data: data set name, folder, list of files, or tar.
+        protocol: e.g. ``"B0-10"``.
+        timeout: seconds to wait for the drive; default: that of `data.timeout`.
+
+    Raises:
+        DataError: the drive did not answer in time.
     """
     folder = data_folder(data)
     name = find_preset(data if folder is None else str(folder), None if protocol is None else even_form(protocol))
-    if name is not None or folder is None or folder.suffix == ".txt":
+    if name is not None or folder is None:
         return name
-    side = max(_sampled_sides(folder), default=0)
+    side = largest_side(folder, Config().data.timeout if timeout is None else timeout)
     return next((name for limit, name in _BY_SIDE if side <= limit), _LARGER) if side else None
-
-
-def _sampled_sides(folder: Path) -> Iterator[int]:
-    """Yield the longer side of the first readable image of each of the first class folders, or tars where there are none."""
-    train = folder / "train"
-    entries = [folder] if folder.is_file() else sorted((train if train.is_dir() else folder).iterdir())
-    for class_folder in [entry for entry in entries if entry.is_dir()][:_SAMPLED_CLASSES]:
-        sides = (_side(path) for path in islice(sorted(class_folder.iterdir()), 5) if path.is_file())
-        yield next((side for side in sides if side), 0)
-    if not any(entry.is_dir() for entry in entries):
-        yield from map(_side_in_tar, [entry for entry in entries if entry.suffix == ".tar"][:_SAMPLED_CLASSES])
-
-
-def _side_in_tar(path: Path) -> int:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            sides = (_side(file) for member in islice(tar, 10) if (file := tar.extractfile(member)) is not None)
-            return next((side for side in sides if side), 0)
-    except (OSError, tarfile.TarError):
-        return 0
-
-
-def _side(path: Path | IO[bytes]) -> int:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return max(image.size)
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return 0

@@ -69,6 +69,7 @@ def _suggestion(dotted: str, name: str, fields: Sequence[str]) -> str:
 
 def _coerce(dotted: str, value: Any, hint: Any) -> Any:
     """Turn a TOML or command-line value into the field's type."""
+    value = plain(value)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null", "")):
             return None
@@ -86,9 +87,16 @@ def _coerce(dotted: str, value: Any, hint: Any) -> Any:
     return value
 
 
+def plain(value: Any) -> Any:
+    """Return the Python value of a NumPy or PyTorch scalar, or of an array without dimensions; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def _coerce_tuple(dotted: str, value: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str):
         value = _parse_lists(dotted, value) if typing.get_origin(arguments[0]) is tuple else split_list(value)
+    if isinstance(value, range) or getattr(value, "ndim", None) == 1:
+        value = list(value)
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{dotted} takes a list, e.g. {dotted}=1,2,3, not {value!r}")
     if len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -115,10 +123,11 @@ def split_list(text: str) -> list[str]:
     if (text[:1], text[-1:]) == ("[", "]"):
         text = text[1:-1]
     row = next(csv.reader([text], skipinitialspace=True), [])
-    return [entry for entry in (_unquoted(part) for part in row) if entry]
+    return [entry for entry in (unquoted(part) for part in row) if entry]
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
+    """Return a text without white space and quotes around it."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
         return text[1:-1]
@@ -141,17 +150,6 @@ def _parse_scalar(text: str) -> Any:
 def _name_of(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return names.get(hint, str(hint))
-
-
-def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """Split ``key=value`` texts, as given to ``--set``; raises ConfigError where there is no ``=``."""
-    changes: dict[str, Any] = {}
-    for text in texts:
-        dotted, sign, value = text.partition("=")
-        if not sign or not dotted.strip():
-            raise ConfigError(f"--set takes key=value, e.g. later.lr=0.03, not {text!r}")
-        changes[dotted.strip()] = _unquoted(value)
-    return changes
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:

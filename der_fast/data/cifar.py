@@ -22,7 +22,7 @@ from torch import Tensor
 
 from der_fast.data.download import download
 from der_fast.data.source import MemorySource
-from der_fast.errors import DataError
+from der_fast.errors import DataError, Spelling
 
 _SIDE = 32
 
@@ -79,6 +79,8 @@ ARCHIVES: Mapping[str, Archive] = {
     ),
 }
 
+DOWNLOAD = Spelling("--download", "data.download=True in settings")
+
 
 def load_cifar(name: str, root: Path, *, allow_download: bool) -> tuple[MemorySource, MemorySource]:
     """Return (train, test) of ``"cifar10"`` or ``"cifar100"`` (fine labels): uint8, 32 × 32, in the archive's order.
@@ -96,7 +98,7 @@ def load_cifar(name: str, root: Path, *, allow_download: bool) -> tuple[MemorySo
     path = root / archive.file
     if not path.is_file():
         if not allow_download:
-            raise DataError(_missing(name, archive, path))
+            raise DataError(*_missing(name, archive, path))
         download(archive.url, path, md5=archive.md5)
     data = path.read_bytes()
     # The very bytes that were checked are the ones that are unpickled.
@@ -104,7 +106,9 @@ def load_cifar(name: str, root: Path, *, allow_download: bool) -> tuple[MemorySo
     if found != archive.md5:
         raise DataError(
             f"{path} is damaged or not the official file: its MD5 is {found}, expected {archive.md5}; nothing of it was read. "
-            f"Delete it and download {archive.url} again (or use --download)"
+            f"Delete it and download {archive.url} again (or use ",
+            DOWNLOAD,
+            ")",
         )
     try:
         members = _read_members(data, archive)
@@ -115,12 +119,13 @@ def load_cifar(name: str, root: Path, *, allow_download: bool) -> tuple[MemorySo
         raise DataError(f"{path} has the right checksum but cannot be read: {error!r}; please report this") from error
 
 
-def _missing(name: str, archive: Archive, path: Path) -> str:
+def _missing(name: str, archive: Archive, path: Path) -> tuple[str | Spelling, ...]:
     unpacked = path.parent / archive.folder
     note = f" (the unpacked folder {unpacked} is not used: it has no checksum)" if unpacked.is_dir() else ""
     return (
         f"{name} needs the official archive {archive.file}, which is not in {path.parent}{note}. Download {archive.url} into that folder, "
-        "name another folder with data.root, or use --download"
+        "name another folder with data.root, or use ",
+        DOWNLOAD,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from der_fast.config.tree import plain
 from der_fast.data.convert import to_pil
 from der_fast.data.decode import Pixels, fit
 from der_fast.data.names import spelled
@@ -44,7 +45,7 @@ def from_dataset(
     count = len(dataset)
     if count == 0:
         raise DataError(f"the data set ({type(dataset).__name__}) is empty")
-    size = _size(image_size)
+    size = None if image_size is None else _size(image_size)
     what = f"the data set ({type(dataset).__name__})"
     if size is not None:
         refuse_too_much(count, size, max_gib, what)
@@ -68,14 +69,6 @@ def from_dataset(
     names = class_names if class_names is not None else names_within(dataset)
     numbers, known = _numbered(labels, None if names is None else [str(name) for name in names])
     return MemorySource(pixels, numbers, known)
-
-
-def _size(given: Any) -> tuple[int, int] | None:
-    if given is None:
-        return None
-    # Anything but a pair is a side, of whatever type of integers.
-    height, width = given if isinstance(given, (tuple, list)) else (given, given)
-    return operator.index(height), operator.index(width)
 
 
 def names_within(dataset: Any) -> list[str] | None:
@@ -105,6 +98,15 @@ def _agreed(found: list[list[str] | None]) -> list[str] | None:
             "give class_names, or put together data sets of the same classes"
         )
     return found[0] if found else None
+
+
+def _size(given: Any) -> tuple[int, int]:
+    """Return (height, width) of a size as callers give it: a pair, or the side of a square, of whatever kind of integer."""
+    try:
+        return (operator.index(plain(given)),) * 2
+    except TypeError:
+        height, width = given
+        return operator.index(plain(height)), operator.index(plain(width))
 
 
 def _item(dataset: Any, index: int) -> tuple[Any, Any]:
@@ -149,7 +151,7 @@ def _numbered(labels: list[Any], names: list[str] | None) -> tuple[Tensor, list[
 
 def _integer(label: Any, index: int) -> int:
     try:
-        return operator.index(label)
+        return operator.index(plain(label))
     except TypeError as error:
         raise DataError(
             f"label {label!r} of image {index} is a {type(label).__name__}; labels must be integers (or all of them texts)"

@@ -17,7 +17,7 @@ from der_fast.data.library import Library
 from der_fast.data.members import is_same_size, read_bytes
 from der_fast.data.photos import PhotoSource
 from der_fast.data.threads import mapped
-from der_fast.errors import DataError
+from der_fast.errors import DataError, Spelling
 
 _MOST_NAMED = 5
 _DIGEST_BYTES = 32
@@ -87,8 +87,8 @@ def located(source: PhotoSource, places: Sequence[str]) -> PhotoSource:
     if not _bearable(gone, len(source)):
         raise DataError(
             f"{len(gone)} of {len(source)} images of the rehearsal memory are not where they were, or have another size: "
-            f"{', '.join(gone[:_MOST_NAMED])} …. Put them back, or give the new place of the data set: as DATA of `der-fast train`, with "
-            "--data of `der-fast learn`"
+            f"{', '.join(gone[:_MOST_NAMED])} …. Put them back, or give the new place of the data set: ",
+            Spelling("as DATA of `der-fast train`, with --data of `der-fast learn`", "as data of train() or learn_run()"),
         )
     for row in range(len(table)):
         digests[table.path(row)] = source.library.digests[source.table.path(row)]

@@ -13,7 +13,7 @@ from der_fast.deployment.facts import Facts, facts_of
 from der_fast.deployment.network import Run, network_of, runner
 from der_fast.deployment.onnx_file import read_onnx
 from der_fast.deployment.safetensors_file import read_safetensors
-from der_fast.errors import CheckpointError, DataError, ExportError
+from der_fast.errors import CheckpointError, DataError, ExportError, Spelling
 from der_fast.home import expand
 from der_fast.kernels.backend import resolve_device
 from der_fast.kernels.forked import fit_to_compute
@@ -111,7 +111,7 @@ def load_run(run: Path, *, device: str | None = None) -> Learner:
     """Read a saved run's learner; raises CheckpointError, also where the run has no finished step yet."""
     if (run / "config.json").is_file() and not saved_steps(run):
         raise CheckpointError(
-            f"the run in {run} has no finished step yet: let `der-fast train` finish one, or go on with "
-            f"`der-fast train --out {run} --resume`"
+            f"the run in {run} has no finished step yet: let its training finish one, or go on with it by ",
+            Spelling(f"`der-fast train --out {run} --resume`", "train(…, resume=True)"),
         )
     return Learner.load(run, device=device)

@@ -23,7 +23,7 @@ from der_fast.deployment.onnx_file import read_onnx, write_onnx
 from der_fast.deployment.optional import optional
 from der_fast.deployment.pt2_file import open_written, require_compiler, write_aoti, write_pt2
 from der_fast.deployment.safetensors_file import read_safetensors, write_safetensors
-from der_fast.errors import ExportError, StorageError, UserError
+from der_fast.errors import ExportError, Spelling, StorageError, UserError
 from der_fast.files import write_atomically
 from der_fast.home import expand
 from der_fast.kernels.forked import fit_to_compute
@@ -34,6 +34,7 @@ SUFFIXES = (".onnx", ".pt2", ".safetensors")
 # Largest difference of a logit, as a share of the learner's largest one on the same images; and largest difference of a probability.
 TOLERANCE = 1e-4
 CHECK_IMAGES = 64
+_IMAGES = Spelling("--check", "images=…")
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ def _learner(run: Learner | str | Path) -> Learner:
         return run
     run = expand(run)
     if not run.is_dir():
-        raise ExportError(f"there is no run folder {run}; give the --out folder of `der-fast train` or what `Learner.save` wrote")
+        wrote = Spelling("`der-fast train --out`", "train(out=…) or Learner.save()")
+        raise ExportError(f"there is no run folder {run}; give the folder that ", wrote, " wrote")
     return load_run(run)
 
 
@@ -160,7 +162,7 @@ def _check_images(learner: Learner, given: Any) -> Tensor:
         source = memory if memory is not None and len(memory) else _test_images(learner)
         pixels = source.pixels(_spread(len(source)))
     if not len(pixels):
-        raise ExportError("there are no images to compare the export on; give some (images=, --check)")
+        raise ExportError("there are no images to compare the export on; give some with ", _IMAGES)
     return pixels
 
 
@@ -175,7 +177,10 @@ def _test_images(learner: Learner) -> ImageSource:
     except UserError as error:
         raise ExportError(
             f"there are no images to compare the export on: the model has no rehearsal memory, and its data set {name!r} cannot be read "
-            f"here ({error}). Give some images (images=, --check)"
+            "here (",
+            *error.args,
+            "). Give some images with ",
+            _IMAGES,
         ) from error
     return test
 

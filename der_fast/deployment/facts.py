@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from der_fast.data.transform import Transform, transforms_for
-from der_fast.errors import ExportError
+from der_fast.errors import ExportError, Spelling
 from der_fast.training.learner import Learner
 
 FORMAT = 1
@@ -134,8 +134,9 @@ class Facts:
         """
         if "der_fast_format" not in texts:
             raise ExportError(
-                f"{where} was not exported by der_fast: it says nothing about classes and preprocessing. Export the run anew with "
-                "`der-fast export`, or run the file with the program that it was made for"
+                f"{where} was not exported by der_fast: it says nothing about classes and preprocessing. Export the run again with ",
+                Spelling("`der-fast export`", "export()"),
+                ", or run the file with the program that it was made for",
             )
         if texts["der_fast_format"] != str(FORMAT):
             raise ExportError(

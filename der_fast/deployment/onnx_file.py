@@ -18,7 +18,7 @@ from der_fast.deployment.network import Network, Run
 from der_fast.deployment.onnx_graph import INPUT, LOGITS, PROBABILITIES, build_onnx
 from der_fast.deployment.optional import optional
 from der_fast.deployment.padding import padded_network
-from der_fast.errors import BackendError, ExportError
+from der_fast.errors import BackendError, ExportError, Spelling
 
 FILE_CHECKSUM = "file_sha256"
 # Protocol buffers are limited to 2 GiB; what is not weights takes far less than the rest.
@@ -96,7 +96,8 @@ def _providers(runtime: Any, device: str | None) -> list[Any]:
     if kind not in ("cuda", "auto") or (index and not index.isdigit()):
         raise BackendError(f"unknown device {device!r}: use cpu, cuda, cuda:N or auto")
     if not there:
-        raise BackendError(f"device {device!r}: this onnxruntime has no CUDA; install onnxruntime-gpu, or use --device cpu")
+        on_cpu = Spelling("--device cpu", 'device="cpu"')
+        raise BackendError(f"device {device!r}: this onnxruntime has no CUDA; install onnxruntime-gpu, or use ", on_cpu)
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from der_fast.errors import CheckpointError
+from der_fast.errors import RESUME, CheckpointError
 
 Values = tuple[float | None, ...]
 
@@ -82,7 +82,7 @@ class Fields:
         values = tuple(self._number(key, value) for value in self._list(key))
         if not values:
             raise CheckpointError(
-                f"{self.file} has no {key!r}: no step has finished, so there is nothing to report. Go on with the run (--resume)."
+                f"{self.file} has no {key!r}: no step has finished, so there is nothing to report. Go on with the run (", RESUME, ")."
             )
         return values
 

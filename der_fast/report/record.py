@@ -10,7 +10,7 @@ from typing import Any
 
 from der_fast.config.datasets import own_name
 from der_fast.config.protocols import planned_steps, shown
-from der_fast.errors import CheckpointError
+from der_fast.errors import RESUME, CheckpointError, Spelling
 from der_fast.home import expand
 from der_fast.report.fields import Fields, Values
 from der_fast.report.trajectory import MaskTrajectory, read_trajectories
@@ -242,19 +242,22 @@ def _settled_from(history: Sequence[EpochRow]) -> dict[int, int]:
 def _read_metrics(path: Path) -> Mapping[str, Any]:
     file = path / "metrics.json"
     if not path.is_dir():
-        raise CheckpointError(f"there is no run folder {path}: give the folder that `der-fast train` wrote with --out")
+        raise CheckpointError(
+            f"there is no run folder {path}: give the folder that ", Spelling("`der-fast train --out`", "train(out=…)"), " wrote"
+        )
     if not file.is_file():
         so_far = _how_far(_read_history(path, []), 0)
         raise CheckpointError(
             f"{path} holds no metrics.json, so there is nothing to report: it is written when the first step ends. "
-            + ("" if so_far is None else f"{so_far} ")
-            + "Wait for the run or go on with it (--resume), or give another folder."
+            f"{'' if so_far is None else f'{so_far} '}Wait for the run or go on with it (",
+            RESUME,
+            "), or give another folder.",
         )
     try:
         metrics = _strict_json(file)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as JSON ({error}): it is damaged. Go on with the run (--resume) to write it anew."
+            f"{file} cannot be read as JSON ({error}): it is damaged. Go on with the run (", RESUME, ") to write it again."
         ) from error
     if not isinstance(metrics, dict):
         raise CheckpointError(f"{file} holds {type(metrics).__name__} where a table of metrics is expected: it is damaged.")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from der_fast.data.place import BEGINNING, Place
 from der_fast.data.source import Batch
-from der_fast.errors import DivergenceError
+from der_fast.errors import DivergenceError, Spelling
 from der_fast.stopping import requested, stop_if_requested
 from der_fast.training.context import Context
 from der_fast.training.position import Position
@@ -20,6 +20,7 @@ from der_fast.training.state import CLASSIFIER, StepState
 
 # Asking a GPU for a number lets it run dry for a moment.
 _SECONDS_BETWEEN_FIGURES = 10.0
+LEARNING_RATE = Spelling("--lr", "first.lr and later.lr in settings")
 
 
 def tally(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -186,18 +187,19 @@ class EpochMeter:
             problem = "a weight became infinite or not a number"
         if problem is not None:
             raise DivergenceError(
-                f"{problem} in step {self.state.step}, {self.stage} stage, epoch {epoch}. "
-                f"Lower the learning rate (now {lr:g}) with {self._advice()}."
+                f"{problem} in step {self.state.step}, {self.stage} stage, epoch {epoch}. Lower the learning rate (now {lr:g}) with ",
+                *self._advice(),
+                ".",
             )
 
-    def _advice(self) -> str:
-        """The options that help in this stage."""
+    def _advice(self) -> tuple[str | Spelling, ...]:
+        """What helps in this stage."""
         if self.stage == CLASSIFIER:
-            return "--set classifier.lr=…"
+            return (Spelling("--set classifier.lr=…", 'settings={"classifier.lr": …}'),)
         if self.state.masks is None:
-            return "--lr"
+            return (LEARNING_RATE,)
         # Deep networks do not survive a residual stream whose masks are all zero: behind it nothing varies any more.
-        return "--lr, or masks.lr or masks.sparsity, or keep every residual stream alive with masks.floor=0.1"
+        return LEARNING_RATE, ", or masks.lr or masks.sparsity, or keep every residual stream alive with masks.floor=0.1"
 
 
 def _is_finite(state: StepState) -> bool:

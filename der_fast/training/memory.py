@@ -9,7 +9,7 @@ from torch import Tensor
 
 from der_fast.config.schema import Config, MemoryConfig
 from der_fast.data.source import ImageSource
-from der_fast.errors import ConfigError
+from der_fast.errors import ConfigError, Spelling
 
 _MOST_NAMED = 5
 
@@ -27,8 +27,11 @@ def check_quota(config: MemoryConfig, seen: int) -> None:
     """
     if config.per_class is None and 0 < config.total < seen:
         raise ConfigError(
-            f"memory.total = {config.total} leaves no exemplar for each of {seen} classes; use at least {seen} (--memory), or a number "
-            "per class (--memory-per-class), or 0 for no memory at all"
+            f"memory.total = {config.total} leaves no exemplar for each of {seen} classes; use at least {seen} (",
+            Spelling("--memory", "memory.total"),
+            "), or a number per class (",
+            Spelling("--memory-per-class", "memory.per_class"),
+            "), or 0 for no memory at all",
         )
 
 

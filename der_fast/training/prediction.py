@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from der_fast.errors import ConfigError
+from der_fast.config.tree import plain
+from der_fast.errors import ConfigError, Spelling
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Prediction:
 
 
 def check_top(top: Any) -> int:
-    """Return how many classes to name, of any type of integers (NumPy's, PyTorch's); raises ConfigError, also below 1."""
+    """Return `top`, whatever kind of integer it is; raises ConfigError where it is none, or below 1."""
     try:
-        number = operator.index(top)
+        number = operator.index(plain(top))
     except TypeError:
-        raise ConfigError(f"top must be a whole number, at least 1, not {top!r} ({type(top).__name__})") from None
-    if number < 1:
-        raise ConfigError(f"top must be at least 1, not {number}")
+        number = 0
+    if number < 1 or isinstance(plain(top), bool):
+        raise ConfigError(Spelling("--top", "top"), f" takes a whole number of at least 1, not {top!r}")
     return number
 
 

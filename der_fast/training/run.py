@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from der_fast.config.rescale import unreached_note
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
 from der_fast.data.renamed import renamed
 from der_fast.data.source import ImageSource
-from der_fast.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from der_fast.errors import OUT, RESUME, CheckpointError, ConfigError, DataError, DivergenceError, Spelling
 from der_fast.files import held, remove_leftovers
 from der_fast.stopping import deferred, heeding
 from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
@@ -88,7 +89,7 @@ def run_protocol(
         learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         steps, train, test = _under_present_names(learner, steps, train, test, out)
         _check_steps(learner, steps, out)
-        with _advising("Start again with another --out and the lower value: --resume takes no changed configuration."):
+        with _advising("Start again with another ", OUT, " and the lower value: ", RESUME, " takes no changed configuration."):
             _learn_steps(learner, steps, train, test, out)
         # A process that was killed right after its last step has left some.
         Checkpoints(out, config.runtime.keep_checkpoints).clear()
@@ -96,12 +97,12 @@ def run_protocol(
 
 
 @contextlib.contextmanager
-def _advising(how: str) -> Iterator[None]:
+def _advising(*how: str | Spelling) -> Iterator[None]:
     """Say of a diverged step how to go on after it, which depends on who called."""
     try:
         yield
     except DivergenceError as error:
-        raise DivergenceError(f"{error} {how}") from error
+        raise DivergenceError(*error.args, " ", *how) from error
 
 
 def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: ImageSource, test: ImageSource, out: Path | None) -> None:
@@ -109,6 +110,7 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
     config, watcher = learner.config, learner.observer
     watcher.run_begins(len(steps), config)
     watcher.message(_how(learner))
+    _say_unreached(config, ("first", "later", "classifier") if len(steps) > 1 else ("first",), watcher)
     for number in range(len(learner.results), len(steps)):
         seen = [name for names in steps[: number + 1] for name in names]
         images = train.of_classes(seen if config.method.bound else steps[number])
@@ -117,6 +119,12 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
             learner.learn(images, test.of_classes(seen), announce=False, origin=origin)
         else:
             _learn_and_save(learner, images, test.of_classes(seen), out, announce=False, origin=origin)
+
+
+def _say_unreached(config: Config, stages: tuple[str, ...], watcher: Observer) -> None:
+    note = unreached_note(config, stages)
+    if note is not None:
+        watcher.message(note)
 
 
 def _how(learner: Learner) -> str:
@@ -152,7 +160,7 @@ def _learn_and_save(
 def check_out(out: Path, *, resume: bool) -> None:
     """Refuse to begin a run in a folder that holds one; raises ConfigError."""
     if not resume and _holds_run(out):
-        raise ConfigError(f"{out} already holds a run. Continue it with --resume, or choose another folder with --out.")
+        raise ConfigError(f"{out} already holds a run. Continue it with ", RESUME, ", or choose another folder with ", OUT, ".")
 
 
 def _holds_run(out: Path) -> bool:
@@ -199,12 +207,14 @@ def _check_same(path: Path, facts: dict[str, Any]) -> None:
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in FREE_KEYS]
     if changed:
         rows = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed[:5])
-        raise CheckpointError(f"{path.parent} was started with another configuration: {rows}. Use the old values, or another --out.")
+        raise CheckpointError(f"{path.parent} was started with another configuration: {rows}. Use the old values, or another ", OUT, ".")
     for part in ("train", "test"):
         if old[part] != facts[part]:
             raise CheckpointError(
                 f"{path.parent} was started with other {part} images: their checksum was {old[part][:12]}…, now {facts[part][:12]}…. "
-                "Restore the data set, or start a new run with another --out."
+                "Restore the data set, or start a new run with another ",
+                OUT,
+                ".",
             )
 
 
@@ -240,8 +250,13 @@ def _check_steps(learner: Learner, steps: Sequence[tuple[str, ...]], out: Path) 
         if has != wants:
             raise CheckpointError(
                 f"{out} has learned other classes than its protocol's in step {step}: "
-                f"{', '.join(has[:5])} instead of {', '.join(wants[:5])}. It can learn more with `der-fast learn`, "
-                "but not go on with --resume; start a new run with another --out."
+                f"{', '.join(has[:5])} instead of {', '.join(wants[:5])}. It can learn more with ",
+                Spelling("`der-fast learn`", "learn_run()"),
+                ", but not go on with ",
+                RESUME,
+                "; start a new run with another ",
+                OUT,
+                ".",
             )
 
 
@@ -312,6 +327,7 @@ def learn_more(
         learner.reconfigure(config)
         watcher.run_begins(1, config)
         watcher.message(_how(learner))
+        _say_unreached(config, ("later", "classifier"), watcher)
         with _advising(f"{run} is as it was: learn the classes again, with the lower value."):
             _learn_and_save(learner, train, test, run, announce=True, origin=origin)
     return learner

@@ -31,7 +31,7 @@ from der_fast.data.kept import from_record, record_of
 from der_fast.data.library import Library, read_settings
 from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource, MemorySource
-from der_fast.errors import CheckpointError, UserError
+from der_fast.errors import CheckpointError, Spelling, UserError
 from der_fast.files import write_bytes
 from der_fast.kernels import choices
 from der_fast.model.architecture import Architecture, build_architecture
@@ -165,7 +165,8 @@ def load_model(run: Path, warn: Callable[[str], None]) -> tuple[Model, schema.Co
             warn(f"{problems[-1]}; going back to the one before")
     if problems:
         raise CheckpointError(f"{run}: no saved step is whole; restore the folder from a copy, or train again. " + "; ".join(problems))
-    raise CheckpointError(f"{run} holds no saved learner (no steps/NN/{MANIFEST}); give the folder that --out or save() wrote")
+    wrote = Spelling("--out named", "out or Learner.save() named")
+    raise CheckpointError(f"{run} holds no saved learner (no steps/NN/{MANIFEST}); give the folder that ", wrote)
 
 
 def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, Any]]:

@@ -26,6 +26,7 @@ from der_fast.model.masks import ChannelMasks
 from der_fast.seeds import generator
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
+from der_fast.training.epoch import LEARNING_RATE
 from der_fast.training.equality import checked_error
 from der_fast.training.evaluation import features_by_class
 from der_fast.training.memory import herding, quota, truncate
@@ -270,7 +271,7 @@ def _finish_extractor(context: Context, state: StepState, source: ImageSource) -
         exact = CompactExtractor(pack(state.extractor, decision))
     except DivergenceError as problem:
         lr = schedule_of(context, state.step).lr
-        raise DivergenceError(f"step {state.step}: {problem}. Lower the learning rate (now {lr:g}) with --lr.") from problem
+        raise DivergenceError(f"step {state.step}: {problem}. Lower the learning rate (now {lr:g}) with ", LEARNING_RATE, ".") from problem
     error = checked_error(context, state, keep, exact, decision, _some_images(context, source))
     arena = _final_arena(context, state.extractor, decision, exact.arena)
     return Pruned(CompactExtractor(arena, context.dtype), decision, error, state.masks is not None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from der_fast.cli.settings import changes_from, read_names
+from der_fast.cli.settings import changes_from, parse_assignments, parse_epochs, read_names
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
@@ -49,10 +49,17 @@ def test_options(options: dict[str, Any], changes: dict[str, Any]) -> None:
 
 def test_epochs_stretch_the_recipe() -> None:
     base = resolve_config(preset="cifar100-b50-5")
-    config = replace_keys(base, changes_from({"epochs": "20,17"}, base))
+    config = resolve_config(base=base, changes=changes_from({"epochs": "20,17"}, base))
     assert (config.first.epochs, config.first.milestones, config.first.warmup_epochs) == (20, (6, 12, 16), 0)
     assert (config.later.epochs, config.later.milestones, config.later.warmup_epochs) == (17, (11, 13), 1)
     assert config.classifier == base.classifier
+
+
+def test_a_key_wins_over_the_option_and_its_schedule_is_the_recipes() -> None:
+    base = resolve_config(preset="cifar100-b0-10")
+    config = resolve_config(base=base, changes=changes_from({"epochs": "12", "settings": ["later.epochs=17"]}, base))
+    assert (config.first.epochs, config.first.milestones) == (12, (8, 9))
+    assert (config.later.epochs, config.later.milestones, config.later.warmup_epochs) == (17, (11, 13), 1)
 
 
 def test_learning_rate_moves_the_warmup_with_it() -> None:
@@ -115,3 +122,25 @@ def test_contradictions_are_refused(one: dict[str, Any], other: dict[str, Any]) 
 def test_a_list_of_classes_with_a_mark_in_front(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("n01440764 tench\ngoldfish\n", encoding="utf-8-sig")
     assert read_names(str(tmp_path / "classes.txt"), "--classes") == ("n01440764", "goldfish")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("12", (12, 12)), ("12,10", (12, 10)), (" 3 , 4 ", (3, 4))])
+def test_epochs_option(text: str, expected: tuple[int, int]) -> None:
+    assert parse_epochs(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "3,0", "-1", "1,2,3", "many", "1.5"])
+def test_epochs_option_refuses(text: str) -> None:
+    with pytest.raises(ConfigError, match="--epochs takes one whole number, or two"):
+        parse_epochs(text)
+
+
+def test_assignments() -> None:
+    assert parse_assignments(["later.lr = 0.03", "data.name=a=b", 'data.root="x y"']) == {
+        "later.lr": "0.03",
+        "data.name": "a=b",
+        "data.root": "x y",
+    }
+    for text in ("later.lr", "=3", " = 3"):
+        with pytest.raises(ConfigError, match="--set takes key=value"):
+            parse_assignments([text])

@@ -12,7 +12,7 @@ from typer.testing import Result
 
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
-from der_fast.config.tree import replace_keys, to_dict
+from der_fast.config.tree import parse_toml, replace_keys, to_dict
 from der_fast.errors import DataError
 
 Run = Callable[..., Result]
@@ -172,8 +172,35 @@ def test_interruption(run: Run, api: Any) -> None:
 
 def test_print_config(run: Run, api: Any) -> None:
     ended = run("train", "digits", "--epochs", "3", "--print-config")
-    assert json.loads(ended.stdout)["first"]["epochs"] == 3
+    assert parse_toml(ended.stdout, "what was printed")["first"]["epochs"] == 3
     assert api.calls == []
+    Path("mine.toml").write_text(ended.stdout)
+    assert run("train", "--preset", "mine.toml").exit_code == 0
+    assert api.calls[0]["config"] == resolve_config("digits", changes={"first.epochs": 3, "later.epochs": 3})
+
+
+def test_unreached_milestones_are_said(run: Run) -> None:
+    ended = run("train", "digits", "--set", "later.milestones=5,30", "--print-config")
+    assert "note: milestones that are never reached: later.milestones 30 of 20 epochs: the learning rate falls less often" in ended.stderr
+
+
+@pytest.mark.parametrize("recipe", ["photos", "mine.toml"])
+def test_a_recipe_without_data_needs_some(recipe: str, run: Run, api: Any) -> None:
+    Path("mine.toml").write_text("[later]\nlr = 0.5\n")
+    ended = run("train", "--preset", recipe)
+    assert (ended.exit_code, api.calls) == (2, [])
+    assert "DATA is missing" in ended.stderr
+
+
+def test_an_older_run_is_gone_on_with_as_it_was_begun(run: Run, api: Any) -> None:
+    # Earlier versions left the milestones where they were.
+    old = replace_keys(resolve_config("cifar100", "B0-10"), {"later.epochs": 20, "later.warmup_epochs": 10})
+    save_config(Path("c"), old)
+    for options in ([], ["--preset", "cifar100-b0-10"]):
+        assert (
+            run("train", "cifar100", "--protocol", "B0-10", *options, "--set", "later.epochs=20", "--out", "c", "--resume").exit_code == 0
+        )
+    assert [call["config"].later for call in api.calls] == [old.later, old.later]
 
 
 def test_quiet_shows_only_the_result(run: Run, api: Any) -> None:
@@ -190,8 +217,6 @@ def test_learn_changes_the_later_schedule(run: Run, api: Any) -> None:
     assert (call["out"], call["folder"]) == (Path("r"), Path("new"))
     assert call["overrides"] == {
         "later.epochs": 17,
-        "later.milestones": (11, 13),
-        "later.warmup_epochs": 1,
         "later.lr": 0.05,
         "later.warmup_lr": pytest.approx(0.005),
         "masks.target_params": 0.2,

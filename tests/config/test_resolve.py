@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from der_fast.config.datasets import KNOWN_NAMES
-from der_fast.config.rescale import parse_epochs, rescaled_keys
+from der_fast.config.presets import list_presets
+from der_fast.config.rescale import rescaled_keys, unreached_note
 from der_fast.config.resolve import preset_for, resolve_config
 from der_fast.config.schema import Config, ScheduleConfig
 from der_fast.config.tree import replace_keys
@@ -144,12 +146,41 @@ def test_every_stretched_schedule_is_a_valid_one(old: int, milestones: list[int]
     resolve_config("digits", changes={f"first.{name}": value for name, value in keys.items()})
 
 
-@pytest.mark.parametrize(("text", "expected"), [("12", (12, 12)), ("12,10", (12, 10)), (" 3 , 4 ", (3, 4))])
-def test_epochs_option(text: str, expected: tuple[int, int]) -> None:
-    assert parse_epochs(text) == expected
+@pytest.mark.parametrize("stage", ["first", "later"])
+@pytest.mark.parametrize("epochs", [17, "17", 17.0, np.int64(17)])
+def test_a_key_moves_milestones_and_warmup(stage: str, epochs: object) -> None:
+    changed = getattr(resolve_config("cifar100", "B0-10", changes={f"{stage}.epochs": epochs}), stage)
+    assert (changed.epochs, changed.milestones, changed.warmup_epochs) == (17, (11, 13), 1)
 
 
-@pytest.mark.parametrize("text", ["", "0", "3,0", "-1", "1,2,3", "many", "1.5"])
-def test_epochs_option_refuses(text: str) -> None:
-    with pytest.raises(ConfigError, match="--epochs takes one whole number, or two"):
-        parse_epochs(text)
+def test_what_is_named_beside_epochs_stays() -> None:
+    named = {"later.epochs": 17, "later.milestones": (3,), "classifier.epochs": 10}
+    config = resolve_config("cifar100", "B0-10", changes=named)
+    assert (config.later.milestones, config.later.warmup_epochs) == ((3,), 1)
+    assert config.classifier.milestones == (5,)
+    assert resolve_config("cifar100", changes={"later.epochs": 17, "later.warmup_epochs": 0}).later.milestones == (11, 13)
+    assert resolve_config("cifar100", changes={"later.epochs": 170}).later == resolve_config("cifar100").later
+    assert resolve_config("cifar100", changes={"classifier.epochs": 0}).classifier.milestones == (15,)
+
+
+@pytest.mark.parametrize("epochs", [0, -3, "none", 1.5, "many", True])
+def test_epochs_that_are_none_are_refused(epochs: object) -> None:
+    with pytest.raises(ConfigError, match="later.epochs takes a whole number"):
+        resolve_config("digits", changes={"later.epochs": epochs})
+
+
+def test_a_run_of_an_earlier_version_keeps_its_milestones() -> None:
+    old = replace_keys(resolve_config("digits"), {"later.epochs": 10})
+    assert resolve_config("digits", changes={"later.epochs": 10}, begun=old).later == old.later
+    assert resolve_config("digits", changes={"later.epochs": 8}, begun=old).later.milestones == (4, 6)
+    assert resolve_config("digits", changes={"later.epochs": 10}).later.milestones == (5, 8)
+
+
+def test_milestones_that_are_never_reached_are_named() -> None:
+    config = replace_keys(Config(), {"later.epochs": 20, "classifier.milestones": (3, 30)})
+    assert unreached_note(config) == (
+        "milestones that are never reached: later.milestones 20, 30 of 20 epochs: the learning rate never falls; "
+        "classifier.milestones 30 of 30 epochs: the learning rate falls less often than written"
+    )
+    assert unreached_note(config, ("first",)) is None
+    assert all(unreached_note(resolve_config(preset=name)) is None for name in list_presets())

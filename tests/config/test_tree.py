@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from der_fast.config.schema import Config
-from der_fast.config.tree import from_dict, key_docs, parse_assignments, parse_toml, replace_keys, split_list, to_dict
+from der_fast.config.tree import from_dict, key_docs, parse_toml, replace_keys, split_list, to_dict
 from der_fast.errors import ConfigError
 
 
@@ -122,17 +122,6 @@ def test_lists_of_names_survive_the_command_line(names: list[str]) -> None:
 def test_unknown_groups_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown configuration group 'modle'; choose from data"):
         from_dict({"modle": {"width": 3}})
-
-
-def test_assignments() -> None:
-    assert parse_assignments(["later.lr = 0.03", "data.name=a=b", 'data.root="x y"']) == {
-        "later.lr": "0.03",
-        "data.name": "a=b",
-        "data.root": "x y",
-    }
-    for text in ("later.lr", "=3", " = 3"):
-        with pytest.raises(ConfigError, match="--set takes key=value"):
-            parse_assignments([text])
 
 
 def test_broken_toml_names_its_source() -> None:

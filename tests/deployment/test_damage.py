@@ -175,5 +175,5 @@ def test_devices(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.Mo
     for device, words in (("cuda:0", "has no CUDA"), ("tpu", "unknown device 'tpu'"), ("cuda:x", "unknown device")):
         with pytest.raises(BackendError, match=words):
             der_fast.load(path, device=device)
-    with pytest.raises(ConfigError, match="top must be at least 1"):
+    with pytest.raises(ConfigError, match="top takes a whole number of at least 1"):
         der_fast.load(path).predict([], top=0)
