@@ -151,7 +151,7 @@ def growth_table(run: RunRecord) -> Table:
             style.timed(*_added_unpruned(run, step)),
             style.count(run.params[step]),
             style.count(run.params_unpruned[step]),
-            style.timed(run.latency_ms[step], run.latency_spread_ms[step]),
+            style.milliseconds(run.latency_ms[step]),
             style.milliseconds(run.latency_unpruned_ms[step]),
             style.size(run.bytes[step]),
             style.size(run.bytes_unpruned[step]),

@@ -44,6 +44,8 @@ def values(dotted: str) -> st.SearchStrategy[Any]:
     hint = typing.get_type_hints(type(getattr(Config(), group)))[name]
     optional = [kind for kind in typing.get_args(hint) if kind is not type(None)] if type(None) in typing.get_args(hint) else None
     hint = optional[0] if optional else hint
+    if dotted == "protocol.steps":
+        return st.none() | st.lists(st.lists(TEXTS, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple)
     if dotted in CHOICES:
         found: st.SearchStrategy[Any] = st.sampled_from(CHOICES[dotted])
     elif typing.get_origin(hint) is tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -159,8 +160,20 @@ def write_every_kind(folder: Path, pictures: list[np.ndarray]) -> list[Path]:
     for name in ("cmyk.jpg", "cmyk.tif"):
         save(photo().convert("CMYK"), name)
     save(photo().convert("YCbCr"), "ycbcr.tif")
+    # The same formats under their other names.
+    for usual, others in (("jpg", ["mpo"]), ("png", ["apng"]), ("avif", ["avifs"]), ("jp2", ["j2k", "jpx", "j2c", "jpc", "jpf"])):
+        for other in others if (folder / f"plain.{usual}").exists() else []:
+            shutil.copy(folder / f"plain.{usual}", folder / f"other.{other}")
+    (folder / "plain.qoi").write_bytes(qoi(np.asarray(photo())))
     save(photo().resize((1000, 600)), "large.jpg")
     return sorted(folder.iterdir())
+
+
+def qoi(pixels: np.ndarray) -> bytes:
+    """A QOI file of uint8 pixels H × W × 3, every pixel written out."""
+    height, width, _ = pixels.shape
+    header = b"qoif" + struct.pack(">IIBB", width, height, 3, 0)
+    return header + b"".join(b"\xfe" + bytes(pixel) for pixel in pixels.reshape(-1, 3).tolist()) + bytes(7) + b"\x01"
 
 
 def sixteen_bit_png(pixels: np.ndarray, kind: int) -> bytes:

@@ -18,13 +18,14 @@ from PIL import Image, ImageOps, features
 from torch import Tensor
 
 import der_fast
-from der_fast.data.decode import IMAGE_SUFFIXES, decode
+from der_fast.data.decode import decode
+from der_fast.data.kinds import IMAGE_SUFFIXES
 from der_fast.deployment.exporter import export
 from der_fast.errors import DataError
 from der_fast.training.learner import Learner
 
 # Read where a package of their own is installed.
-_NEEDS_A_PACKAGE = {".heic", ".heif"}
+_NEEDS_A_PACKAGE = {".heic", ".heif", ".hif", ".heics", ".heifs"}
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "deploy.md"
 
 

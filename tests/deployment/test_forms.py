@@ -114,7 +114,7 @@ def test_integers_of_every_type_are_integers(model: DeployedModel, learner: Lear
 @pytest.mark.parametrize("top", [2.0, "2", None, np.float32(2), np.array([2, 3]), 0, -1, np.int8(-1)])
 def test_another_top_is_refused(model: DeployedModel, learner: Learner, digits: Tensor, top: Any) -> None:
     for one in (model, learner):
-        with pytest.raises(ConfigError, match="top must be"):
+        with pytest.raises(ConfigError, match="top takes a whole number of at least 1"):
             one.predict(digits[:2], top=top)
 
 
