@@ -68,7 +68,7 @@ def test_trajectory_counts_by_hand(tmp_path, make_run):
 def test_missing_folder_and_missing_metrics(tmp_path):
     with pytest.raises(CheckpointError, match=r"no run folder .*nowhere"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"no metrics\.json.*--resume"):
+    with pytest.raises(CheckpointError, match=r"no metrics\.json.*resume=True"):
         read_run(tmp_path)
 
 
