@@ -224,7 +224,8 @@ def test_a_missing_archive_says_where_it_was_looked_for_and_where_to_get_it(tmp_
     with pytest.raises(DataError) as caught:
         load_dataset(config(tmp_path, name))
     message = str(caught.value)
-    assert archive.file in message and str(tmp_path) in message and archive.url in message and "--download" in message
+    assert archive.file in message and str(tmp_path) in message and archive.url in message and "data.download" in message
+    assert "--download" in caught.value.on_command_line()
 
 
 def test_an_unpacked_folder_is_not_trusted(tmp_path):

@@ -93,7 +93,7 @@ def test_a_path_that_cannot_be_written_is_a_storage_error(server, tmp_path):
 def test_load_dataset_downloads_only_when_allowed(server, tmp_path, monkeypatch):
     spec = dataclasses.replace(cifar.ARCHIVES["cifar10"], url=f"{server}/whole", md5=md5(CONTENT))
     monkeypatch.setattr(cifar, "ARCHIVES", {**cifar.ARCHIVES, "cifar10": spec})
-    with pytest.raises(DataError, match="use --download"):
+    with pytest.raises(DataError, match="use data.download=True"):
         load_dataset(DataConfig(name="cifar10", root=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
     # These bytes are no archive, so reading fails; but they have arrived and been verified.

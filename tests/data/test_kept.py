@@ -40,7 +40,7 @@ def test_it_comes_back_as_it_was(kept, open_photos, photos):
 
 def test_moved_files_are_found_at_their_new_place(kept, photos, tmp_path):
     moved = photos.rename(tmp_path / "new")
-    with pytest.raises(DataError, match=r"5 of 5 images of the rehearsal memory are not where they were(.|\n)*--data"):
+    with pytest.raises(DataError, match=r"5 of 5 images of the rehearsal memory are not where they were(.|\n)*as data of"):
         located(kept[0], [str(tmp_path / "nowhere")])
     found = located(kept[0], [str(tmp_path / "nowhere"), str(moved)])
     assert found.table.roots == (str(moved),) and found.files == kept[1].files

@@ -50,7 +50,7 @@ def test_a_loss_that_is_no_number(loss: float, meter: Meter) -> None:
     counted = meter()
     counted.add(torch.tensor(loss), torch.zeros(1, 2), torch.tensor([0]))
     with pytest.raises(
-        DivergenceError, match=r"step 1, representation stage, epoch 1\. Lower the learning rate \(now 0\.1\) with --lr"
+        DivergenceError, match=r"step 1, representation stage, epoch 1\. Lower the learning rate \(now 0\.1\) with first\.lr"
     ) as caught:
         counted.finish(0.1)
     assert "masks.lr" in str(caught.value)
@@ -63,7 +63,7 @@ def test_the_classifier_stage_has_a_learning_rate_of_its_own(meter: Meter) -> No
     counted = meter()
     counted.stage = "classifier"
     counted.add(torch.tensor(math.nan), torch.zeros(1, 2), torch.tensor([0]))
-    with pytest.raises(DivergenceError, match=r"Lower the learning rate \(now 0\.1\) with --set classifier.lr=…\.$"):
+    with pytest.raises(DivergenceError, match=r'Lower the learning rate \(now 0\.1\) with settings={"classifier.lr": …}\.$'):
         counted.finish(0.1)
 
 

@@ -317,7 +317,7 @@ def test_a_diverged_step_leaves_the_learner_as_it_was(tiny: Tiny, synthetic: Ima
     learner = Learner(tiny({"later.lr": 1e30, "masks.enabled": False}))
     learner.learn(synthetic("ab"))
     before = learner.predict(synthetic("ab").images), learner.metrics()
-    with pytest.raises(DivergenceError, match=r"step 2, representation stage, epoch 1.*--lr"):
+    with pytest.raises(DivergenceError, match=r"step 2, representation stage, epoch 1.*first.lr"):
         learner.learn(synthetic("cd"))
     assert (learner.predict(synthetic("ab").images), learner.metrics()) == before
     learner.reconfigure(tiny({"masks.enabled": False}))

@@ -117,7 +117,7 @@ def test_the_upper_bound_has_no_memory(tiny: Tiny, synthetic: Images, watcher: A
 
 def test_learning_more_never_empties_the_memory_unasked(copy: Path, tiny: Tiny, synthetic: Images, watcher: Any) -> None:
     for keys in ({"memory.total": 7}, {"memory.total": 1}):
-        with pytest.raises(ConfigError, match=r"leaves no exemplar for each of 8 classes; use at least 8 \(--memory\), .* or 0"):
+        with pytest.raises(ConfigError, match=r"leaves no exemplar for each of 8 classes; use at least 8 \(memory.total\), .* or 0"):
             learn_more(copy, synthetic("gh"), None, tiny({**SHORT, **keys}), observer=Never())
     assert Learner.load(copy).model.memory is not None
     learner = learn_more(copy, synthetic("gh"), None, tiny({**SHORT, "memory.total": 8}), observer=watcher)
@@ -127,7 +127,7 @@ def test_learning_more_never_empties_the_memory_unasked(copy: Path, tiny: Tiny, 
 
 def test_a_folder_that_holds_a_run_is_not_touched(copy: Path, tiny: Tiny, synthetic: Images, run_facts: Facts) -> None:
     before = run_facts(copy)
-    with pytest.raises(ConfigError, match="already holds a run.*--resume"):
+    with pytest.raises(ConfigError, match="already holds a run.*resume=True"):
         run_protocol(tiny(SHORT), synthetic("abcdef"), synthetic("abcdef", 2), copy, observer=Never())
     assert run_facts(copy) == before
 
@@ -271,7 +271,9 @@ def test_what_was_learned_cannot_be_changed_by_learning_more(copy: Path, tiny: T
 
 def test_a_diverged_step_leaves_the_steps_before_it(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
     changes = {**SHORT, "later.lr": 1e30, "masks.enabled": False}
-    with pytest.raises(DivergenceError, match=r"step 2.*--lr\. Start again with another --out and the lower value: --resume takes no"):
+    with pytest.raises(
+        DivergenceError, match=r"step 2.*first\.lr.* Start again with another out and the lower value: resume=True takes no"
+    ):
         run_protocol(tiny(changes), synthetic("abcdef"), synthetic("abcdef", 2, seed=1), tmp_path)
     assert Learner.load(tmp_path).class_names == ("a", "b")
     with pytest.raises(DivergenceError, match="step 2"):
@@ -279,7 +281,7 @@ def test_a_diverged_step_leaves_the_steps_before_it(tiny: Tiny, synthetic: Image
 
 
 def test_a_diverged_further_step_leaves_the_run(copy: Path, tiny: Tiny, synthetic: Images) -> None:
-    with pytest.raises(DivergenceError, match=f"step 4.*--lr.* {copy} is as it was: learn the classes again, with the lower value"):
+    with pytest.raises(DivergenceError, match=f"step 4.*later.lr.* {copy} is as it was: learn the classes again, with the lower value"):
         learn_more(copy, synthetic("gh"), None, tiny({**SHORT, "later.lr": 1e30}))
     assert learn_more(copy, synthetic("gh"), None, tiny(SHORT)).class_names == tuple("abcdefgh")
 
