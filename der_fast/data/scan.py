@@ -88,7 +88,9 @@ class Tree:
             return False
         if any(folder.run for folder in self.folders):
             return True
-        return not left and (any(folder.traces for folder in self.folders) or (top.empty and top.path.name == DEFAULT_PARENT))
+        # Runs that were begun are empty folders at first, in the place that runs go to.
+        begun = top.path.name == DEFAULT_PARENT and all(folder.empty or folder.folders for folder in self.folders)
+        return not left and (begun or any(folder.traces for folder in self.folders))
 
 
 def list_trees(
