@@ -59,5 +59,5 @@ def refuse_cuda_after_fork(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():
         raise BackendError(
             "this process was forked from one that used a GPU, and cannot use GPUs itself: fork before anything is loaded, start processes "
-            "by 'spawn' (multiprocessing.get_context('spawn')), or load with device='cpu'"
+            "by 'spawn' (multiprocessing.get_context('spawn')), or compute on the CPU"
         )

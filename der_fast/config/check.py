@@ -178,7 +178,7 @@ def _check_pairs(config: Config) -> None:
             f"data.reader={config.data.reader!r} reads photos, which need data.random_resized_crop=true; for small images use 'memory'"
         )
     if config.protocol.steps is not None and config.protocol.class_order is not None:
-        raise ConfigError("protocol.steps and protocol.class_order (--class-order) both say in which order classes arrive; leave one out")
+        raise ConfigError("protocol.steps and protocol.class_order both say in which order classes arrive; leave one out")
     masks = config.masks
     if masks.init_low > masks.init_high:
         raise ConfigError(f"masks.init_low ({masks.init_low}) must not be above masks.init_high ({masks.init_high})")

@@ -28,7 +28,7 @@ def download(url: str, path: Path, *, md5: str) -> None:
         DataError: the server cannot be reached, the connection breaks, or the checksum is wrong; nothing is left at `path`.
         StorageError: the file cannot be written.
     """
-    remedy = "free some space, make the folder writable, or name another one with data.root (--data-root)"
+    remedy = "free some space, make the folder writable, or name another one with data.root"
     write_atomically(path, lambda temporary: _fetch(url, temporary, path, md5), remedy=remedy)
 
 

@@ -19,7 +19,7 @@ from der_fast.data.lines import Line, parse_lines
 from der_fast.data.names import spelled
 from der_fast.data.split import held_out
 from der_fast.data.threads import TIMEOUT, Some, mapped, some
-from der_fast.errors import DataError
+from der_fast.errors import OUT, DataError
 
 _MOST_LISTED = 20
 _SIZES_AT_ONCE = 256
@@ -125,9 +125,9 @@ def _refuse_run_in_class(index: FolderIndex, run: Path | None) -> None:
     tops = [index.root / path for top, (_, path) in zip(index.tops, index.table.folders, strict=True) if top]
     own = [top for top in tops if top.parent == place and top.name in PARTS]
     if own:
-        raise DataError(f"a run writes its own {own[0].name}/, and {own[0]} is a class folder; give another folder with --out")
+        raise DataError(f"a run writes its own {own[0].name}/, and {own[0]} is a class folder; give another folder with ", OUT)
     if place in tops:
-        raise DataError(f"{run}, where the run is to be written, is a class folder of {index.root}; give another folder with --out")
+        raise DataError(f"{run}, where the run is to be written, is a class folder of {index.root}; give another folder with ", OUT)
 
 
 def _classes(index: FolderIndex, wanted: Sequence[str] | None) -> dict[str, dict[str, Int64s]]:

@@ -82,7 +82,7 @@ def _archive_folder(config: DataConfig) -> Path:
     if folder is None:
         raise DataError(
             f"{config.name} needs the official archive {archive.file}, and this user has no home folder in which it could lie: name the "
-            f"folder that holds it with data.root (--data-root), or one to download {archive.url} to"
+            f"folder that holds it with data.root, or one to download {archive.url} to"
         )
     return folder
 

@@ -11,7 +11,7 @@ from der_fast.config.schema import Config
 from der_fast.data.duplicates import held_already
 from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
-from der_fast.errors import ConfigError, DataError
+from der_fast.errors import ConfigError, DataError, Spelling
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator
@@ -68,8 +68,8 @@ def check_refresh(config: Config, model: Model, train: ImageSource) -> None:
     """
     if not config.classifier.epochs:
         raise ConfigError(
-            "images of known classes retrain the classifier by the classifier stage, which classifier.epochs = 0 leaves out; "
-            "set classifier.epochs (--set classifier.epochs=30)"
+            "images of known classes retrain the classifier by the classifier stage, which classifier.epochs = 0 leaves out; set ",
+            Spelling("--set classifier.epochs=30", "classifier.epochs=30"),
         )
     given = {**(counts_by_class(model.memory) if model.memory is not None else {}), **counts_by_class(train)}
     missing = [name for name in model.class_names if not given.get(name)]

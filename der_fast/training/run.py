@@ -239,7 +239,8 @@ def _under_present_names(
     except DataError as error:
         rows = ", ".join(f"{old!r} is {new!r} now" for old, new in called.items())
         raise CheckpointError(
-            f"{out} cannot go on: {error} ({rows}, and the data set has a class of that name); rename it again with `der-fast rename`"
+            f"{out} cannot go on: {error} ({rows}, and the data set has a class of that name); rename it again with ",
+            Spelling("`der-fast rename`", "der_fast.rename_class"),
         ) from error
 
 
