@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM during training: the running batch is finished and written down, then the run ends; a second signal ends it at once.
+"""Ctrl-C, SIGTERM and a closed terminal during training: the running batch is finished and written down, then the run ends.
+
+A second signal ends it at once.
 
 A signal may come between any two instructions, also in the middle of an optimizer's step, where there is nothing that could be written
 down. So while `heeding`, a first signal is only noted wherever the work is `deferred`, and raised as `Stopped` where the work says so.
@@ -60,7 +62,7 @@ class _Watch:
 
 
 def _take_in_a_fork(number: int) -> None:
-    """A worker inherits the handler. Ctrl-C reaches it too, but it is for the main process to let it go; SIGTERM is meant for it."""
+    """A worker inherits the handler. Ctrl-C reaches it too, but it is for the main process to let it go; the others are meant for it."""
     if number != signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -68,6 +70,8 @@ def _take_in_a_fork(number: int) -> None:
 
 # Where a parent is told that a worker died.
 _CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
+# Windows has no SIGHUP.
+_ENDING = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
 _watch: _Watch | None = None
 
 
@@ -80,7 +84,7 @@ def heeding(say: Callable[[str], None], *, terminate: bool = False) -> Iterator[
 
     Args:
         say: told, when a signal has come that is not followed at once.
-        terminate: handle SIGTERM alike.
+        terminate: handle SIGTERM alike, and SIGHUP, which comes when a terminal is closed or a connection to it is lost.
 
     Raises:
         Stopped: a KeyboardInterrupt, from wherever the work is when a signal comes, or from where it can be stopped.
@@ -93,7 +97,7 @@ def heeding(say: Callable[[str], None], *, terminate: bool = False) -> Iterator[
     # What the system or Python does by default may be replaced; a handler of somebody's own, or none on purpose (nohup), stays.
     wanted: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
     if terminate:
-        wanted[signal.SIGTERM] = signal.SIG_DFL
+        wanted |= dict.fromkeys(_ENDING, signal.SIG_DFL)
     before = {number: usual for number, usual in wanted.items() if signal.getsignal(number) == usual}
     try:
         _watch = watch

@@ -12,7 +12,7 @@ import os
 
 import torch
 
-from der_fast.errors import BackendError
+from der_fast.errors import BackendError, Spelling
 
 _log = logging.getLogger(__name__)
 
@@ -59,5 +59,6 @@ def refuse_cuda_after_fork(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():
         raise BackendError(
             "this process was forked from one that used a GPU, and cannot use GPUs itself: fork before anything is loaded, start processes "
-            "by 'spawn' (multiprocessing.get_context('spawn')), or compute on the CPU"
+            "by 'spawn' (multiprocessing.get_context('spawn')), or compute on the CPU by ",
+            Spelling("--device cpu", "device='cpu'"),
         )

@@ -14,7 +14,7 @@ import pytest
 from der_fast import stopping
 from der_fast.stopping import Stopped, deferred, heeding, requested, stop_if_requested
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,8 @@ def usual_handlers() -> Iterator[None]:
     """What a program finds that was started from a terminal; a test run in the background of a shell has interrupts switched off."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in SIGNALS[1:]:
+        signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -53,9 +53,10 @@ def serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
 
 def main() -> None:
     """Serve standard input and output, which nothing else may write to from now on."""
-    # Ctrl-C in a terminal, and a service manager's SIGTERM, reach this process too; it ends when its input does.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C and the end of a terminal, and a service manager's SIGTERM, reach this process too; it ends when its input does.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     try:
         os.dup2(2, 1)

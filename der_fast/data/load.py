@@ -16,7 +16,7 @@ from der_fast.data.folder import load_folder
 from der_fast.data.sizes import refuse_too_much, stored_side
 from der_fast.data.source import ImageSource, MemorySource
 from der_fast.data.threads import mapped
-from der_fast.errors import DataError
+from der_fast.errors import DataError, Spelling
 from der_fast.home import cache_folder, expand, older_cache_folder
 
 
@@ -82,7 +82,9 @@ def _archive_folder(config: DataConfig) -> Path:
     if folder is None:
         raise DataError(
             f"{config.name} needs the official archive {archive.file}, and this user has no home folder in which it could lie: name the "
-            f"folder that holds it with data.root, or one to download {archive.url} to"
+            "folder that holds it with ",
+            Spelling("--data-root", "data.root"),
+            f", or one to download {archive.url} to",
         )
     return folder
 

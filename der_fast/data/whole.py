@@ -17,7 +17,7 @@ from der_fast.data.folder import judge_problems
 from der_fast.data.index import open_index
 from der_fast.data.layout import TEST, TRAIN, WHOLE, find_tars, lone_test_folder
 from der_fast.data.library import Library, read_settings
-from der_fast.data.listing import read_text
+from der_fast.data.listing import folder_notes, read_text
 from der_fast.data.load import found_place, load_dataset
 from der_fast.data.photos import PhotoSource
 from der_fast.data.progress import progress_bar
@@ -43,6 +43,7 @@ class WholeSet:
             would have held out the images of `load_test`.
         load_test: reads the test part.
         load_rest: reads all other images.
+        notes: what a person should know of it: files left out, runs among the classes, one class in two spellings.
     """
 
     place: str
@@ -51,6 +52,7 @@ class WholeSet:
     split: bool
     load_test: Callable[[], ImageSource]
     load_rest: Callable[[], ImageSource]
+    notes: tuple[str, ...] = ()
 
     def to_measure(self) -> ImageSource:
         """Return the test part where the data set has one of its own, else all images; raises DataError where there are none."""
@@ -78,7 +80,7 @@ def load_whole(config: DataConfig, *, cache: Path | None = None, in_files: bool 
         return WholeSet(config.name, test.class_names, (), True, lambda: test, lambda: train)
     assert config.image_size is not None
     place = found_place(config)
-    table, parts, empty, note = _listed(place, config, cache)
+    table, parts, empty, note, notes = _listed(place, config, cache)
     names = sorted({name for classes in parts.values() for name, rows in classes.items() if len(rows)})
     if WHOLE in parts:
         test_rows, rest_rows = _split(table, parts[WHOLE], config.test_share)
@@ -99,12 +101,15 @@ def load_whole(config: DataConfig, *, cache: Path | None = None, in_files: bool 
         def read(classes: Mapping[str, Int64s]) -> ImageSource:
             return _in_memory(place, table, *_rows(classes, names), names, (side, side), config.max_gib)
 
-    return WholeSet(config.name, tuple(names), empty, WHOLE not in parts, lambda: read(test_rows), lambda: read(rest_rows))
+    return WholeSet(config.name, tuple(names), empty, WHOLE not in parts, lambda: read(test_rows), lambda: read(rest_rows), notes)
 
 
-def _listed(place: Path, config: DataConfig, cache: Path | None) -> tuple[FileTable, dict[str, _Classes], tuple[str, ...], str]:
-    """Return the files, part → class → rows, the classes without images, and where the list came from."""
+def _listed(
+    place: Path, config: DataConfig, cache: Path | None
+) -> tuple[FileTable, dict[str, _Classes], tuple[str, ...], str, tuple[str, ...]]:
+    """Return the files, part → class → rows, the classes without images, where the list came from, and what is left out of it."""
     parts: dict[str, _Classes] = {}
+    notes: tuple[str, ...] = ()
     # With test/ alone, the name of that folder would be taken for a class.
     lone = lone_test_folder(place) if place.is_dir() else None
     tars = find_tars(place if lone is None else lone)
@@ -120,6 +125,8 @@ def _listed(place: Path, config: DataConfig, cache: Path | None) -> tuple[FileTa
         for number, (part, name) in enumerate(zip(index.parts, index.classes, strict=True)):
             classes = parts.setdefault(part, {})
             classes[name] = np.concatenate([classes.get(name, np.zeros(0, np.int64)), np.arange(borders[number], borders[number + 1])])
+        used = _wanted(parts, config.classes).values()
+        notes = tuple(folder_notes(index, sorted({name for classes in used for name in classes})))
     else:
         table, parts[WHOLE] = read_text(place)
         note = f"list of {len(table):,} files: {place}"
@@ -130,7 +137,7 @@ def _listed(place: Path, config: DataConfig, cache: Path | None) -> tuple[FileTa
     parts = _wanted(parts, config.classes)
     known = {name for classes in parts.values() for name in classes}
     empty = sorted(name for name in known if not any(len(classes.get(name, ())) for classes in parts.values()))
-    return table, parts, tuple(empty), note
+    return table, parts, tuple(empty), note, notes
 
 
 def _wanted(parts: dict[str, _Classes], names: Sequence[str] | None) -> dict[str, _Classes]:

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from der_fast.compaction.bank import FrozenBank
-from der_fast.compaction.program import folded_parameters
 from der_fast.config.check import check
 from der_fast.config.schema import Config, RuntimeConfig
 from der_fast.config.tree import flatten, to_dict
@@ -23,17 +21,14 @@ from der_fast.home import expand
 from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture, build_architecture
-from der_fast.model.classifier import new_classifier
-from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
-from der_fast.seeds import generator
 from der_fast.training import events, provenance, saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
 from der_fast.training.history import write_history
 from der_fast.training.known import KnownClasses
-from der_fast.training.latency import latencies_ms, whole_model
 from der_fast.training.mask_log import MaskLog
+from der_fast.training.measuring import measure
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.precision import precision_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
@@ -43,7 +38,7 @@ from der_fast.training.results import StepResult, device_name, metrics_of, times
 from der_fast.training.runtime import apply_runtime, refuse_rerun
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
-from der_fast.training.step import Model, Pruned, begin_step, learn_step
+from der_fast.training.step import Model, begin_step, learn_step
 from der_fast.training.watching import watched
 
 # Up to this input side the stem is the small one (3×3, stride 1).
@@ -181,7 +176,8 @@ class Learner(KnownClasses):
         seconds = before + time.perf_counter() - started
         wanted = self.config.method.fwt and state.step > 1
         reference, records = train_reference(context, model, train, test) if wanted else (None, [])
-        result = self._measure(context, finished, pruned, test, reference, seconds)
+        outcome = self._evaluate(context, finished, test) if test is not None else None
+        result = measure(context, finished, pruned, outcome, reference, seconds)
         spent, waited = times_of(state.records)
         result = replace(result, training_seconds=spent, data_seconds=waited)
         self._model, self.image_size = finished, train.image_size
@@ -414,72 +410,14 @@ class Learner(KnownClasses):
             check_test(source, model.class_names, self.image_size or source.image_size)
         height, width = self.image_size or (0, 0)
         blank = MemorySource(torch.zeros(1, height, width, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("",))
-        result = self._measure(context or self._context(blank), model, None, source, None, seconds)
+        context = context or self._context(blank)
+        outcome = self._evaluate(context, model, source) if source is not None else None
+        result = measure(context, model, None, outcome, None, seconds)
         return replace(result, class_names=())
-
-    def _measure(
-        self, context: Context, model: Model, pruned: Pruned | None, test: ImageSource | None, reference: float | None, seconds: float
-    ) -> StepResult:
-        assert model.head is not None
-        outcome = self._evaluate(context, model, test) if test is not None else None
-        layout, counts = MaskLayout(model.architecture), model.bank.parameter_counts()
-        full, classes = model.architecture.parameters(), len(model.class_names)
-        image = torch.zeros(1, 3, *context.test_transform.size, device=context.device)
-        dense = Extractor(model.architecture).initialise(generator(0, "latency")).to(context.device).eval()
-        if context.config.runtime.channels_last:
-            dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # One extractor called as often as there are steps: as many different ones would need the memory of a model that nobody has.
-        bank_unpruned = FrozenBank([dense] * len(model.bank))
-        head_unpruned = new_classifier(bank_unpruned.features, classes, generator(0, "latency")).to(context.device)
-        latency, added, unpruned, added_unpruned = latencies_ms(
-            image,
-            whole_model(model.bank, model.head),
-            model.bank.extractors[-1],
-            whole_model(bank_unpruned, head_unpruned),
-            FrozenBank([dense]),
-        )
-        kept = None
-        if pruned is not None and pruned.masked:
-            kept = {name: [pruned.plan.widths[name], width] for name, width in layout.architecture.groups.items()}
-        return StepResult(
-            step=len(model.class_sets),
-            class_names=model.class_sets[-1],
-            top1=outcome.top1 if outcome else None,
-            top5=outcome.top5 if outcome else None,
-            class_set_top1=outcome.class_set_top1 if outcome else [None] * len(model.class_sets),
-            confusion=outcome.confusion if outcome else None,
-            params=sum(counts) + _numbers(model.head),
-            params_unpruned=len(model.bank) * full + _numbers(head_unpruned),
-            params_added=counts[-1] if pruned else 0,
-            bytes=model.bank.nbytes + 4 * _numbers(model.head),
-            bytes_unpruned=4 * (len(model.bank) * folded_parameters(model.architecture) + _numbers(head_unpruned)),
-            kept=kept,
-            kept_share=counts[-1] / full if pruned else 0.0,
-            compaction_error=pruned.error if pruned else 0.0,
-            latency_ms=latency.median,
-            latency_added_ms=added.median if pruned else 0.0,
-            latency_unpruned_ms=unpruned.median,
-            latency_added_unpruned_ms=added_unpruned.median if pruned else None,
-            latency_spread_ms=latency.spread,
-            latency_added_spread_ms=added.spread if pruned else None,
-            latency_added_unpruned_spread_ms=added_unpruned.spread if pruned else None,
-            seconds=seconds,
-            memory_per_class=_per_class(model.memory),
-            saved_seconds=pruned.saved_seconds if pruned else None,
-            reference_top1=reference,
-        )
 
 
 def _value(config: Config, key: str) -> Any:
     return flatten(to_dict(config))[key]
-
-
-def _numbers(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _per_class(memory: ImageSource | None) -> int:
-    return 0 if memory is None else int(torch.bincount(memory.labels).max())
 
 
 def _notes(source: ImageSource) -> list[str]:

@@ -229,7 +229,7 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
     whole = load_whole(config, in_files=True if any(entry.kind == FILE for entry in learner.learned) else None)
     unwritten = len({*range(1, len(learner.results) + 1)} - {entry.step for entry in learner.learned})
     own = unwritten > 0 and absolute(config.name) == absolute(learner.config.data.name)
-    source, notes = whole.load_test() if own else whole.to_measure(), list[str]()
+    source, notes = whole.load_test() if own else whole.to_measure(), list(whole.notes)
     if whole.empty:
         notes.append(f"no images in class(es) {few([repr(name) for name in whole.empty], _MOST_NAMED)} of {config.name}")
     known = torch.zeros(len(source), dtype=torch.bool)

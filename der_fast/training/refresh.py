@@ -68,7 +68,7 @@ def check_refresh(config: Config, model: Model, train: ImageSource) -> None:
     """
     if not config.classifier.epochs:
         raise ConfigError(
-            "images of known classes retrain the classifier by the classifier stage, which classifier.epochs = 0 leaves out; set ",
+            "images of known classes retrain the classifier by the classifier stage, which classifier.epochs = 0 leaves out; give ",
             Spelling("--set classifier.epochs=30", "classifier.epochs=30"),
         )
     given = {**(counts_by_class(model.memory) if model.memory is not None else {}), **counts_by_class(train)}

@@ -207,7 +207,7 @@ REFUSED_LATER: dict[str, tuple[Callable[[], Result], str]] = {
     ),
     "resume with other images": (changed_images, "was started with other t"),
     "begin where a run is": (lambda: train("images"), "run already holds a run; go on with it by --resume, or give another --out"),
-    "a known class without a classifier stage": (a_known_class, "which classifier.epochs = 0 leaves out; set classifier.epochs"),
+    "a known class without a classifier stage": (a_known_class, "which classifier.epochs = 0 leaves out; give --set classifier.epochs"),
     "a memory that would be emptied": (a_memory_that_would_be_emptied, "memory.total = 8 leaves no exemplar for each of 9 classes"),
     "a run of which nothing is whole": (nothing_whole, "no saved step is whole; restore the folder from a copy, or train again"),
 }  # fmt: skip

@@ -34,6 +34,8 @@ FACTS = runpy.run_path(str(Path(__file__).parent.parent / "training" / "conftest
 START = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup, under which tests may run, switches this one off.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 number, when = getattr(signal, sys.argv.pop(1)), sys.argv.pop(1)
 
 class Finder:
@@ -106,7 +108,7 @@ def test_what_is_advised_before_the_run_began_works(whole: Path, tmp_path: Path,
 
 
 @posix
-@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_stopped_in_the_first_batch_and_gone_on_as_advised(
     number: str, code: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,3 +115,11 @@ def test_what_is_no_data_set(tmp_path):
     write(tmp_path, {"a": 0})
     with pytest.raises(DataError, match="no images to measure"):
         load_whole(config_of(tmp_path)).to_measure()
+
+
+def test_what_is_left_out_of_it_is_said(tmp_path):
+    write(tmp_path, {"a": 2, "bb": 3})
+    (tmp_path / "a" / "clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
+    (note,) = load_whole(config_of(tmp_path)).notes
+    assert "a" in note and "left out" in note, note
+    assert not load_whole(config_of(tmp_path, classes=("bb",))).notes

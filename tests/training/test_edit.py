@@ -145,7 +145,7 @@ def test_a_stopped_run_goes_on_after_forgetting(stopped: Path, tiny: Tiny, synth
 
 def test_a_name_that_a_later_step_brings(stopped: Path, tiny: Tiny, synthetic: Images) -> None:
     rename_in_run(stopped, "a", "e")
-    with pytest.raises(CheckpointError, match="'a' is 'e' now, and the data set has a class of that name.*der-fast rename"):
+    with pytest.raises(CheckpointError, match="'a' is 'e' now, and the data set has a class of that name.*der_fast.rename_class"):
         resumed(stopped, tiny, synthetic)
     rename_in_run(stopped, "e", "ant")
     assert resumed(stopped, tiny, synthetic).class_names == ("ant", "b", "c", "d", "e", "f")

@@ -140,7 +140,7 @@ def test_the_unpruned_model_is_timed_as_a_whole(tiny: Tiny, synthetic: Images, m
         assert added.shape == (1, 8)
         return [Latency(1.0, 0.1), Latency(2.0, 0.2), Latency(3.0, 0.3), Latency(4.0, 0.4)]
 
-    monkeypatch.setattr("der_fast.training.learner.latencies_ms", timed)
+    monkeypatch.setattr("der_fast.training.measuring.latencies_ms", timed)
     learner = Learner(tiny({"first.epochs": 1, "later.epochs": 1}))
     for names in ("ab", "cd"):
         result = learner.learn(synthetic(names))
@@ -328,7 +328,7 @@ def test_a_diverged_step_leaves_the_learner_as_it_was(tiny: Tiny, synthetic: Ima
 def test_an_error_while_measuring_leaves_the_learner_as_it_was(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Learner(tiny())
     with monkeypatch.context() as patch:
-        patch.setattr("der_fast.training.learner.latencies_ms", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("der_fast.training.measuring.latencies_ms", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             learner.learn(synthetic("ab"))
     assert (learner.class_names, learner.results, learner.records) == ((), [], [])

@@ -23,7 +23,7 @@ def bytes_of_tensors() -> int:
     storages = {}
     for value in gc.get_objects():
         # Not those of other kinds, which other tests may have left: some have no memory.
-        if type(value) in (torch.Tensor, torch.nn.Parameter):
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided:
             for tensor in (value, value.grad) if value.is_leaf and value.grad is not None else (value,):
                 storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(storages.values())

@@ -124,7 +124,7 @@ BETWEEN = {
     "as a step begins": (runs.Learner, "learn", 9),
     "as masks settle for good": (steps, "_settle", 24),
     "in herding": (steps, "herding", 32),
-    "in the measurement": (learners.Learner, "_measure", 32),
+    "in the measurement": (learners, "measure", 32),
     "while it is saved": (learners.saved, "save_model", 47),
     "as checkpoints are deleted": (runs.Checkpoints, "clear", 47),
 }
