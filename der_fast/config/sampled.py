@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from der_fast.config.run_folder import has_traces, is_run
 from der_fast.errors import DataError
 
 _CLASSES = 20
@@ -28,8 +29,6 @@ _LINES = 40
 _LINE_BYTES = 8192
 # Spaces that may belong to the class, not to the path.
 _SPACES = 8
-# Any of these makes a folder a run.
-_RUN_FILES = frozenset(("config.json", "metrics.json", "learner.json"))
 # Folders that stand between the data set and its classes.
 _SPLITS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation"))
 
@@ -105,7 +104,7 @@ def _files(class_folder: Path) -> Iterator[Path]:
 
 def _walked(class_folder: Path) -> Iterator[Path]:
     for where, folders, names in islice(os.walk(class_folder), _FOLDERS_PER_CLASS):
-        if not _RUN_FILES.isdisjoint(names):
+        if has_traces(names) and is_run(Path(where)):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -85,7 +85,7 @@ def test_images_in_folders_of_a_class_count_and_runs_do_not(tmp_path: Path) -> N
     image(tmp_path / "cat" / "2021" / "may" / "1.png", 20)
     image(tmp_path / "dog" / "1.png", 20)
     image(tmp_path / "runs" / "digits-b0-5" / "figures" / "accuracy.png", 900)
-    (tmp_path / "runs" / "digits-b0-5" / "config.json").write_text("{}")
+    (tmp_path / "runs" / "digits-b0-5" / "config.json").write_text('{"config": {}, "train": {}, "test": {}}')
     assert largest_side(tmp_path, 60) == 20
 
 
