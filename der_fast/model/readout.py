@@ -77,6 +77,15 @@ class Readout:
         """Return the probabilities (N, C) of scores (N, C)."""
         return torch.softmax(scores / self.temperature, 1)
 
+    def of_classes(self, classes: Tensor) -> Readout:
+        """Return the readout of some classes only, (kept,) int64 positions: their scores stay what they were, up to rounding."""
+        rows = (classes[:, None] * self.proxies + torch.arange(self.proxies, device=classes.device)).flatten().to(self.weight.device)
+        return replace(self, weight=self.weight[rows], bias=self.bias[rows])
+
+    def blank(self, features: int) -> Readout:
+        """Return a readout of this kind and number of classes over so many features, all its weights zero."""
+        return replace(self, weight=self.weight.new_zeros(len(self.weight), features), bias=torch.zeros_like(self.bias))
+
     def to(self, device: torch.device) -> Readout:
         """Return the same readout on another device."""
         return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from der_fast.compaction.bank import FrozenBank
 from der_fast.data.source import Batch, ImageSource
 from der_fast.errors import DataError
+from der_fast.model.readout import Readout
 from der_fast.training.context import Context
 
 
@@ -76,7 +77,7 @@ def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -
 
 
 @torch.no_grad()
-def logits_of(context: Context, bank: FrozenBank, head: nn.Linear, source: ImageSource) -> tuple[Tensor, Tensor]:
+def logits_of(context: Context, bank: FrozenBank, readout: Readout, source: ImageSource) -> tuple[Tensor, Tensor]:
     """Return the logits (n, classes) of all images that could be read, test transform, and their positions (n,); on the CPU.
 
     Raises:
@@ -85,7 +86,7 @@ def logits_of(context: Context, bank: FrozenBank, head: nn.Linear, source: Image
     rows: list[Tensor] = []
     positions: list[Tensor] = []
     for batch in _test_batches(context, source):
-        rows.append(head(context.features(bank, batch.images)).cpu())
+        rows.append(readout(context.features(bank, batch.images)).cpu())
         positions.append(batch.indices)
     if not rows:
         raise DataError(f"none of {len(source)} image(s) could be read")

@@ -15,12 +15,12 @@ from der_fast.training.context import Context
 from der_fast.training.events import FORGOTTEN, REFRESHED, RENAMED, Event, latest, with_names
 from der_fast.training.events import present as present_names
 from der_fast.training.forget import forgotten_model
+from der_fast.training.model import Model
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.refresh import begin_refresh, check_refresh, only_new_images, refresh
 from der_fast.training.rename import renamed_model
 from der_fast.training.results import StepResult, times_of
 from der_fast.training.state import StepState
-from der_fast.training.step import Model
 
 _MOST_NAMED = 5
 

@@ -23,7 +23,6 @@ from der_fast.home import expand
 from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture, build_architecture
-from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.seeds import generator
@@ -34,6 +33,7 @@ from der_fast.training.known import KnownClasses
 from der_fast.training.latency import latencies_ms, whole_model
 from der_fast.training.mask_log import MaskLog
 from der_fast.training.memory import check_quota, scarcity_note
+from der_fast.training.model import Model, Network
 from der_fast.training.precision import precision_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
@@ -42,7 +42,7 @@ from der_fast.training.results import StepResult, device_name, metrics_of, times
 from der_fast.training.runtime import apply_runtime, refuse_rerun
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
-from der_fast.training.step import Model, Pruned, begin_step, learn_step
+from der_fast.training.step import Pruned, begin_step, learn_step
 
 # Up to this input side the stem is the small one (3×3, stride 1).
 _SMALL_SIDE = 64
@@ -144,8 +144,8 @@ class Learner(KnownClasses):
         if self._is_refresh(train):
             result = self._refresh(context, train, test, begin, started)
             return self._learned(result, lesson, train, test, origin, refreshed=True)
-        model = self._model or Model(self._architecture(context.test_transform.size))
-        self._say_precision(model.architecture, context.test_transform.size)
+        model = self._model or Model(Network(self._architecture(context.test_transform.size)))
+        self._say_precision(model.network.architecture, context.test_transform.size)
         new = [name for name in train.class_names if name not in model.class_names]
         state = begin_step(context, model, len(new))
         if begin is not None and not begin(state):
@@ -202,13 +202,13 @@ class Learner(KnownClasses):
         check_top(top)
         fit_to_compute(self.device)
         model = self.model
-        assert model.head is not None and self.image_size is not None
+        assert self.image_size is not None
         pixels = as_image_batch(images, self.image_size)
         if not len(pixels):
             return []
         source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
-        logits, _ = logits_of(self._context(source), model.bank, model.head, source)
-        return predictions_of(torch.softmax(logits / model.temperature, 1), model.class_names, top)
+        logits, _ = logits_of(self._context(source), model.network.bank, model.ready, source)
+        return predictions_of(model.ready.probabilities(logits), model.class_names, top)
 
     def evaluate(self, test: Any) -> Evaluation:
         """Return accuracy over all known classes on a test set whose classes are all known.
@@ -253,7 +253,7 @@ class Learner(KnownClasses):
         write_json(run / "history.json", {"epochs": saved.results_to_json([], self.records)["records"]})
 
     def _save_mask_logs(self, run: Path) -> None:
-        layout = MaskLayout(self.model.architecture)
+        layout = MaskLayout(self.model.network.architecture)
         for step in range(1, len(self.results) + 1):
             if step in self._mask_logs:
                 saved.save_mask_log(run, step, self._mask_logs[step].tensors(), torch.tensor(layout.offsets), list(layout.names))
@@ -279,11 +279,12 @@ class Learner(KnownClasses):
         model, config, manifest = saved.load_model(home, watcher.message)
         runtime: RuntimeConfig = replace(config.runtime, device=device or "auto", backend=backend or "auto")
         learner = cls(replace(config, runtime=runtime), observer=watcher)
-        assert model.head is not None
-        model.bank.to(learner.device)
+        assert model.network.head is not None
+        model.network.bank.to(learner.device)
         if runtime.channels_last:
-            model.bank.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.head.to(learner.device)
+            model.network.bank.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.network.head.to(learner.device)
+        model.readout = model.ready.to(learner.device)
         learner._model, learner._stem = model, manifest["stem"]
         learner.image_size = (manifest["image_size"][0], manifest["image_size"][1])
         learner.results, learner.records = saved.results_from_json(manifest)
@@ -373,8 +374,7 @@ class Learner(KnownClasses):
 
     def _evaluate(self, context: Context, model: Model, test: ImageSource) -> Evaluation:
         named = test.relabelled(model.class_names)
-        assert model.head is not None
-        logits, read = logits_of(context, model.bank, model.head, named)
+        logits, read = logits_of(context, model.network.bank, model.ready, named)
         return score(logits, named.labels[read], model.class_names, model.class_sets)
 
     def _measured(self, context: Context | None, model: Model, test: Any, seconds: float) -> StepResult:
@@ -390,22 +390,22 @@ class Learner(KnownClasses):
     def _measure(
         self, context: Context, model: Model, pruned: Pruned | None, test: ImageSource | None, reference: float | None, seconds: float
     ) -> StepResult:
-        assert model.head is not None
+        network, readout = model.network, model.ready
         outcome = self._evaluate(context, model, test) if test is not None else None
-        layout, counts = MaskLayout(model.architecture), model.bank.parameter_counts()
-        full, classes = model.architecture.parameters(), len(model.class_names)
+        layout, counts = MaskLayout(network.architecture), network.bank.parameter_counts()
+        full = network.architecture.parameters()
         image = torch.zeros(1, 3, *context.test_transform.size, device=context.device)
-        dense = Extractor(model.architecture).initialise(generator(0, "latency")).to(context.device).eval()
+        dense = Extractor(network.architecture).initialise(generator(0, "latency")).to(context.device).eval()
         if context.config.runtime.channels_last:
             dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # One extractor called as often as there are steps: as many different ones would need the memory of a model that nobody has.
-        bank_unpruned = FrozenBank([dense] * len(model.bank))
-        head_unpruned = new_classifier(bank_unpruned.features, classes, generator(0, "latency")).to(context.device)
+        bank_unpruned = FrozenBank([dense] * len(network.bank))
+        readout_unpruned = readout.blank(bank_unpruned.features)
         latency, added, unpruned, added_unpruned = latencies_ms(
             image,
-            whole_model(model.bank, model.head),
-            model.bank.extractors[-1],
-            whole_model(bank_unpruned, head_unpruned),
+            whole_model(network.bank, readout),
+            network.bank.extractors[-1],
+            whole_model(bank_unpruned, readout_unpruned),
             FrozenBank([dense]),
         )
         kept = None
@@ -418,11 +418,11 @@ class Learner(KnownClasses):
             top5=outcome.top5 if outcome else None,
             class_set_top1=outcome.class_set_top1 if outcome else [None] * len(model.class_sets),
             confusion=outcome.confusion if outcome else None,
-            params=sum(counts) + _numbers(model.head),
-            params_unpruned=len(model.bank) * full + _numbers(head_unpruned),
+            params=sum(counts) + readout.parameters,
+            params_unpruned=len(network.bank) * full + readout_unpruned.parameters,
             params_added=counts[-1] if pruned else 0,
-            bytes=model.bank.nbytes + 4 * _numbers(model.head),
-            bytes_unpruned=4 * (len(model.bank) * folded_parameters(model.architecture) + _numbers(head_unpruned)),
+            bytes=network.bank.nbytes + 4 * readout.parameters,
+            bytes_unpruned=4 * (len(network.bank) * folded_parameters(network.architecture) + readout_unpruned.parameters),
             kept=kept,
             kept_share=counts[-1] / full if pruned else 0.0,
             compaction_error=pruned.error if pruned else 0.0,
@@ -442,10 +442,6 @@ class Learner(KnownClasses):
 
 def _value(config: Config, key: str) -> Any:
     return flatten(to_dict(config))[key]
-
-
-def _numbers(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _per_class(memory: ImageSource | None) -> int:

@@ -14,12 +14,14 @@ from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DataError
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
+from der_fast.model.readout import linear_readout
 from der_fast.seeds import generator
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
+from der_fast.training.model import Model
 from der_fast.training.sources import counts_by_class, without_empty_classes
 from der_fast.training.state import CLASSIFIER, StepState
-from der_fast.training.step import Model, refill, rehearsal
+from der_fast.training.step import refill, rehearsal
 
 
 class RefreshState(StepState):
@@ -32,10 +34,10 @@ class RefreshState(StepState):
 
 def begin_refresh(context: Context, model: Model) -> RefreshState:
     """Build the classifier that is retrained; numbered as the last step, in its classifier stage."""
-    assert model.head is not None
+    assert model.network.head is not None
     step = len(model.class_sets)
-    head = new_classifier(model.head.in_features, model.head.out_features, generator(context.seed, "classifier", step))
-    return RefreshState(step, Extractor(model.architecture), None, head.to(context.device), None, stage=CLASSIFIER)
+    head = new_classifier(model.network.head.in_features, model.network.head.out_features, generator(context.seed, "classifier", step))
+    return RefreshState(step, Extractor(model.network.architecture), None, head.to(context.device), None, stage=CLASSIFIER)
 
 
 def refresh(context: Context, model: Model, state: RefreshState, train: ImageSource) -> Model:
@@ -54,9 +56,10 @@ def refresh(context: Context, model: Model, state: RefreshState, train: ImageSou
     if isinstance(source, PhotoSource):
         state.unreadable = source.recall(state.unreadable)
     context.observer.step_begins(state.step, state.step, train.class_names, len(source))
-    train_classifier(context, state, model.bank, source)
+    train_classifier(context, state, model.network.bank, source)
     memory = refill(context, model, model.memory, train)
-    return replace(model, head=state.head, memory=memory, temperature=context.config.classifier.temperature)
+    network = replace(model.network, head=state.head)
+    return replace(model, network=network, readout=linear_readout(state.head, context.config.classifier.temperature), memory=memory)
 
 
 def check_refresh(config: Config, model: Model, train: ImageSource) -> None:

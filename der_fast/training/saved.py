@@ -1,7 +1,7 @@
 """A learner on disk.
 
     DIR/extractors/NN-<checksum>.safetensors        compact extractor of step NN: an arena
-    DIR/steps/NN/model-<checksum>.safetensors       classifier and the newest extractor's dense weights after step NN
+    DIR/steps/NN/model-<checksum>.safetensors       classifier, readout and the newest extractor's dense weights after step NN
     DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory: labels with pixels, or with paths, sizes and checksums
     DIR/steps/NN/learner.json                       the manifest, written last: everything else, and every file's name and checksum
     DIR/learned/NN-<checksum>.safetensors           which images step NN learned and which it held out (see `provenance`)
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,16 @@ from der_fast.errors import CheckpointError, UserError
 from der_fast.files import write_bytes
 from der_fast.kernels import choices
 from der_fast.model.architecture import Architecture, build_architecture
+from der_fast.model.readout import Readout, linear_readout
 from der_fast.training.events import REFRESHED
+from der_fast.training.model import Model, Network
 from der_fast.training.progress import EpochRecord
 from der_fast.training.results import StepResult
-from der_fast.training.step import Model
 from der_fast.training.store import load_manifest, load_tensors, save_manifest, save_named_bytes, save_named_tensors, save_tensors
 
-FORMAT = 2
+FORMAT = 3
+# Format 2, of version 0.1, had no readout: a linear classifier with a temperature.
+READ_FORMATS = (2, FORMAT)
 KEPT_STEPS = 2
 MANIFEST = "learner.json"
 MASK_LOG = "mask_logits.safetensors"
@@ -69,26 +72,36 @@ def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts:
         stem: the resolved stem of the backbone, 'small' or 'imagenet'.
         facts: whatever else belongs to it, as plain JSON values.
     """
-    assert model.head is not None and model.dense is not None
+    network, readout = model.network, model.ready
+    assert network.head is not None and network.dense is not None
     step = len(model.class_sets)
     folder = step_folder(run, step)
-    tensors = {f"dense.{name}": value for name, value in model.dense.items()}
-    tensors.update({f"head.{name}": value for name, value in model.head.state_dict().items()})
+    tensors = {f"dense.{name}": value for name, value in network.dense.items()}
+    tensors.update({f"head.{name}": value for name, value in network.head.state_dict().items()})
+    rule = {"normalise": readout.normalise, "proxies": readout.proxies, "temperature": readout.temperature}
+    linear = _is_linear(readout, network.head)
+    if not linear:
+        tensors.update({"readout.weight": readout.weight, "readout.bias": readout.bias})
     manifest = {
         "format": FORMAT,
         "step": step,
         "class_sets": [list(names) for names in model.class_sets],
-        "temperature": model.temperature,
+        "readout": {**rule, "tensors": "head" if linear else "readout"},
         "stem": stem,
         "config": to_dict(config),
-        "extractors": _save_extractors(run, step, model.bank),
-        "model": {**save_named_tensors(folder, "model", tensors), "head": [model.head.in_features, model.head.out_features]},
+        "extractors": _save_extractors(run, step, network.bank),
+        "model": {**save_named_tensors(folder, "model", tensors), "head": [network.head.in_features, network.head.out_features]},
         "memory": _save_memory(folder, model.memory),
         "strategies": choices.shared().record(),
         **facts,
     }
     save_manifest(folder / MANIFEST, manifest)
     _forget_others(run, manifest)
+
+
+def _is_linear(readout: Readout, head: nn.Linear) -> bool:
+    """Whether the readout is the trained classifier itself, which need not be written down twice."""
+    return torch.equal(readout.weight, head.weight) and torch.equal(readout.bias, head.bias)
 
 
 def _save_extractors(run: Path, step: int, bank: FrozenBank) -> list[dict[str, Any]]:
@@ -171,8 +184,9 @@ def load_model(run: Path, warn: Callable[[str], None]) -> tuple[Model, schema.Co
 def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, Any]]:
     folder = step_folder(run, step)
     manifest = load_manifest(folder / MANIFEST)
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{folder / MANIFEST} has format {manifest['format']}; this version reads format {FORMAT}")
+    if manifest["format"] not in READ_FORMATS:
+        formats = " and ".join(map(str, READ_FORMATS))
+        raise CheckpointError(f"{folder / MANIFEST} has format {manifest['format']}; this version reads formats {formats}")
     config = from_dict(manifest["config"])
     architecture = build_architecture(config.model.backbone, width=config.model.width, stem=manifest["stem"])
     choices.shared().pin(manifest["strategies"])
@@ -180,16 +194,21 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
     head = nn.Linear(*manifest["model"]["head"])
     head.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("head.")})
     memory = None if manifest["memory"] is None else _load_memory(folder, manifest["memory"], config)
-    model = Model(
+    network = Network(
         architecture,
         FrozenBank([_load_extractor(run, architecture, row, config) for row in manifest["extractors"]]),
         head,
         {name[6:]: value for name, value in tensors.items() if name.startswith("dense.")},
-        memory,
-        [tuple(names) for names in manifest["class_sets"]],
-        manifest["temperature"],
     )
+    model = Model(network, _load_readout(manifest, tensors, head), memory, [tuple(names) for names in manifest["class_sets"]])
     return model, config, manifest
+
+
+def _load_readout(manifest: dict[str, Any], tensors: Mapping[str, torch.Tensor], head: nn.Linear) -> Readout:
+    rule = dict(manifest.get("readout") or {"tensors": "head", "temperature": manifest["temperature"]})
+    if rule.pop("tensors") == "head":
+        return replace(linear_readout(head), **rule)
+    return Readout(tensors["readout.weight"], tensors["readout.bias"], **rule)
 
 
 def rename_before(run: Path, step: int, names: Mapping[str, str]) -> None:

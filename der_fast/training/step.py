@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from der_fast.compaction import Arena, CompactionPlan, pack, plan
 from der_fast.compaction.bank import FrozenBank
@@ -17,17 +17,18 @@ from der_fast.config.schema import ScheduleConfig
 from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import DivergenceError
-from der_fast.model.architecture import Architecture
 from der_fast.model.classifier import grow_classifier, new_classifier, slice_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
+from der_fast.model.readout import linear_readout
 from der_fast.seeds import generator
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
 from der_fast.training.equality import checked_error
 from der_fast.training.evaluation import features_by_class
 from der_fast.training.memory import herding, quota, truncate
+from der_fast.training.model import Model
 from der_fast.training.progress import EpochRecord
 from der_fast.training.pruning import final_keep, reestimate_batch_norm, settle
 from der_fast.training.representation import RepresentationStage
@@ -35,34 +36,6 @@ from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
 
 # Channels that 16-bit tensor cores compute in.
 TENSOR_CORE_BLOCK = 8
-
-
-@dataclass
-class Model:
-    """What a learner carries from step to step.
-
-    Attributes:
-        architecture: of every extractor.
-        bank: the finished extractors.
-        head: the classifier, or None before the first step.
-        dense: weights of the newest extractor before compaction, from which the next one starts.
-        memory: the rehearsal memory, labelled over all known classes, or None.
-        class_sets: the class names of every step.
-        temperature: logits are divided by it for probabilities.
-    """
-
-    architecture: Architecture
-    bank: FrozenBank = field(default_factory=FrozenBank)
-    head: nn.Linear | None = None
-    dense: dict[str, Tensor] | None = None
-    memory: ImageSource | None = None
-    class_sets: list[tuple[str, ...]] = field(default_factory=list)
-    temperature: float = 1.0
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """All known classes in learning order."""
-        return tuple(name for names in self.class_sets for name in names)
 
 
 @dataclass(frozen=True)
@@ -100,18 +73,18 @@ def begin_step(context: Context, model: Model, new: int) -> StepState:
     step, method, masks = len(model.class_sets) + 1, context.config.method, context.config.masks
     seed, known = context.seed, len(model.class_names)
     expands = method.expand and not method.bound
-    extractor = Extractor(model.architecture)
-    if model.dense is None or method.bound:
+    extractor = Extractor(model.network.architecture)
+    if model.network.dense is None or method.bound:
         extractor.initialise(generator(seed, "extractor", step))
     else:
-        extractor.load_state_dict(model.dense)
+        extractor.load_state_dict(model.network.dense)
     channel_masks = None
     if masks.enabled and expands:
-        layout = MaskLayout(model.architecture)
+        layout = MaskLayout(model.network.architecture)
         start = generator(seed, "mask logits")
         channel_masks = ChannelMasks(layout, low=masks.init_low, high=masks.init_high, clamp=masks.clamp, generator=start)
-    features = extractor.features + (model.bank.features if expands else 0)
-    head = grow_classifier(None if method.bound else model.head, features, known + new, generator(seed, "classifier", step))
+    features = extractor.features + (model.network.bank.features if expands else 0)
+    head = grow_classifier(None if method.bound else model.network.head, features, known + new, generator(seed, "classifier", step))
     auxiliary = None
     if step > 1 and expands and method.aux_weight > 0:
         auxiliary = new_classifier(extractor.features, new + 1, generator(seed, "auxiliary classifier", step))
@@ -143,7 +116,7 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
     if isinstance(source, PhotoSource):
         state.unreadable = source.recall(state.unreadable)
     expands = method.expand and not method.bound
-    frozen = model.bank if expands else FrozenBank()
+    frozen = model.network.bank if expands else FrozenBank()
     schedule = schedule_of(context, step)
     context.observer.step_begins(step, step, new, len(source))
     if state.stage == REPRESENTATION:
@@ -164,11 +137,9 @@ def learn_step(context: Context, model: Model, state: StepState, train: ImageSou
     dense = {name: value.detach().cpu().clone() for name, value in state.extractor.state_dict().items()}
     finished = replace(
         model,
-        bank=bank,
-        head=state.head,
-        dense=dense,
+        network=replace(model.network, bank=bank, head=state.head, dense=dense),
+        readout=linear_readout(state.head, context.config.classifier.temperature if trains_classifier else 1.0),
         class_sets=[*model.class_sets, new],
-        temperature=context.config.classifier.temperature if trains_classifier else 1.0,
     )
     finished.memory = None if method.bound else refill(context, finished, model.memory, train)
     return finished, replace(pruned, saved_seconds=_saved_seconds(state.records, context.device))
@@ -223,7 +194,7 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
         if len(rivals):
             train = train.relabelled(names).concatenated(whole.subset(rivals))
     largest = 0
-    for _, positions, features in features_by_class(context, model.bank, train):
+    for _, positions, features in features_by_class(context, model.network.bank, train):
         parts.append(train.subset(positions[herding(features, count)]).relabelled(names))
         # Herding ranks in double precision, twice: as given and normalised.
         largest = max(largest, features.numel() * (features.element_size() + 2 * 8))

@@ -11,8 +11,9 @@ from der_fast.data import MemorySource
 from der_fast.model.architecture import build_architecture
 from der_fast.training.checkpoint import Checkpoints, task_of
 from der_fast.training.context import Context
+from der_fast.training.model import Model, Network
 from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
-from der_fast.training.step import Model, begin_step
+from der_fast.training.step import begin_step
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def state_of(
     """Makes a step's state whose every weight is `value`."""
 
     def make(step: int = 1, stage: str = REPRESENTATION, epoch: int = 0, value: float = 0.0) -> StepState:
-        state = begin_step(context_for(tiny(), synthetic("ab")), Model(build_architecture("resnet20", width=1)), 2)
+        state = begin_step(context_for(tiny(), synthetic("ab")), Model(Network(build_architecture("resnet20", width=1))), 2)
         state.step, state.stage, state.epoch, state.elapsed = step, stage, epoch, value
         with torch.no_grad():
             for module in state.modules().values():
@@ -114,7 +115,7 @@ def test_one_of_another_network_is_passed_over(
     context_for: Callable[..., Context],
 ) -> None:  # fmt: skip
     Checkpoints(tmp_path, 2).save(state_of(epoch=1))
-    wider = begin_step(context_for(tiny(), synthetic("ab")), Model(build_architecture("resnet20", width=2)), 2)
+    wider = begin_step(context_for(tiny(), synthetic("ab")), Model(Network(build_architecture("resnet20", width=2))), 2)
     said: list[str] = []
     assert not Checkpoints(tmp_path, 2).restore(wider, said.append)
     assert len(said) == 1

@@ -30,11 +30,12 @@ from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
 from der_fast.training.graphed import WARM_UP, GraphedStep
 from der_fast.training.learner import Learner
+from der_fast.training.model import Model, Network
 from der_fast.training.progress import Observer
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.run import run_protocol
 from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step, schedule_of
+from der_fast.training.step import begin_step, schedule_of
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -67,17 +68,17 @@ def second_step(context: Context, backbone: str = "resnet20") -> tuple[Model, St
     architecture = build_architecture(backbone, width=4)
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
     dense = {name: value.clone() for name, value in old.state_dict().items()}
-    model = Model(architecture, FrozenBank([old]), None, dense, None, [("a", "b")])
+    model = Model(Network(architecture, FrozenBank([old]), dense=dense), class_sets=[("a", "b")])
     return model, begin_step(context, model, 2)
 
 
 def stage_of(context: Context, source: MemorySource, state: StepState, model: Model) -> RepresentationStage:
-    return RepresentationStage(context, state, model.bank, source, 2, schedule_of(context, state.step))
+    return RepresentationStage(context, state, model.network.bank, source, 2, schedule_of(context, state.step))
 
 
 def trained(context: Context, source: MemorySource, backbone: str) -> StepState:
     model, state = second_step(context, backbone)
-    for module in (model.bank, *state.modules().values()):
+    for module in (model.network.bank, *state.modules().values()):
         module.double()
     stage_of(context, source, state, model).run()
     return state
@@ -206,7 +207,7 @@ def test_a_batch_asks_the_device_for_nothing(
     context = replace(context_for(tiny({"masks.target_params": 0.4}), source), backend=FUSED)
     model, state = second_step(context)
     stage = stage_of(context, source, state, model)
-    step = BatchStep(context, state, model.bank, 2, stage.optimizer, stage.controller, settled)
+    step = BatchStep(context, state, model.network.bank, 2, stage.optimizer, stage.controller, settled)
     batch = next(iter(source.batches(None, 16, transform=context.test_transform)))
     step(batch.images, batch.labels, 0.5, 0)
     with NoQuestions() as mode:
@@ -371,7 +372,7 @@ def test_the_backend_decides_about_the_path(tiny: Tiny, synthetic: Images, conte
         )
         model, state = second_step(context)
         stage = stage_of(context, source, state, model)
-        BatchStep(context, state, model.bank, 2, stage.optimizer, stage.controller, settled=False)
+        BatchStep(context, state, model.network.bank, 2, stage.optimizer, stage.controller, settled=False)
     assert made == [(torch.float32, "auto"), (torch.bfloat16, "chain")]
 
 

@@ -19,10 +19,11 @@ from der_fast.training import graphed
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
 from der_fast.training.graphed import WARM_UP
+from der_fast.training.model import Model, Network
 from der_fast.training.progress import Observer
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step
+from der_fast.training.step import begin_step
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -65,9 +66,9 @@ def trained(context: Context, source: MemorySource, backbone: str = "resnet18") 
     architecture = build_architecture(backbone, width=8)
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
     dense = {name: value.clone() for name, value in old.state_dict().items()}
-    model = Model(architecture, FrozenBank([old]).to("cuda"), None, dense, None, [("a", "b")])
+    model = Model(Network(architecture, FrozenBank([old]).to("cuda"), dense=dense), class_sets=[("a", "b")])
     state = begin_step(context, model, 2)
-    watching.stage = RepresentationStage(context, state, model.bank, source, 2, context.config.later)
+    watching.stage = RepresentationStage(context, state, model.network.bank, source, 2, context.config.later)
     watching.stage.run()
     return state, watching
 

@@ -15,9 +15,10 @@ from der_fast.errors import DivergenceError
 from der_fast.model.architecture import build_architecture
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, count_batches
+from der_fast.training.model import Model, Network
 from der_fast.training.position import Position
 from der_fast.training.results import times_of
-from der_fast.training.step import Model, begin_step
+from der_fast.training.step import begin_step
 
 Images = Callable[..., MemorySource]
 Meter = Callable[[], EpochMeter]
@@ -27,7 +28,7 @@ Meter = Callable[[], EpochMeter]
 def meter(tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]) -> Meter:
     def make() -> EpochMeter:
         context = context_for(tiny(), synthetic("ab"))
-        return EpochMeter(context, begin_step(context, Model(build_architecture("resnet20", width=1)), 2), 3, 2)
+        return EpochMeter(context, begin_step(context, Model(Network(build_architecture("resnet20", width=1))), 2), 3, 2)
 
     return make
 

@@ -21,11 +21,12 @@ from der_fast.training.checkpoint import Checkpoints
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter
 from der_fast.training.learner import Learner
+from der_fast.training.model import Model, Network
 from der_fast.training.position import Position
 from der_fast.training.progress import Observer
 from der_fast.training.run import run_protocol
 from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step
+from der_fast.training.step import begin_step
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -157,7 +158,7 @@ def meter_of(tiny: Tiny, synthetic: Images, context_for: Callable[..., Context])
         written: Written = []
         context = context_for(tiny({"runtime.checkpoint_seconds": 60.0}), synthetic("ab"))
         context = replace(context, save=lambda state: written.append((state.tensors(), state.facts())))
-        state = state or begin_step(context, Model(build_architecture("resnet20", width=1)), 2)
+        state = state or begin_step(context, Model(Network(build_architecture("resnet20", width=1))), 2)
         return EpochMeter(context, state, 3, 10), written
 
     return make

@@ -20,11 +20,12 @@ from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
+from der_fast.training.model import Model, Network
 from der_fast.training.pruning import final_keep
 from der_fast.training.representation import RepresentationStage
 from der_fast.training.settled import Remainder
 from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step, schedule_of
+from der_fast.training.step import begin_step, schedule_of
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -35,10 +36,12 @@ def run_stage(context: Context, source: MemorySource, backbone: str, monkeypatch
     """Train the second step of a tiny network to its last epoch; return its state and the loss of every batch."""
     architecture = build_architecture(backbone, width=4)
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
-    model = Model(architecture, FrozenBank([old]), None, {n: v.clone() for n, v in old.state_dict().items()}, None, [("a", "b")])
+    model = Model(
+        Network(architecture, FrozenBank([old]), dense={n: v.clone() for n, v in old.state_dict().items()}), class_sets=[("a", "b")]
+    )
     state = begin_step(context, model, 2)
     # In double precision rounding cannot be mistaken for a fault, however chaotic a tiny deep network is.
-    for module in (model.bank, *state.modules().values()):
+    for module in (model.network.bank, *state.modules().values()):
         module.double()
     losses: list[float] = []
     step = BatchStep._loss
@@ -51,7 +54,7 @@ def run_stage(context: Context, source: MemorySource, backbone: str, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(BatchStep, "_loss", noting)
         patch.setattr(Context, "features", lambda self, extractor, images, *masks: extractor(images.double(), *masks))
-        RepresentationStage(context, state, model.bank, source, 2, schedule_of(context, 2)).run()
+        RepresentationStage(context, state, model.network.bank, source, 2, schedule_of(context, 2)).run()
     return state, losses
 
 
@@ -109,7 +112,7 @@ def test_the_first_batch_after_settling_has_the_loss_of_the_masked_network(
 
 def test_a_network_of_which_nothing_is_left_is_not_compacted(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
     context = context_for(tiny(), synthetic("ab"))
-    state = begin_step(context, Model(build_architecture("resnet20", width=2)), 2)
+    state = begin_step(context, Model(Network(build_architecture("resnet20", width=2))), 2)
     before = state.extractor
     assert not state.compact(torch.zeros(MaskLayout(before.architecture).channels, dtype=torch.bool))
     assert state.extractor is before and state.remainder is None and state.head.in_features == before.features

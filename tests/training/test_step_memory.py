@@ -39,9 +39,9 @@ def test_a_step_leaves_its_arena_and_no_copy(precision: str, tiny: Callable[...,
         learner.learn(synthetic(names))
         learner.predict(synthetic(names).images)
         sizes.append(bytes_of_tensors())
-        banks.append(learner.model.bank.nbytes + sum(value.numel() * 4 for value in learner.model.head.parameters()))
-    arena = learner.model.bank.extractors[-1].arena.nbytes
-    dense = 4 * learner.model.architecture.parameters()
+        banks.append(learner.model.network.bank.nbytes + sum(value.numel() * 4 for value in learner.model.network.head.parameters()))
+    arena = learner.model.network.bank.extractors[-1].arena.nbytes
+    dense = 4 * learner.model.network.architecture.parameters()
     assert arena < dense / 2, "too little was pruned: the test shows nothing"
     for step in (2, 3):
         grown = sizes[step] - sizes[step - 1]
