@@ -28,6 +28,7 @@ from der_fast.training.provenance import GIVEN, moved, origin_of
 from der_fast.training.run import check_out, learn_more, run_protocol
 from der_fast.training.runtime import refuse_rerun
 from der_fast.training.sources import as_source, without_empty_classes
+from der_fast.training.watching import watched
 
 _LIMITS = ("train_per_class", "test_per_class", "test_share")
 
@@ -52,6 +53,7 @@ def train(
     resume: bool = False,
     observer: Observer | None = None,
     settings: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
 ) -> RunResult:
     """Learn a data set's classes step by step, with pruning, and write run folder and report.
 
@@ -64,28 +66,35 @@ def train(
         config: a complete configuration to start from instead of a preset.
         preset: name of a preset; default: the one made for `data` and `protocol`, if there is one.
         paper: the paper's own schedule: no settling, no parameter target, no floor, no whole blocks.
-        resume: go on with the run in `out`.
+        resume: go on with the run in `out`, or begin it where nothing was begun. On the CPU it comes to what it would have come to, bit for
+            bit on the same kind of processor.
         observer: told about progress.
         settings: single keys over all of that, e.g. ``{"later.epochs": 20}``.
+        progress: show how training goes: None, where somebody looks on (standard error is a terminal: a bar; a notebook: a line of text)
+            and no observer is given; True, also elsewhere (a line a minute on standard error) and beside an observer; False, never.
 
     Returns:
         The metrics (percent, parameter counts, milliseconds, seconds), the learner and the folder.
 
     Raises:
         UserError: anything that the caller can mend; the message says what, where and how.
+        KeyboardInterrupt: Ctrl-C, after the running batch was finished and, where there is a folder, saved; a second one does not wait.
+            Only in the main thread, and only where Python's own handler is in force.
     """
     refuse_rerun()
     fit_to_compute()
     if isinstance(data, (str, Path)):
         resolved = resolve_config(str(data), protocol, preset=preset, paper=paper, changes=settings, base=config)
-        return train_run(resolved, None if out is None else expand(out), resume=resume, observer=observer)
+        with watched(observer, progress) as watcher:
+            return train_run(resolved, None if out is None else expand(out), resume=resume, observer=watcher)
     if not (isinstance(data, tuple) and len(data) == 2):
         raise ConfigError(f"data must be a name, a folder, or a pair (train, test), not {type(data).__name__}")
     resolved = resolve_config(None, protocol, preset=preset, paper=paper, changes=settings, base=config or Config())
     resolved = replace_keys(resolved, {"data.name": GIVEN})
     train_source = as_source(data[0], resolved.data)
     test_source = as_source(data[1], resolved.data, train_source.image_size)
-    return _train(resolved, train_source, test_source, None if out is None else expand(out), resume, observer)
+    with watched(observer, progress) as watcher:
+        return _train(resolved, train_source, test_source, None if out is None else expand(out), resume, watcher)
 
 
 def train_run(config: Config, out: Path | None, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
@@ -170,6 +179,7 @@ def learn_run(
     data: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
+    progress: bool | None = None,
 ) -> RunResult:
     """Teach a saved run the classes of a folder, save it, and write its report anew.
 
@@ -182,6 +192,7 @@ def learn_run(
         data: where the images of the run's own data set lie now, if they were moved.
         overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``.
         observer: told about progress.
+        progress: shown where somebody looks on; see `train`.
 
     Accuracy is measured on the test images of the new classes and on those that the run held out of every data set it learned before.
     What of these cannot be read any more is said and stands in the report.
@@ -191,7 +202,11 @@ def learn_run(
         UserError: anything that the caller can mend: nothing that is new, a folder that cannot be used, a damaged run.
     """
     refuse_rerun()
-    run, watcher = expand(run), observer or Observer()
+    with watched(observer, progress) as watcher:
+        return _learn_run(expand(run), folder, data, overrides, watcher)
+
+
+def _learn_run(run: Path, folder: str | Path, data: str | Path | None, overrides: Mapping[str, Any] | None, watcher: Observer) -> RunResult:
     saved, overrides = Learner.load(run), dict(overrides or {})
     if data is not None:
         overrides["data.name"] = absolute(str(data))

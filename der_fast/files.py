@@ -24,6 +24,17 @@ _held: dict[Path, int] = {}
 _guard = threading.Lock()
 
 
+def _hold_nothing() -> None:
+    global _guard
+    _held.clear()
+    _guard = threading.Lock()
+
+
+# What a process holds, one that is forked from it does not, though its thread has the same number.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_hold_nothing)
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], None], *, remedy: str | None = None) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
@@ -137,7 +148,7 @@ def held(folder: str | Path) -> Iterator[None]:
         with _locked(folder):
             yield
     finally:
-        del _held[key]
+        _held.pop(key, None)
 
 
 @contextlib.contextmanager

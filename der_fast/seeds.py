@@ -2,7 +2,7 @@
 
 Every random decision (class order, shuffling, augmentation, initialisation) takes its generator from
 `generator(seed, "what", step, epoch, ...)`. A run that is resumed in the middle therefore draws exactly the numbers that
-it would have drawn without the interruption.
+it would have drawn without the interruption. What is computed from them repeats bit for bit on one kind of processor only (docs/cpu.md).
 """
 
 from __future__ import annotations

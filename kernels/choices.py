@@ -1,19 +1,22 @@
 """Which way of computing something is the fastest here: measured once, remembered in a file, and pinned where a run must repeat itself.
 
-The ways differ by rounding. A run that shall go on bit for bit keeps `record()` and hands it to `pin` before it goes on.
+The ways differ by rounding. A run that shall go on bit for bit, on the same kind of processor, keeps `record()` and hands it to `pin`
+before it goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from der_fast.errors import StorageError
 from der_fast.files import write_json
@@ -26,6 +29,8 @@ from der_fast.machine import processor_name
 VERSION = 2
 # How much faster than the usual way another one must be before it is taken: measured times scatter by about as much.
 HYSTERESIS = 0.03
+# Seconds to wait for another process that adds to the file, which takes milliseconds.
+_PATIENCE = 5.0
 
 CPU = torch.device("cpu")
 
@@ -146,10 +151,11 @@ class Choices:
             if self.homeless:
                 self._say_not_kept("this user has no home folder; set HOME or XDG_CACHE_HOME to a folder that can be written to")
             return
-        # Another process may have added to the file meanwhile.
-        entries = {**_read(self.path, _log.debug), key: choice}
         try:
-            write_json(self.path, {"version": VERSION, "choices": {name: asdict(entry) for name, entry in entries.items()}})
+            with _alone(self.path):
+                # Another process may have added to the file meanwhile.
+                entries = {**_read(self.path, _log.debug), key: choice}
+                write_json(self.path, {"version": VERSION, "choices": {name: asdict(entry) for name, entry in entries.items()}})
         except StorageError as error:
             reason = getattr(error.__cause__, "strerror", None) or error
             self._say_not_kept(f"cannot write {self.path}: {reason}")
@@ -159,6 +165,20 @@ class Choices:
         if not self._said:
             self._said = True
             _log.warning("what was measured to be the fastest is not kept, so the next run measures again: %s", reason)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from adding to the file meanwhile; where that cannot be done, an entry may be lost and measured again."""
+    lock = FileLock(path.with_suffix(".lock"))
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.acquire(timeout=_PATIENCE, poll_interval=0.01))
+        except (OSError, NotImplementedError) as error:
+            # A drive without locks, a folder that may not be written to, a process that holds the lock and does not go on (Timeout).
+            _log.debug("%s is written without a lock: %s", path, error)
+        yield
 
 
 def _winner(milliseconds: Mapping[str, float], usual: str | None) -> str:

@@ -238,3 +238,25 @@ def test_a_drive_without_locks_is_written_to_all_the_same(tmp_path: Path, monkey
         write_bytes(tmp_path / "file", b"new")
         assert isinstance(in_a_thread(lambda: hold(tmp_path)), StorageError)
     assert files._held == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks processes")
+def test_a_forked_process_does_not_hold_what_its_parent_holds(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from der_fast.errors import StorageError
+from der_fast.files import held
+
+with held(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        try:
+            with held(sys.argv[1]):
+                os._exit(1)
+        except StorageError as error:
+            os._exit(0 if "another process" in str(error) else 2)
+    assert os.waitpid(child, 0)[1] == 0
+    with held(sys.argv[1]):
+        pass
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=100, check=True)

@@ -32,7 +32,7 @@ def demo(
     """Learn ten handwritten digits in five steps of two, prune after every step, and draw a report."""
     config = resolve_config("digits", preset="digits")
     config = check(replace_keys(config, changes_from(ctx.params, config)))
-    out = new_folder(Path("runs"), "demo") if out is None else usable_out(out, resume=False)
+    out = new_folder(ctx, Path("runs"), "demo") if out is None else usable_out(out, resume=False)
     say_note(f"writing to {out}")
     remember_resume(ctx, lambda: how_to_go_on(out))
     if not quiet:

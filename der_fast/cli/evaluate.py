@@ -21,7 +21,8 @@ Data = Annotated[
 def evaluate(run: opt.Run, data: Data = None, as_json: opt.Json = False, device: opt.Device = None, debug: opt.Debug = False) -> None:
     """Test the model of RUN on the images that it held out, or on those of DATA that it was not trained on."""
     from der_fast.api import evaluate_run
-    from der_fast.cli.display import OnlyMessages, shortened
+    from der_fast.cli.display import OnlyMessages
+    from der_fast.training.standing import shortened
 
     result = asdict(evaluate_run(run, data, device=device, observer=OnlyMessages()))
     if as_json:

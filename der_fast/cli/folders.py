@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from der_fast.config.schema import Config
 from der_fast.config.tree import from_dict
-from der_fast.errors import CheckpointError, ConfigError
+from der_fast.errors import CheckpointError, ConfigError, StorageError
 
 # Any of these makes a folder a run; each is written by training.
 _TRACES = ("config.json", "learner.json", "metrics.json", "history.json", "checkpoints", "steps")
@@ -22,14 +27,34 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in _TRACES)
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """Return ``parent/name``, or ``parent/name-2``, ``-3`` … if runs lie there already."""
+def new_folder(ctx: typer.Context, parent: Path, name: str) -> Path:
+    """Make ``parent/name``, or ``parent/name-2``, ``-3`` … if something lies there already, and return it: nobody else is given it.
+
+    A command that ends before it has written anything there takes it away again.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
     slug = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.") or "run"
     for number in count(1):
         folder = parent / (slug if number == 1 else f"{slug}-{number}")
-        if not folder.exists():
-            return folder
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            # Where the parent is a link to nowhere, no number will do.
+            if not os.path.lexists(folder):
+                raise StorageError(f"cannot make {folder}: {parent} is no folder; give another --out") from error
+            continue
+        except OSError as error:
+            raise StorageError(f"cannot make {folder}: {error.strerror or error}; give another --out") from error
+        ctx.call_on_close(partial(_remove_empty, folder))
+        return folder
     raise AssertionError("counting never ends")
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def usable_out(out: Path, resume: bool) -> Path:

@@ -14,9 +14,6 @@ from der_fast.cli.console import output, print_json, say_note
 from der_fast.cli.group import at_home
 from der_fast.errors import ConfigError, DataError
 
-# So many decoded photos of 256 × 256 pixels take about 200 MB.
-_FILES_AT_ONCE = 1024
-
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", callback=at_home, help="the folder of a saved run, or an exported .onnx or .safetensors file")
 ]
@@ -111,15 +108,14 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 def predictions(model: Predictor, files: Sequence[Path], top: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Yield (path, prediction) for every file in order, then ("path: reason", None) for those that cannot be read, part by part."""
-    from der_fast.data import load_folder_images
+    from der_fast.data import file_parts
 
     assert model.image_size is not None
-    for start in range(0, len(files), _FILES_AT_ONCE):
-        images, read, problems = load_folder_images(files[start : start + _FILES_AT_ONCE], model.image_size)
-        for path, prediction in zip(read, model.predict(images, top=top), strict=True):
+    for part, decoded in file_parts(files, model.image_size):
+        for index, prediction in zip(decoded.kept, model.predict(decoded.images, top=top), strict=True):
             best = [{"class_name": name, "probability": probability} for name, probability in prediction.top]
-            yield str(path), {"class_name": prediction.class_name, "probability": prediction.probability, "top": best}
-        for problem in problems:
+            yield str(part[index]), {"class_name": prediction.class_name, "probability": prediction.probability, "top": best}
+        for problem in decoded.problems:
             yield problem, None
 
 

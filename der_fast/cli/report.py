@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from der_fast.cli import options as opt
-from der_fast.cli.console import say_where
+from der_fast.cli.console import say_note, say_where
 from der_fast.cli.group import at_home
 from der_fast.cli.tables import print_texts
 
@@ -21,7 +21,7 @@ Compare = Annotated[
 
 def report(runs: Runs, compare: Compare = None, debug: opt.Debug = False) -> None:
     """Write report.html and figures/*.png into every RUN, and print what its steps add; with --compare, one picture of all instead."""
-    from der_fast.report import compare_runs, growth_table, write_report
+    from der_fast.report import compare_runs, growth_table, unfinished_step, write_report
 
     if compare is not None:
         say_where("comparison", compare_runs(runs, compare))
@@ -29,4 +29,6 @@ def report(runs: Runs, compare: Compare = None, debug: opt.Debug = False) -> Non
     for run in runs:
         where = write_report(run)
         print_texts(growth_table(run))
+        if (so_far := unfinished_step(run)) is not None:
+            say_note(so_far)
         say_where("report", where)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from rich.table import Table
 
 from der_fast.cli.console import output
-from der_fast.cli.timeleft import as_clock
+from der_fast.training.timeleft import as_clock
 
 MISSING = "–"
 

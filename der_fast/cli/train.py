@@ -65,7 +65,7 @@ def train(
         print_json(to_dict(config))
         return
     if out is None:
-        out = new_folder(Path("runs"), f"{Path(config.data.name).name}-{shown(config.protocol.name)}")
+        out = new_folder(ctx, Path("runs"), f"{Path(config.data.name).name}-{shown(config.protocol.name)}")
     usable_out(out, resume)
     say_note(f"writing to {out}")
     remember_resume(ctx, lambda: how_to_go_on(out))

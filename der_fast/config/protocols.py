@@ -9,6 +9,7 @@ from typing import Any
 
 from der_fast.config.tree import split_list
 from der_fast.errors import ConfigError
+from der_fast.home import expand
 
 FORMS = "B0-<steps>, B<base>-<steps> or the sizes of all steps, e.g. B0-10, B50-5 or 10,10,5"
 _MOST_SHOWN = 6
@@ -68,7 +69,7 @@ def protocol_keys(protocol: Protocol) -> dict[str, Any]:
         if sizes or parse_even(protocol):
             return {"protocol.name": ",".join(map(str, sizes)) if sizes else protocol, "protocol.steps": None}
         if _is_file(protocol):
-            return _steps_keys(_read_steps(Path(protocol).expanduser()))
+            return _steps_keys(_read_steps(expand(protocol)))
         if Path(protocol).suffix or len(Path(protocol).parts) > 1:
             raise ConfigError(f"there is no protocol file {protocol}; a protocol is {FORMS}, or such a file")
         return {"protocol.name": protocol, "protocol.steps": None}
@@ -108,7 +109,7 @@ def _read_steps(path: Path) -> list[list[str]]:
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).expanduser().is_file()
+        return expand(text).is_file()
     except (OSError, RuntimeError, ValueError):
         # A long text is no valid path, and a home folder need not be known.
         return False

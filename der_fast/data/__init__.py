@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from der_fast.data.convert import as_image_batch, load_folder_images
+    from der_fast.data.convert import load_folder_images
     from der_fast.data.dataset import from_dataset
     from der_fast.data.load import load_dataset
+    from der_fast.data.parts import as_image_batch, file_parts, image_parts
     from der_fast.data.sizes import stored_side
     from der_fast.data.source import Batch, ImageSource, MemorySource
     from der_fast.data.transform import Transform, transforms_for
@@ -18,8 +19,10 @@ _HOMES = {
     "ImageSource": "source",
     "MemorySource": "source",
     "Transform": "transform",
-    "as_image_batch": "convert",
+    "as_image_batch": "parts",
+    "file_parts": "parts",
     "from_dataset": "dataset",
+    "image_parts": "parts",
     "load_dataset": "load",
     "load_folder_images": "convert",
     "stored_side": "sizes",
@@ -32,7 +35,9 @@ __all__ = [
     "MemorySource",
     "Transform",
     "as_image_batch",
+    "file_parts",
     "from_dataset",
+    "image_parts",
     "load_dataset",
     "load_folder_images",
     "stored_side",

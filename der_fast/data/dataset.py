@@ -26,7 +26,7 @@ def from_dataset(
 
     Args:
         dataset: has ``len(dataset)`` and ``dataset[i] → (image, label)``, e.g. one of torchvision's. Images as `to_pil` takes them
-            (Pillow image, array H × W × 3, tensor 3 × H × W); labels are integers, or class names where names are known.
+            (Pillow image, array or tensor of 2 or 3 axes); labels are integers, or class names where names are known.
         class_names: the class of label i is ``class_names[i]``; default: ``dataset.classes``, and where there is none the distinct labels
             themselves, sorted.
         image_size: (height, width) in pixels, or the side of a square; default: the images' own size if it is the same for all, else 32 if
@@ -42,7 +42,7 @@ def from_dataset(
     count = len(dataset)
     if count == 0:
         raise DataError(f"the data set ({type(dataset).__name__}) is empty")
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = _size(image_size)
     what = f"the data set ({type(dataset).__name__})"
     if size is not None:
         refuse_too_much(count, size, max_gib, what)
@@ -66,6 +66,14 @@ def from_dataset(
     names = class_names if class_names is not None else getattr(dataset, "classes", None)
     numbers, known = _numbered(labels, None if names is None else [str(name) for name in names])
     return MemorySource(pixels, numbers, known)
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    # Anything but a pair is a side, of whatever type of integers.
+    height, width = given if isinstance(given, (tuple, list)) else (given, given)
+    return operator.index(height), operator.index(width)
 
 
 def _item(dataset: Any, index: int) -> tuple[Any, Any]:

@@ -128,8 +128,12 @@ def decode_files(paths: Sequence[Path], size: tuple[int, int], *, progress: Call
     pixels = np.zeros((len(paths), *size, 3), dtype=np.uint8)
     reasons: list[str | None] = [None] * len(paths)
 
+    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    # A few files, too, are shared out among all threads.
+    step = max(1, min(_FILES_PER_TASK, len(paths) // (2 * threads)))
+
     def work(start: int) -> int:
-        chunk = range(start, min(start + _FILES_PER_TASK, len(paths)))
+        chunk = range(start, min(start + step, len(paths)))
         for index in chunk:
             try:
                 pixels[index] = decode(paths[index], size)
@@ -139,11 +143,10 @@ def decode_files(paths: Sequence[Path], size: tuple[int, int], *, progress: Call
                 reasons[index] = reason_of(error)
         return len(chunk)
 
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         # Pillow warns about odd EXIF blocks and palettes that it copes with.
         warnings.simplefilter("ignore")
-        for done in pool.map(work, range(0, len(paths), _FILES_PER_TASK)):
+        for done in pool.map(work, range(0, len(paths), step)):
             if progress is not None:
                 progress(done)
     kept = [index for index, reason in enumerate(reasons) if reason is None]

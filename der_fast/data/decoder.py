@@ -2,6 +2,7 @@
 
 It is a program of its own, and no child of `multiprocessing`, because those run the user's script once more where processes are spawned
 (macOS, Windows, Python 3.14), cannot be started by a daemonic process, and where they are forked inherit locks that nobody opens again.
+What is pickled comes by pipes that the parent made for this process alone.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     incoming, outgoing = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    try:
+        os.dup2(2, 1)
+    except OSError:
+        # Nobody listens to standard error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         serve(incoming, outgoing)
     except BaseException:

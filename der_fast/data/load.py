@@ -10,7 +10,7 @@ import torch
 from der_fast.config.datasets import KNOWN_NAMES
 from der_fast.config.schema import DataConfig
 from der_fast.data.cifar import ARCHIVES, load_cifar
-from der_fast.data.convert import as_image_batch
+from der_fast.data.convert import fit_batch
 from der_fast.data.digits import load_digits
 from der_fast.data.folder import load_folder
 from der_fast.data.sizes import refuse_too_much, stored_side
@@ -99,7 +99,7 @@ def resized(source: MemorySource, size: tuple[int, int]) -> MemorySource:
     """Return the source with images of `size` (height, width): resized to cover it, the rest cut off evenly."""
     if source.image_size == size:
         return source
-    return MemorySource(as_image_batch(source.images, size), source.labels, source.class_names, files=source.files, skipped=source.skipped)
+    return MemorySource(fit_batch(source.images, size), source.labels, source.class_names, files=source.files, skipped=source.skipped)
 
 
 def limit_per_class(source: MemorySource, most: int | None) -> MemorySource:

@@ -132,7 +132,7 @@ def _obituary(process: Process, crops: Crops) -> str:
         if name == "SIGKILL":
             return (
                 f"{begin}was killed (SIGKILL), as systems do where memory runs out; free some memory, or set data.workers or the batch "
-                "size lower, and go on: what was saved is unharmed"
+                "size lower, and resume the run: what was saved is unharmed"
             )
         return f"{begin}was ended by {name} while it read {_named(crops)}; if it happens again, look at these files"
     how = f"ended with exit code {code}" if code is not None else "does not answer any more"

@@ -135,13 +135,14 @@ class ImageSource(Protocol):
             indices: int64: which images; None = all.
             batch_size: images per batch; the last batch may be smaller.
             transform: what is done to the pixels.
-            generator: CPU generator that decides shuffling and augmentation; equal seeds give equal batches, bit for bit.
+            generator: CPU generator that decides shuffling and augmentation; equal seeds give equal batches, bit for bit on
+                the CPU, on one kind of processor.
             shuffle: draw a new order, for training. A last batch of a single image is then left out if it is not the only one, because
                 batch-norm cannot train on one value.
             device: where images and labels shall be.
             channels_last: memory layout of the images.
             start: where to begin, as a batch of the same pass said: what follows is what would have followed there, bit for bit on the
-                CPU. The generator must be in the state in which that pass found it.
+                CPU, on one kind of processor. The generator must be in the state in which that pass found it.
 
         Raises:
             DataError: an index out of range.

@@ -26,6 +26,7 @@ from der_fast.data.source import ImageSource, MemorySource
 from der_fast.data.split import held_out
 from der_fast.data.tars import index_tars
 from der_fast.errors import DataError
+from der_fast.home import expand
 
 _Classes = dict[str, Int64s]
 
@@ -123,7 +124,7 @@ def _listed(place: Path, config: DataConfig, cache: Path | None) -> tuple[FileTa
         table, parts[WHOLE] = read_text(place)
         note = f"list of {len(table):,} files: {place}"
         if config.test_list is not None:
-            second, found = read_text(Path(config.test_list).expanduser())
+            second, found = read_text(expand(config.test_list))
             parts = {TRAIN: parts[WHOLE], TEST: {name: rows + len(table) for name, rows in found.items()}}
             table = table.joined(second)
     parts = _wanted(parts, config.classes)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from der_fast.data import as_image_batch
+from der_fast.data import image_parts
 from der_fast.deployment.facts import Facts, facts_of
 from der_fast.deployment.network import Run, network_of, runner
 from der_fast.deployment.onnx_file import read_onnx
 from der_fast.deployment.safetensors_file import read_safetensors
-from der_fast.errors import CheckpointError, ExportError
+from der_fast.errors import CheckpointError, DataError, ExportError
 from der_fast.home import expand
 from der_fast.kernels.backend import resolve_device
 from der_fast.kernels.forked import fit_to_compute
@@ -47,13 +47,28 @@ class DeployedModel:
 
     def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
         """Name the class of every image; arguments, result and errors as those of `Learner.predict`."""
-        check_top(top)
+        top = check_top(top)
         fit_to_compute()
-        pixels = as_image_batch(images, self.image_size)
-        return predictions_of(self.outputs(pixels)[1], self.class_names, top) if len(pixels) else []
+        rows: list[Prediction] = []
+        for pixels in image_parts(images, self.image_size):
+            rows += predictions_of(self.outputs(pixels)[1], self.class_names, top)
+        return rows
 
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and probabilities, both (N, C) float32, of uint8 images (N, *image_size, 3), N at least 1."""
+        """Return logits and probabilities, both (N, C) float32, of pixels as `der_fast.data.as_image_batch` gives them.
+
+        Args:
+            pixels: uint8, (N, *image_size, 3), N at least 1.
+
+        Raises:
+            DataError: another dtype or shape.
+        """
+        wanted = (*self.image_size, 3)
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != wanted or not len(pixels):
+            raise DataError(
+                f"outputs() takes uint8 pixels of shape (N, {wanted[0]}, {wanted[1]}, 3), not {pixels.dtype}, {tuple(pixels.shape)}; "
+                "predict() takes images of every form"
+            )
         rows = [self._run(part) for part in torch.split(pixels, _BATCH)]
         return torch.cat([logits for logits, _ in rows]), torch.cat([probabilities for _, probabilities in rows])
 

@@ -151,6 +151,8 @@ def _check_images(learner: Learner, given: Any) -> Tensor:
     """Return up to `CHECK_IMAGES` real images, uint8, evenly spread over what there is."""
     assert learner.image_size is not None
     if given is not None:
+        # Of ten thousand paths only those that are used are decoded.
+        given = [given[index] for index in _spread(len(given)).tolist()] if isinstance(given, (list, tuple)) else given
         pixels = as_image_batch(given, learner.image_size)
         pixels = pixels[_spread(len(pixels))]
     else:

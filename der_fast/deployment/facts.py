@@ -18,7 +18,10 @@ from der_fast.errors import ExportError
 from der_fast.training.learner import Learner
 
 LINEAR_FORMAT, FORMAT = 1, 2
-RESIZE_RULE = "turn upright by EXIF, convert to RGB, scale to just cover `resize` and cut off evenly (bilinear, antialiased)"
+RESIZE_RULE = (
+    "turn upright by EXIF, take the upper 8 bits of 16-bit grey, lay transparency over white, convert to RGB, scale to just cover `resize` "
+    "and cut off evenly (bilinear, antialiased)"
+)
 FLOAT_INPUT, UINT8_INPUT = "float32", "uint8"
 _LAYOUTS = {FLOAT_INPUT: "NCHW", UINT8_INPUT: "NHWC"}
 

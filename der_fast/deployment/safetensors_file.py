@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +23,20 @@ from der_fast.model.readout import Readout
 
 # One key for everything: safetensors writes several in an order that differs from file to file.
 _KEY, _NETWORK = "der_fast", "network"
+_TEXTS_SHA256 = "metadata_sha256"
 
 
 def write_safetensors(path: Path, network: Network, facts: Facts) -> None:
     """Write the network to `path`; raises OSError where it cannot be written."""
     described = {**backbone_facts(network.architecture), "extractors": [dict(part.widths) for part in network.parts]}
     texts = {**facts.to_texts(), _NETWORK: json.dumps(described)}
+    texts = {**texts, _TEXTS_SHA256: _checksum(texts)}
     path.write_bytes(save(dict(network.named_tensors()), {_KEY: json.dumps(texts, ensure_ascii=False)}))
+
+
+def _checksum(texts: Mapping[str, str]) -> str:
+    """The SHA-256 of every text and its key: a class name that lost a bit would be another name, and the weights' own checksum right."""
+    return hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
 
 
 def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
@@ -56,12 +64,16 @@ def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
     except (TypeError, ValueError) as error:
         raise ExportError(f"{path} is damaged: its metadata cannot be read ({error!r}). Export the run anew") from error
     facts = Facts.from_texts(texts, str(path))
+    written = texts.pop(_TEXTS_SHA256, None)
     try:
         network = _network(json.loads(texts[_NETWORK]), tensors, facts)
     except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
         raise ExportError(f"{path} is damaged: its network cannot be built ({error!r}). Export the run anew") from error
     if network.checksum != facts.weights_sha256:
         raise ExportError(f"{path} is damaged: the checksum of its weights is not the one that was written down. Export the run anew")
+    # Files of before have no checksum, and nothing else that is unknown either: where its key is damaged it counts as unknown.
+    if written != _checksum(texts) and (written is not None or not set(texts) <= {*facts.to_texts(), _NETWORK}):
+        raise ExportError(f"{path} is damaged: the checksum of its metadata is not the one that was written down. Export the run anew")
     return facts, runner(network, facts.preprocessing.transform(), device)
 
 

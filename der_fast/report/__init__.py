@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from der_fast.report.tables import Table
 
-__all__ = ["compare_runs", "growth_table", "write_report"]
+__all__ = ["compare_runs", "growth_table", "unfinished_step", "write_report"]
 
 
 def write_report(run: str | Path) -> Path:
@@ -34,3 +34,10 @@ def growth_table(run: str | Path) -> Table:
     from der_fast.report.tables import growth_table as table
 
     return table(read_run(run))
+
+
+def unfinished_step(run: str | Path) -> str | None:
+    """Return how far a step got that was begun and is not finished, in one sentence; None where there is none. Raises CheckpointError."""
+    from der_fast.report.record import read_run
+
+    return read_run(run).unfinished

@@ -23,6 +23,7 @@ class EpochRow:
     step: int
     stage: str
     epoch: int
+    epochs: float | None
     loss: float | None
     accuracy: float | None
     lr: float | None
@@ -107,6 +108,11 @@ class RunRecord:
     events: tuple[EventRow, ...] = ()
 
     @property
+    def unfinished(self) -> str | None:
+        """How far a step got that was begun and is not finished, in one sentence; None where there is none."""
+        return _how_far(self.history, len(self.top1))
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Every class of the finished steps, in the order it was learned."""
         return tuple(name for names in self.steps for name in names)
@@ -145,7 +151,7 @@ def read_run(run: str | Path) -> RunRecord:
 
     Raises:
         CheckpointError: no such folder; metrics.json missing, not JSON, or without a usable `steps` or `top1`. A damaged
-            history or mask file does not stop the report: it is named in `missing`.
+            history or mask file does not stop the report: it is named in `missing`, as is a step that is not finished.
     """
     path = expand(run)
     metrics = _read_metrics(path)
@@ -153,6 +159,9 @@ def read_run(run: str | Path) -> RunRecord:
     top1 = fields.values("top1")
     steps = fields.steps(len(top1))
     history = _read_history(path, fields.missing)
+    unfinished = _how_far(history, len(top1))
+    if unfinished is not None:
+        fields.missing.append(f"{unfinished} Its accuracy and parameters are known once it is.")
     kept = fields.kept(len(top1))
     config = fields.mapping("config") or _read_config(path)
     masks_off = config.get("masks", {}).get("enabled") is False if isinstance(config.get("masks"), dict) else False
@@ -207,6 +216,20 @@ def read_run(run: str | Path) -> RunRecord:
     )
 
 
+def _how_far(history: Sequence[EpochRow], finished: int) -> str | None:
+    """Say how far the step after the `finished` ones got; None where no epoch of it is known."""
+    if not history or history[-1].step <= finished:
+        return None
+    row = history[-1]
+    of = "" if row.epochs is None else f" of {row.epochs:.0f}"
+    figures = [
+        *([] if row.loss is None else [f"loss {row.loss:.3f}"]),
+        *([] if row.accuracy is None else [f"training accuracy {row.accuracy:.1f} %"]),
+    ]
+    shown = f" ({', '.join(figures)})" if figures else ""
+    return f"Step {row.step} is not finished: epoch {row.epoch}{of} of its {row.stage} stage ended last{shown}."
+
+
 def _settled_from(history: Sequence[EpochRow]) -> dict[int, int]:
     """Return the first epoch with binary masks of every step that has one."""
     settled: dict[int, int] = {}
@@ -221,9 +244,11 @@ def _read_metrics(path: Path) -> Mapping[str, Any]:
     if not path.is_dir():
         raise CheckpointError(f"there is no run folder {path}: give the folder that `der-fast train` wrote with --out")
     if not file.is_file():
+        so_far = _how_far(_read_history(path, []), 0)
         raise CheckpointError(
             f"{path} holds no metrics.json, so there is nothing to report: it is written when the first step ends. "
-            "Go on with the run (--resume), or give another folder."
+            + ("" if so_far is None else f"{so_far} ")
+            + "Wait for the run or go on with it (--resume), or give another folder."
         )
     try:
         metrics = _strict_json(file)
@@ -272,6 +297,7 @@ def _epoch_row(fields: Fields) -> EpochRow:
         step=int(step),
         stage=fields.text("stage", "representation"),
         epoch=int(epoch),
+        epochs=fields.number("epochs"),
         loss=fields.number("loss"),
         accuracy=fields.number("accuracy"),
         lr=fields.number("lr"),

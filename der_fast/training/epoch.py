@@ -18,6 +18,9 @@ from der_fast.training.position import Position
 from der_fast.training.progress import EpochRecord
 from der_fast.training.state import CLASSIFIER, StepState
 
+# Asking a GPU for a number lets it run dry for a moment.
+_SECONDS_BETWEEN_FIGURES = 10.0
+
 
 def tally(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
     """Add a batch to (2,) `totals`: its mean loss times its images, and hits of `logits` (N, classes) against `labels` (N,)."""
@@ -54,7 +57,7 @@ class EpochMeter:
         self.waited = 0.0
         self.start = BEGINNING
         self._between: tuple[Place, float, Callable[[], None]] | None = None
-        self.started = self._saved = time.perf_counter()
+        self.started = self._saved = self._told = time.perf_counter()
         # A state that is gone on with in the middle of an epoch does not know what was computed before.
         self._computing = time.process_time() if context.device.type == "cpu" and state.position is None else None
         if state.position is not None:
@@ -94,6 +97,11 @@ class EpochMeter:
         self.batch += 1
         epoch = self.state.epoch + 1
         self.context.observer.batch_ends(self.state.step, self.stage, epoch, self.epochs, self.batch, self.batches, images)
+        now = time.perf_counter()
+        if now - self._told >= _SECONDS_BETWEEN_FIGURES and self.batch < self.batches:
+            self._told = now
+            loss, hits = (self.totals / max(self.images, 1)).tolist()
+            self.context.observer.epoch_so_far(loss, 100 * hits, self.images / max(now - self.started, 1e-9))
 
     def checkpoint(self, place: Place | None, lr: float, write_down: Callable[[], None]) -> None:
         """Save the state as it is between two batches, if the last checkpoint is `runtime.checkpoint_seconds` old or a signal says stop.

@@ -41,15 +41,20 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
 
-def _test_batches(context: Context, source: ImageSource, order: Tensor | None = None) -> Iterator[Batch]:
-    runtime = context.config.runtime
-    return source.batches(
+def _test_batches(context: Context, source: ImageSource, work: str, order: Tensor | None = None) -> Iterator[Batch]:
+    runtime, done = context.config.runtime, 0
+    batches = source.batches(
         order,
         runtime.eval_batch_size,
         transform=context.test_transform,
         device=context.device,
         channels_last=runtime.channels_last,
     )
+    context.observer.images_pass(work, 0, len(source))
+    for batch in batches:
+        yield batch
+        done += len(batch.labels)
+        context.observer.images_pass(work, done, len(source))
 
 
 def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -61,7 +66,7 @@ def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -
     """
     order = source.labels.argsort(stable=True)
     label, positions, rows = -1, [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)]
-    for batch in _test_batches(context, source, order):
+    for batch in _test_batches(context, source, "herding", order):
         with torch.no_grad():
             features = context.features(bank, batch.images).cpu()
         for found in sorted(set(batch.labels.tolist())):
@@ -77,15 +82,19 @@ def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -
 
 
 @torch.no_grad()
-def logits_of(context: Context, bank: FrozenBank, readout: Readout, source: ImageSource) -> tuple[Tensor, Tensor]:
+def logits_of(context: Context, bank: FrozenBank, readout: Readout, source: ImageSource, work: str = "evaluation") -> tuple[Tensor, Tensor]:
     """Return the logits (n, classes) of all images that could be read, test transform, and their positions (n,); on the CPU.
+
+    Args:
+        context, bank, readout, source: with what, and of which images.
+        work: what the observer is told that goes on.
 
     Raises:
         DataError: no image at all could be read.
     """
     rows: list[Tensor] = []
     positions: list[Tensor] = []
-    for batch in _test_batches(context, source):
+    for batch in _test_batches(context, source, work):
         rows.append(readout(context.features(bank, batch.images)).cpu())
         positions.append(batch.indices)
     if not rows:

@@ -15,8 +15,8 @@ from der_fast.training.rename import check_known
 from der_fast.training.sources import counts_by_class
 
 REMAINS = (
-    "what remains: the extractors (and the newest one's dense weights) were trained on images of it and are not changed; files that were "
-    "exported before, and copies of the run, still know it; the data set itself is not touched"
+    "what remains: the extractors (and the newest one's dense weights) were trained on images of what was forgotten and are not changed; "
+    "files that were exported before, and copies of the run, still know it; the data set itself is not touched"
 )
 
 

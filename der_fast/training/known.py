@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
 from der_fast.training import provenance
 from der_fast.training.context import Context
-from der_fast.training.events import FORGOTTEN, REFRESHED, RENAMED, Event, latest, with_names
+from der_fast.training.events import FORGOTTEN, REFRESHED, RENAMED, Event, latest, names_now, with_names
 from der_fast.training.events import present as present_names
 from der_fast.training.forget import forgotten_model
 from der_fast.training.model import Model
@@ -109,6 +109,7 @@ class KnownClasses:
         """
         known = () if self._model is None else self._model.class_names
         again = [name for name in train.class_names if name in known]
+        self._say_freed_names([name for name in train.class_names if name not in known])
         if self._model is None or not again or self.config.method.bound:
             return train
         named = ", ".join(map(repr, again[:_MOST_NAMED])) + (f" and {len(again) - _MOST_NAMED} more" if len(again) > _MOST_NAMED else "")
@@ -126,6 +127,16 @@ class KnownClasses:
         left_out = f" ({held} image(s) were in the memory already)" if held else ""
         self.observer.message(f"already known: {named}; {what}{left_out}")
         return fresh
+
+    def _say_freed_names(self, new: Sequence[str]) -> None:
+        """Say of new classes that are called as a known one was before it was renamed that they are learned as other classes."""
+        now = names_now(self.events)
+        freed = [f"{name!r} ({now[name]!r} now)" for name in new if now.get(name) is not None]
+        if freed:
+            self.observer.message(
+                f"learned as new classes, though known ones had these names before they were renamed: {', '.join(freed)}; if the same ones "
+                "are meant, stop, and give their images under the names that they have now"
+            )
 
     def _is_refresh(self, train: ImageSource) -> bool:
         """Whether there are no new classes among these (checked) images."""

@@ -15,7 +15,7 @@ from der_fast.compaction.program import folded_parameters
 from der_fast.config.check import check
 from der_fast.config.schema import Config, RuntimeConfig
 from der_fast.config.tree import flatten, to_dict
-from der_fast.data import MemorySource, as_image_batch, transforms_for
+from der_fast.data import MemorySource, image_parts, transforms_for
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
@@ -29,6 +29,7 @@ from der_fast.seeds import generator
 from der_fast.training import events, provenance, saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
+from der_fast.training.history import write_history
 from der_fast.training.known import KnownClasses
 from der_fast.training.latency import latencies_ms, whole_model
 from der_fast.training.mask_log import MaskLog
@@ -43,6 +44,7 @@ from der_fast.training.runtime import apply_runtime, refuse_rerun
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepState
 from der_fast.training.step import Pruned, begin_step, learn_step
+from der_fast.training.watching import watched
 
 # Up to this input side the stem is the small one (3×3, stride 1).
 _SMALL_SIDE = 64
@@ -51,6 +53,9 @@ FIXED_KEYS = (
     *(f"model.{name}" for name in ("backbone", "width", "stem")),
     *(f"data.{name}" for name in ("image_size", "random_resized_crop", "mean", "std")),
 )
+
+# Stands for "no observer was given": where a person looks on, such a learner shows its progress.
+_NOBODY = Observer()
 
 
 class Learner(KnownClasses):
@@ -66,7 +71,7 @@ class Learner(KnownClasses):
 
     def __init__(self, config: Config | None = None, *, observer: Observer | None = None) -> None:
         self.config = check(config or Config())
-        self.observer = observer or Observer()
+        self.observer = observer or _NOBODY
         self.device = resolve_device(self.config.runtime.device)
         self.backend = resolve(self.config.runtime.backend, self.device)
         apply_runtime(self.config.runtime, self.device)
@@ -103,6 +108,7 @@ class Learner(KnownClasses):
         train: Any,
         test: Any = None,
         *,
+        progress: bool | None = None,
         announce: bool = True,
         origin: provenance.Origin | None = None,
         begin: Callable[[StepState], bool] | None = None,
@@ -118,6 +124,8 @@ class Learner(KnownClasses):
             train: an image source or a map-style dataset of (image, label) with the new classes' images (for the upper bound,
                 `method.bound`, the images of all classes seen so far), and further ones of known classes.
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
+            progress: show progress on standard error or in the notebook; None: where somebody looks on and the learner has no observer
+                (see `der_fast.train`).
             announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
             origin: where the images come from, for later measurements; default: they were given, and the test images of the classes of
                 `train` were held out.
@@ -134,12 +142,30 @@ class Learner(KnownClasses):
         """
         refuse_rerun()
         fit_to_compute(self.device)
+        before = self.observer
+        with watched(None if before is _NOBODY else before, progress) as self.observer:
+            try:
+                if self.observer is not before:
+                    self.observer.run_begins(len(self.results) + 1, self.config)
+                return self._learn(train, test, announce, origin, begin, save)
+            finally:
+                self.observer = before
+
+    def _learn(
+        self,
+        train: Any,
+        test: Any,
+        announce: bool,
+        origin: provenance.Origin | None,
+        begin: Callable[[StepState], bool] | None,
+        save: Callable[[StepState], None] | None,
+    ) -> StepResult:
         started = time.perf_counter()
         train, test = self._checked(train, test)
         lesson = train.fingerprint()
         self._find_memory(train)
-        train = self._new_images(train)
         self._check_memory(train, announce)
+        train = self._new_images(train)
         context = self._context(train, save)
         if self._is_refresh(train):
             result = self._refresh(context, train, test, begin, started)
@@ -192,23 +218,27 @@ class Learner(KnownClasses):
         """Name the class of every image.
 
         Args:
-            images: uint8 array or tensor (N, H, W, 3) or (N, H, W), or a list of paths, PIL images or arrays.
+            images: one image or many, in any form that `der_fast.data.image_parts` lists: paths, Pillow images, arrays and tensors, alone
+                or in a list or generator. Many photos are decoded a part at a time, in several threads.
             top: how many of the best classes to return for each, at least 1.
+
+        Returns:
+            One prediction per image, in order.
 
         Raises:
             ConfigError: `top` below 1.
             DataError: images of another form, or a file that cannot be read.
         """
-        check_top(top)
+        top = check_top(top)
         fit_to_compute(self.device)
         model = self.model
         assert self.image_size is not None
-        pixels = as_image_batch(images, self.image_size)
-        if not len(pixels):
-            return []
-        source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
-        logits, _ = logits_of(self._context(source), model.network.bank, model.ready, source)
-        return predictions_of(model.ready.probabilities(logits), model.class_names, top)
+        rows: list[Prediction] = []
+        for pixels in image_parts(images, self.image_size):
+            source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
+            logits, _ = logits_of(self._context(source), model.network.bank, model.ready, source)
+            rows += predictions_of(model.ready.probabilities(logits), model.class_names, top)
+        return rows
 
     def evaluate(self, test: Any) -> Evaluation:
         """Return accuracy over all known classes on a test set whose classes are all known.
@@ -250,7 +280,7 @@ class Learner(KnownClasses):
     def save_results(self, run: Path) -> None:
         """Write ``metrics.json`` and ``history.json``; raises StorageError."""
         write_json(run / "metrics.json", self.metrics())
-        write_json(run / "history.json", {"epochs": saved.results_to_json([], self.records)["records"]})
+        write_history(run, self.records)
 
     def _save_mask_logs(self, run: Path) -> None:
         layout = MaskLayout(self.model.network.architecture)
@@ -275,7 +305,7 @@ class Learner(KnownClasses):
             CheckpointError: nothing there can be read.
         """
         fit_to_compute()
-        watcher, home = observer or Observer(), expand(folder)
+        watcher, home = observer or _NOBODY, expand(folder)
         model, config, manifest = saved.load_model(home, watcher.message)
         runtime: RuntimeConfig = replace(config.runtime, device=device or "auto", backend=backend or "auto")
         learner = cls(replace(config, runtime=runtime), observer=watcher)

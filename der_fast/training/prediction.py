@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -19,10 +21,15 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
 
-def check_top(top: int) -> None:
-    """Refuse to name fewer than one class; raises ConfigError."""
-    if top < 1:
-        raise ConfigError(f"top must be at least 1, not {top}")
+def check_top(top: Any) -> int:
+    """Return how many classes to name, of any type of integers (NumPy's, PyTorch's); raises ConfigError, also below 1."""
+    try:
+        number = operator.index(top)
+    except TypeError:
+        raise ConfigError(f"top must be a whole number, at least 1, not {top!r} ({type(top).__name__})") from None
+    if number < 1:
+        raise ConfigError(f"top must be at least 1, not {number}")
+    return number
 
 
 def predictions_of(probabilities: Tensor, class_names: Sequence[str], top: int) -> list[Prediction]:

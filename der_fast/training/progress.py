@@ -59,8 +59,14 @@ class Observer:
     def batch_ends(self, step: int, stage: str, epoch: int, epochs: int, batch: int, batches: int, images: int) -> None:
         """A batch (1-based) of `images` images was learned; called often, must be cheap."""
 
+    def epoch_so_far(self, loss: float, accuracy: float, images_per_s: float) -> None:
+        """Mean loss, accuracy in percent and speed of the epoch in progress; told every few seconds, after a `batch_ends`."""
+
     def epoch_ends(self, record: EpochRecord) -> None:
         """An epoch of a stage ended."""
+
+    def images_pass(self, work: str, done: int, images: int) -> None:
+        """Work outside of epochs ('evaluation', 'herding', …) has done so many of its images; called often, must be cheap."""
 
     def step_ends(self, summary: dict[str, Any]) -> None:
         """A step ended: step, top1, top5, params, params_unpruned, kept_share, seconds, latency_ms."""
@@ -87,9 +93,17 @@ class Observers(Observer):
         for observer in self.observers:
             observer.batch_ends(step, stage, epoch, epochs, batch, batches, images)
 
+    def epoch_so_far(self, loss: float, accuracy: float, images_per_s: float) -> None:
+        for observer in self.observers:
+            observer.epoch_so_far(loss, accuracy, images_per_s)
+
     def epoch_ends(self, record: EpochRecord) -> None:
         for observer in self.observers:
             observer.epoch_ends(record)
+
+    def images_pass(self, work: str, done: int, images: int) -> None:
+        for observer in self.observers:
+            observer.images_pass(work, done, images)
 
     def step_ends(self, summary: dict[str, Any]) -> None:
         for observer in self.observers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -80,6 +81,7 @@ def reestimate_batch_norm(
     device: torch.device,
     channels_last: bool,
     batch_size: int = 128,
+    told: Callable[[int, int], None] = lambda done, images: None,
 ) -> None:
     """Replace the running statistics by the mean over one pass of training images with the binary masks (docs/method.md).
 
@@ -91,6 +93,7 @@ def reestimate_batch_norm(
         generator: draws them.
         device, channels_last: as in training.
         batch_size: images per batch.
+        told: called with how many of how many images were passed.
     """
     count = min(images, len(source))
     if count >= 2:
@@ -107,10 +110,13 @@ def reestimate_batch_norm(
             device=device,
             channels_last=channels_last,
         )
+        done = 0
         for number, batch in enumerate(batches, 1):
+            told(done, count)
             for norm in norms:
                 norm.momentum = 1 / number
             extractor(batch.images, masks)
+            done += len(batch.labels)
         for norm, momentum in zip(norms, usual, strict=True):
             norm.momentum = momentum
     extractor.eval()

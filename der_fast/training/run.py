@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,17 @@ from der_fast.files import held, remove_leftovers
 from der_fast.stopping import deferred, heeding
 from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
 from der_fast.training.events import names_now, names_then, present
+from der_fast.training.history import HistoryFile
 from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
-from der_fast.training.progress import Observer
+from der_fast.training.progress import Observer, Observers
 from der_fast.training.protocol import steps_of
 from der_fast.training.provenance import FOLDER as LEARNED
 from der_fast.training.provenance import Origin, origin_of
 from der_fast.training.runtime import refuse_several_processes
 from der_fast.training.saved import saved_steps
 from der_fast.training.sources import counts_by_class
+from der_fast.training.state import StepState
 from der_fast.training.store import load_manifest, save_manifest
 
 # Where the images lie. They may be moved: checksums tell whether they are still the same.
@@ -65,6 +66,7 @@ def run_protocol(
             and `resume` is off, or the other way round.
         CheckpointError: the run in `out` belongs to another configuration or data set, or nothing in it can be read.
         DataError, DivergenceError, StorageError: see `Learner.learn` and `Learner.save`.
+        Stopped: a KeyboardInterrupt; what was learned until then is saved in `out`.
     """
     refuse_several_processes()
     watcher = observer or Observer()
@@ -129,8 +131,19 @@ def _learn_and_save(
     free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in (*FREE_KEYS, "protocol.steps")}
     task = task_of({"config": free, "known": names_then(learner.class_names, learner.events), "train": train.fingerprint()})
     checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
-    restore = partial(checkpoints.restore, warn=learner.observer.message)
-    learner.learn(train, test, announce=announce, origin=origin, begin=restore, save=checkpoints.save)
+    watcher = learner.observer
+    history = HistoryFile(out, learner.records, watcher.message)
+
+    def begin(state: StepState) -> bool:
+        restored = checkpoints.restore(state, warn=watcher.message)
+        history.go_on_from(state.records if restored else [])
+        return restored
+
+    learner.observer = Observers([watcher, history])
+    try:
+        learner.learn(train, test, announce=announce, origin=origin, begin=begin, save=checkpoints.save)
+    finally:
+        learner.observer = watcher
     with deferred():
         learner.save(out)
         checkpoints.clear()

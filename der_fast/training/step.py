@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -224,6 +225,7 @@ def _settle(context: Context, state: StepState, source: ImageSource) -> None:
         generator=generator(context.seed, "batch-norm", state.step),
         device=context.device,
         channels_last=context.config.runtime.channels_last,
+        told=partial(context.observer.images_pass, "batch-norm statistics"),
     )
     state.elapsed += time.perf_counter() - started
 

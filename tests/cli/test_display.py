@@ -1,62 +1,22 @@
-"""What a person sees while training runs, and how long it says that it will take."""
+"""Which display a command gets."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from der_fast.cli.display import LiveDisplay, OnlyMessages, StepLines, figures_line, shortened, step_line, watching
-from der_fast.cli.timeleft import TimeLeft, as_clock
-from der_fast.config.schema import Config
-from der_fast.config.tree import replace_keys
-from der_fast.training.progress import EpochRecord, Observer
-
-RECORD = EpochRecord(2, "representation", 3, 10, 0.5, 81.25, 0.1, 0.42, 1.0, 1234.5)
-SUMMARY = {"step": 2, "top1": 91.234, "params": 1800, "params_unpruned": 10000, "seconds": 75.2}
-
-
-def play(observer: Observer, steps: int = 2, config: Config | None = None) -> None:
-    """Send the events of a small run."""
-    observer.run_begins(steps, config or Config())
-    for step in range(1, steps + 1):
-        # Training may not know how many steps will follow.
-        observer.step_begins(step, step, ["cat", "dog"], 64)
-        for epoch in (1, 2):
-            for batch in (1, 2):
-                observer.batch_ends(step, "representation", epoch, 2, batch, 2, 32)
-            observer.epoch_ends(replace(RECORD, step=step, epoch=epoch, epochs=2))
-        observer.step_ends({**SUMMARY, "step": step})
-    observer.message("a checkpoint was damaged")
-
-
-def test_figures_beside_the_bar() -> None:
-    assert figures_line(RECORD, 4, 10, 61) == "epoch 4/10  loss 0.500  accuracy 81.2 %  parameters kept 42 %  1,234 images/s  left 1:01"
-    settled = replace(RECORD, settled=True, kept_channels=0.61)
-    assert "  parameters kept 42 %, channels 61 %, settled  " in figures_line(settled, 4, 10, 61)
-    assert "kept" not in figures_line(replace(RECORD, kept_share=None), 4, 10, 61)
-    assert figures_line(None, 1, 10, None) == "epoch 1/10  left –:––"
-
-
-def test_step_line() -> None:
-    expected = "step 2/5  + cat, dog  top-1 91.23 %  1,800 parameters (18 % of 10,000)  1:15"
-    assert step_line(SUMMARY, 5, ["cat", "dog"]) == expected
-    assert step_line({"step": 1, "top1": None, "params": 10, "params_unpruned": 10}, 5, ["cat"]) == "step 1/5  + cat  10 parameters"
-    assert shortened(list("abcdefg")) == "a, b, c, d and 3 more"
-
-
-def test_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    stream = io.StringIO()
-    play(StepLines(Console(file=stream, width=40)))
-    lines = stream.getvalue().splitlines()
-    assert [line[:8] for line in lines] == ["step 1/2", "step 2/2"]
-    assert "note: a checkpoint was damaged" in capsys.readouterr().err
+from der_fast.cli.display import OnlyMessages, watching
+from der_fast.data.progress import progress_bar
+from der_fast.training.display import LogLines
 
 
 def test_quiet_passes_on_messages_only(capsys: pytest.CaptureFixture[str]) -> None:
-    play(OnlyMessages())
+    OnlyMessages().message("a checkpoint was damaged")
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "note: a checkpoint was damaged\n")
 
@@ -65,103 +25,45 @@ def test_the_right_observer_is_chosen() -> None:
     with watching(quiet=True) as observer:
         assert type(observer) is OnlyMessages
     with watching(quiet=False) as observer:
-        assert type(observer) is StepLines
+        assert type(observer) is LogLines
 
 
-def test_live_display_on_a_terminal() -> None:
-    stream = io.StringIO()
-    display = LiveDisplay(Console(file=stream, force_terminal=True, width=150, highlight=False, markup=False))
-    play(display)
-    display.progress.refresh()
-    display.stop()
-    shown = stream.getvalue()
-    assert "step 1/2 begins: cat, dog, 64 images" in shown
-    assert "step 2/2  + cat, dog  top-1 91.23 %" in shown
-    assert "accuracy 81.2 %" in shown
-    assert "1,234 images/s" in shown
-    assert display.progress.finished
+def test_quiet_keeps_the_bars_of_loading_away_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    for quiet in (True, False):
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        with watching(quiet), progress_bar("listing photos", 2) as advance:
+            advance(1)
+        shown.append(terminal.getvalue())
+    assert shown[0] == ""
+    assert "listing photos" in shown[1]
 
 
-def test_live_display_of_a_run_that_learns_more() -> None:
-    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, width=150))
-    display.run_begins(1, Config())
-    display.step_begins(6, 6, ["eel"], 10)
-    display.batch_ends(6, "representation", 1, 4, 1, 2, 5)
-    assert display.steps == 6
-    assert display.left is not None
-    assert (display.left.seconds() or 0) >= 0
-    display.stop()
+HASTY = """
+import der_fast.api
+from der_fast.cli.main import main
+from der_fast.training.display import LogLines
+der_fast.api.write_report = lambda run: run
+LogLines.interval = 0.0
+main()
+"""
 
 
-class Clock:
-    """A clock that only moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-CONFIG = replace_keys(Config(), {"first.epochs": 4, "later.epochs": 8, "classifier.epochs": 10})
-
-
-def test_time_left_in_the_first_step() -> None:
-    clock = Clock()
-    left = TimeLeft(CONFIG, 3, clock)
-    left.step_begins(1)
-    assert left.seconds() is None
-    clock.now += 10
-    left.progress("representation", 0, 4)
-    assert left.seconds() is None
-    clock.now += 6
-    left.progress("representation", 2, 4)
-    # 3 s per epoch: 2 epochs are left; this step takes 10 + 6 + 6 s, later ones twice that (8 epochs, not 4).
-    assert left.seconds() == pytest.approx(6 + 2 * 44)
-
-
-def test_time_left_counts_the_classifier_stage_once_it_is_known() -> None:
-    clock = Clock()
-    left = TimeLeft(CONFIG, 3, clock)
-    left.step_begins(2)
-    left.progress("representation", 0, 8)
-    clock.now += 8
-    left.progress("representation", 8, 8)
-    left.progress("classifier", 0, 10)
-    clock.now += 5
-    left.progress("classifier", 5, 10)
-    assert left.seconds() == pytest.approx(5 + (8 + 5 + 5))
-    left.step_begins(3)
-    left.progress("representation", 0, 8)
-    clock.now += 4
-    left.progress("representation", 2, 8)
-    # 6 epochs of 2 s, then 10 epochs of the classifier stage at 1 s; no step follows.
-    assert left.seconds() == pytest.approx(12 + 10)
-
-
-def test_time_left_of_a_resumed_stage_counts_only_what_was_run() -> None:
-    clock = Clock()
-    left = TimeLeft(CONFIG, 1, clock)
-    left.step_begins(1)
-    left.progress("representation", 2.0, 4)
-    clock.now += 5
-    left.progress("representation", 3.0, 4)
-    assert left.seconds() == pytest.approx(5)
-
-
-def test_time_left_of_a_stage_resumed_in_the_middle_of_an_epoch() -> None:
-    clock = Clock()
-    left = TimeLeft(CONFIG, 1, clock)
-    left.step_begins(1)
-    left.progress("representation", 2.5, 4, 2.25)
-    clock.now += 3
-    left.progress("representation", 3.0, 4, 2.75)
-    # 3/4 of an epoch took 3 s.
-    assert left.seconds() == pytest.approx(4)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "–:––"), (0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599.4, "59:59"), (3661, "1:01:01"), (-3, "0:00")]
-)
-def test_as_clock(seconds: float | None, text: str) -> None:
-    assert as_clock(seconds) == text
+def test_a_run_whose_output_goes_to_a_file(tmp_path: Path) -> None:
+    """Plain lines about everything that takes time, in any encoding, whatever is said about colours."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "TTY_COMPATIBLE": "1"}
+    options = ["--train-per-class", "12", "--test-per-class", "4", "--width", "2", "--epochs", "2,1", "--memory", "40"]
+    options += ["--set", "classifier.epochs=1", "--set", "runtime.threads=1", "--set", "masks.bn_images=32"]
+    command = [sys.executable, "-c", HASTY, "train", "digits", "--protocol", "B0-2", *options, "--out", "run"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.decode("ascii").split(os.linesep)
+    for what in ("representation  epoch 1/1", "classifier  epoch 1/1", "batch-norm statistics  0 of 32 images", "herding  60 of 60 images"):
+        assert any(line.startswith(f"step 2/2 {what}") for line in lines), what
+    assert any(line.startswith("step 2/2 evaluation  40 of 40 images  left 0:0") for line in lines)
+    progress = [line for line in lines if line.startswith("step ")]
+    assert not any(mark in line for line in progress for mark in "\r\x1b")
+    assert b"\x1b[?25l" not in ended.stdout + ended.stderr

@@ -136,13 +136,14 @@ def test_predict_as_json(trained: Path, pictures: Path) -> None:
 
 
 def test_predict_as_table_in_parts(trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from der_fast.cli import predict
+    from der_fast.data import parts
 
     whole = json.loads(command("predict", trained, pictures, "--json").stdout)
-    monkeypatch.setattr(predict, "_FILES_AT_ONCE", 3)
-    parts = json.loads(command("predict", trained, pictures, "--json").stdout)
-    assert [row["path"] for row in parts] == [row["path"] for row in whole]
-    assert [row["class_name"] for row in parts] == [row["class_name"] for row in whole]
+    # Three digits of 8 × 8 pixels.
+    monkeypatch.setattr(parts, "PART_BYTES", 3 * 8 * 8 * 3)
+    cut = json.loads(command("predict", trained, pictures, "--json").stdout)
+    assert [row["path"] for row in cut] == [row["path"] for row in whole]
+    assert [row["class_name"] for row in cut] == [row["class_name"] for row in whole]
     shown = command("predict", trained, pictures / "0.png", pictures / "1.png", "--top", "2")
     assert shown.exit_code == 0
     assert f"{100 * whole[1]['probability']:.1f} %" in shown.stdout
@@ -197,6 +198,16 @@ def test_report_is_written_anew_and_compared(copy: Path, trained: Path, tmp_path
     together = tmp_path / "both.html"
     assert command("report", copy, trained, "--compare", together).exit_code == 0
     assert "<html" in together.read_text()
+
+
+def test_report_of_a_run_in_the_middle_of_a_step(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("der_fast.report.page.write_report", lambda run: Path(run) / "report.html")
+    rows = json.loads((copy / "history.json").read_text())["epochs"]
+    rows.append({**rows[0], "step": 3})
+    (copy / "history.json").write_text(json.dumps({"epochs": rows}))
+    ended = command("report", copy)
+    assert ended.exit_code == 0, ended.output
+    assert "note: Step 3 is not finished: epoch 1 of 2 of its representation stage ended last" in ended.stderr
 
 
 def test_a_process_ends_with_the_right_code(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_mixed_sizes_become_square():
         (Pairs(list(pixels()), ["a", "b", "z", "a"]), {"class_names": ["a", "b"]}, "label 'z' of image 2"),
         (Pairs(list(pixels()), ["a", 1, "z", "a"]), {}, "label 'a' of image 0 is a str"),
         (Pairs([*pixels(3), None], [0, 0, 0, 0]), {}, "image 3 is a NoneType"),
-        (Pairs([torch.randn(3, 4, 4)], [0]), {}, r"image 0 has floating values.*before any normalisation"),
+        (Pairs([torch.randn(3, 8, 9)], [0]), {}, r"image 0 has shape \(3, 8, 9\) and floating values.*before any normalisation"),
         (Pairs(list(pixels(2)), [0, 0, 0]), {}, r"dataset\[2\] failed: IndexError"),
         ([(1, 2, 3)], {}, r"dataset\[0\] must be a pair"),
         (Pairs(list(pixels()), [0, 1, 0, 1]), {"image_size": 400, "max_gib": 0.001}, "4 images of 400 × 400"),

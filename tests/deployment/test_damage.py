@@ -42,6 +42,30 @@ def test_every_damaged_byte_is_found(name: str, files: dict[str, bytes], tmp_pat
         assert refusal(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["der_fast 0.1", '[\\\\\\"', "resize_rule", "take the upper 8", "value_range", "top1", "NCHW", "metadata_sha256", "params_added"],
+)
+def test_every_damaged_word_of_the_metadata_is_found(text: str, files: dict[str, bytes], tmp_path: Path) -> None:
+    whole = files["model.safetensors"]
+    start = whole.index(text.encode())
+    for position in range(start, start + len(text) + 1):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x01
+        (tmp_path / "model.safetensors").write_bytes(bytes(damaged))
+        assert refusal(tmp_path / "model.safetensors")
+
+
+def test_files_of_before_have_no_checksum_of_their_metadata(files: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(files[path.name])
+    with safe_open(path, framework="pt") as file:
+        texts = json.loads(file.metadata()["der_fast"])
+    del texts["metadata_sha256"]
+    save_file(load_file(path), path, {"der_fast": json.dumps(texts)})
+    assert der_fast.load(path).class_names
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.safetensors"])
 def test_files_that_are_cut_off(name: str, files: dict[str, bytes], tmp_path: Path) -> None:
     for share in (0.0, 0.5, 0.999):

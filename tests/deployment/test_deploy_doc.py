@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
-from PIL import Image
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
+import der_fast
+from der_fast.data.decode import IMAGE_SUFFIXES, decode
 from der_fast.deployment.exporter import export
+from der_fast.errors import DataError
 from der_fast.training.learner import Learner
 
+# Read where a package of their own is installed.
+_NEEDS_A_PACKAGE = {".heic", ".heif"}
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "deploy.md"
 
 
+def blocks() -> list[str]:
+    """Every block of Python in the document."""
+    return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.S)
+
+
 def program() -> str:
-    """The one block of the document that is a whole program."""
-    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.S)
-    (found,) = [block for block in blocks if "onnxruntime" in block]
+    """The one block that is a whole program."""
+    (found,) = [block for block in blocks() if "onnxruntime" in block]
     return found
 
 
@@ -60,31 +72,72 @@ def run(packages: Path, code: str, *arguments: object) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def photos(digits: Tensor, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Digits as grey PNG, as large JPEG (decoded at a reduced scale), wide, and lying on its side by EXIF."""
-    folder = tmp_path_factory.mktemp("photos")
-    pictures = [Image.fromarray(pixels.numpy()) for pixels in digits[:4]]
-    lying = Image.Exif()
-    lying[0x0112] = 6
-    pictures[0].convert("L").save(folder / "grey.png")
-    pictures[1].resize((640, 640)).save(folder / "large.jpg", quality=95)
-    pictures[2].resize((30, 12)).save(folder / "wide.png")
-    pictures[3].resize((64, 48)).save(folder / "lying.jpg", exif=lying)
-    return sorted(folder.iterdir())
-
-
 @pytest.mark.parametrize("raw", [False, True])
-def test_the_program_of_the_document(
-    raw: bool, packages: Path, photos: list[Path], run_folder: Path, learner: Learner, tmp_path: Path
-) -> None:
+def test_the_program_of_the_document(raw: bool, packages: Path, every_kind: list[Path], run_folder: Path, tmp_path: Path) -> None:
     export(run_folder, tmp_path / "model.onnx", raw_uint8=raw)
-    ended = run(packages, program(), tmp_path / "model.onnx", *photos)
+    ended = run(packages, program(), tmp_path / "model.onnx", *every_kind)
     assert ended.returncode == 0, ended.stderr
-    rows = [line.split() for line in ended.stdout.splitlines()]
-    wanted = learner.predict(photos, top=1)
-    assert [(path, name) for path, name, _ in rows] == [(str(path), row.class_name) for path, row in zip(photos, wanted, strict=True)]
-    assert [float(row[2]) for row in rows] == pytest.approx([row.probability for row in wanted], abs=2e-5)
+    rows = [line.rsplit(" ", 2) for line in ended.stdout.splitlines()]
+    wanted = der_fast.load(tmp_path / "model.onnx").predict(every_kind, top=1)
+    assert [path for path, _, _ in rows] == list(map(str, every_kind))
+    for (path, name, probability), row in zip(rows, wanted, strict=True):
+        assert name == row.class_name, path
+        assert float(probability) == pytest.approx(row.probability, abs=2e-5), path
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 40)])
+def test_the_program_reads_the_pixels_that_the_engine_reads(size: tuple[int, int], every_kind: list[Path]) -> None:
+    reader = "def read(path):" + program().split("def read(path):")[1].split("images = ")[0]
+    names: dict[str, Any] = {"np": np, "Image": Image, "ImageOps": ImageOps, "sys": sys, "rule": {"resize": size}}
+    exec(compile(reader, "deploy.md", "exec"), names)
+    for path in every_kind:
+        assert np.array_equal(names["read"](path), decode(path, size)), path
+
+
+def test_the_kinds_of_files_are_all_that_are_read(every_kind: list[Path]) -> None:
+    left_out = {
+        f".{suffix}" for suffix, feature in (("avif", "avif"), ("webp", "webp"), ("jp2", "jpg_2000")) if not features.check(feature)
+    }
+    assert {path.suffix for path in every_kind} >= IMAGE_SUFFIXES - left_out - _NEEDS_A_PACKAGE
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_unknown_range_are_refused(mode: str, packages: Path, run_folder: Path, tmp_path: Path) -> None:
+    export(run_folder, tmp_path / "model.onnx")
+    Image.new(mode, (9, 9), 1).save(tmp_path / "wide.tif")
+    ended = run(packages, program(), tmp_path / "model.onnx", tmp_path / "wide.tif")
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.strip() == f"{tmp_path / 'wide.tif'}: 32-bit pixels have no known range"
+    with pytest.raises(DataError, match="no known range"):
+        der_fast.load(tmp_path / "model.onnx").predict(tmp_path / "wide.tif")
+
+
+def test_the_program_with_der_fast(every_kind: list[Path], run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = [block for block in blocks() if "der_fast.export(" in block]
+    code = compile(found.replace("runs/photos", str(run_folder)), "deploy.md", "exec")
+    wanted = Learner.load(run_folder, device="cpu").predict(every_kind, top=1)
+    for path, row in zip(every_kind, wanted, strict=True):
+        # The bytes decide what it is, not the name.
+        shutil.copy(path, "new.jpg")
+        names: dict[str, Any] = {}
+        if path == every_kind[0]:
+            exec(code, names)
+            model = names["model"]
+        assert model.predict(["new.jpg"])[0].class_name == row.class_name, path
+        assert model.predict(["new.jpg"])[0].probability == pytest.approx(row.probability, abs=1e-5), path
+
+
+def test_the_program_for_pytorch(digits: Tensor, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = [block for block in blocks() if "torch.export.load" in block]
+    export(run_folder, tmp_path / "model.pt2", raw_uint8=True)
+    # Compiling ahead of time takes minutes; tests/deployment/test_graphs.py has the rest of it.
+    lines = [line for line in found.split("compiled =")[0].splitlines() if line.strip()]
+    names: dict[str, Any] = {"images": digits[:5]}
+    exec(compile("\n".join(lines), "deploy.md", "exec"), names)
+    wanted = Learner.load(run_folder, device="cpu").predict(digits[:5], top=1)
+    assert names["probabilities"].max(1).values.tolist() == pytest.approx([row.probability for row in wanted], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["torch", "der_fast", "safetensors", "onnx"])

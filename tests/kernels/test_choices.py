@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from der_fast.kernels import choices, timing
 from der_fast.kernels.choices import HYSTERESIS, Choice, Choices, cache_file, machine
@@ -213,3 +217,59 @@ def test_what_is_known_is_told_without_measuring(tmp_path, monkeypatch):
     first.fastest("key", runs([], slow=0, fast=0))
     assert first.known("key", names) == Choices(path).known("key", names) == "fast"
     assert first.known("key", ("slow",)) is None
+
+
+def test_whoever_adds_at_the_same_time_loses_nothing(tmp_path, monkeypatch):
+    """Each thread stands for a process: it has its own table, and a lock of its own."""
+    table(monkeypatch, one=1.0, two=2.0)
+    path, begin, inside, most = tmp_path / "deep" / "choices.json", threading.Barrier(6), [], []
+    write = choices.write_json
+
+    def watched(*arguments):
+        inside.append(1)
+        most.append(len(inside))
+        write(*arguments)
+        inside.pop()
+
+    monkeypatch.setattr(choices, "write_json", watched)
+
+    def work(number):
+        begin.wait(20)
+        for index in range(5):
+            Choices(path).fastest(f"{number} {index}", runs([], one=0.0, two=0.0))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    wanted = {f"{machine()}|{number} {index}" for number in range(6) for index in range(5)}
+    assert set(json.loads(path.read_text())["choices"]) == wanted and set(most) == {1}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOLCK, "No locks available"),
+        NotImplementedError("no flock"),
+        PermissionError(13, "Permission denied"),
+        Timeout("lock"),
+    ],
+)
+def test_where_nothing_can_be_locked_it_is_written_all_the_same(tmp_path, monkeypatch, error, caplog):
+    """Network drives, read-only places, a process that was stopped while it held the lock."""
+    table(monkeypatch, one=1.0)
+
+    def fail(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", fail)
+    with caplog.at_level(logging.DEBUG):
+        assert Choices(tmp_path / "choices.json").fastest("key", runs([], one=0.0)) == "one"
+    assert Choices(tmp_path / "choices.json").known("key", {"one"}) == "one"
+    assert "written without a lock" in caplog.text
+
+
+def test_a_lock_that_is_held_for_ever_is_not_waited_for_that_long(tmp_path, monkeypatch):
+    table(monkeypatch, one=1.0)
+    monkeypatch.setattr(choices, "_PATIENCE", 0.05)
+    with FileLock(tmp_path / "choices.lock"):
+        Choices(tmp_path / "choices.json").fastest("key", runs([], one=0.0))
+    assert Choices(tmp_path / "choices.json").known("key", {"one"}) == "one"

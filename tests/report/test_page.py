@@ -194,6 +194,17 @@ def test_one_step_without_masks_says_what_is_missing(tmp_path, make_run, read_pa
     assert stems == PICTURES - {"class_sets_over_time", "epochs", "kept_channels"}
 
 
+def test_a_run_in_the_middle_of_a_step(tmp_path, make_run, read_page, undrawn):
+    make_run(tmp_path, [["a", "b"], ["c", "d"]], epochs=3, steps=[["a", "b"], ["c", "d"], ["e"]], protocol="B0-3")
+    history = json.loads((tmp_path / "history.json").read_text())["epochs"]
+    history.append({**history[0], "step": 3, "epochs": 3})
+    (tmp_path / "history.json").write_text(json.dumps({"epochs": history}))
+    page = read_page(write_report(tmp_path))
+    assert "After 2 of 3 steps the model knows 4 classes" in page.text
+    assert "Step 3 is not finished: epoch 1 of 3 of its representation stage ended last" in page.text
+    assert (tmp_path / "figures" / "epochs.png").exists()
+
+
 def test_the_least_that_can_be_reported(tmp_path, read_page, undrawn):
     (tmp_path / "metrics.json").write_text('{"top1": [90.0], "steps": [["a"]]}')
     page = read_page(write_report(tmp_path))

@@ -142,6 +142,44 @@ def test_damaged_history_is_named_and_left_out(tmp_path, make_run, text):
     assert any("history.json is damaged" in sentence for sentence in run.missing)
 
 
+def unfinished_rows(*epochs):
+    row = {"step": 3, "epochs": 8, "loss": 0.51234, "accuracy": 81.26}
+    return [{**row, "stage": stage, "epoch": epoch} for stage, epoch in epochs]
+
+
+def test_a_step_in_progress_is_said(tmp_path, make_run):
+    make_run(tmp_path, CLASSES)
+    assert read_run(tmp_path).unfinished is None
+    rows = json.loads((tmp_path / "history.json").read_text())["epochs"]
+    rows += unfinished_rows(("representation", 7), ("representation", 8), ("classifier", 1))
+    (tmp_path / "history.json").write_text(json.dumps({"epochs": rows}))
+    run = read_run(tmp_path)
+    told = "Step 3 is not finished: epoch 1 of 8 of its classifier stage ended last (loss 0.512, training accuracy 81.3 %)."
+    assert run.unfinished == told
+    assert any(sentence.startswith(told) for sentence in run.missing)
+    assert len(run.top1) == 2
+    del rows[-1]["epochs"], rows[-1]["loss"], rows[-1]["accuracy"]
+    (tmp_path / "history.json").write_text(json.dumps({"epochs": rows}))
+    assert read_run(tmp_path).unfinished == "Step 3 is not finished: epoch 1 of its classifier stage ended last."
+
+
+@pytest.mark.parametrize(
+    ("history", "told"),
+    [
+        (None, ""),
+        ("{", ""),
+        ('{"epochs": []}', ""),
+        (json.dumps({"epochs": unfinished_rows(("representation", 2))}), "epoch 2 of 8 of its representation stage ended last (loss 0.512"),
+    ],
+)
+def test_a_run_whose_first_step_is_in_progress(tmp_path, history, told):
+    if history is not None:
+        (tmp_path / "history.json").write_text(history)
+    with pytest.raises(CheckpointError, match="holds no metrics.json.*when the first step ends") as error:
+        read_run(tmp_path)
+    assert told in str(error.value)
+
+
 def test_truncated_mask_file_is_named_and_left_out(tmp_path, make_run):
     make_run(tmp_path, CLASSES, backbone="resnet20")
     file = tmp_path / "steps" / "01" / "mask_logits.safetensors"

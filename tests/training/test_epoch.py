@@ -114,3 +114,19 @@ def test_waiting_for_images_is_counted_apart(meter: Meter, monkeypatch: pytest.M
     assert (record.seconds, record.data_seconds) == (3.0 + 3 * 9.0 + 0.5, 1.0 + 3 * 2.0 + 0.5)
     assert times_of([record, record]) == (61.0, 15.0)
     assert times_of([record, replace(record, seconds=None, data_seconds=None)]) == (None, None)
+
+
+def test_figures_of_a_long_epoch_are_told_every_ten_seconds(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 4 s: after the third and the sixth, not with the last one, which the whole epoch's figures follow."""
+    clock, told = SimpleNamespace(now=100.0), list[tuple[float, float, float]]()
+    monkeypatch.setattr("der_fast.training.epoch.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    counted = meter()
+    counted.batches = 9
+    monkeypatch.setattr(counted.context.observer, "epoch_so_far", lambda *figures: told.append(figures))
+    for number in range(9):
+        clock.now += 4.0
+        # Right in the first three batches, wrong afterwards.
+        counted.add(torch.tensor(float(number)), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0] if number < 3 else [1, 1]))
+    assert told == [(1.0, 100.0, 0.5), (2.5, 50.0, 0.5)]
+    counted.finish(0.1)
+    assert counted.state.records[0].loss == 4.0

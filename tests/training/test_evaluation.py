@@ -17,6 +17,7 @@ from der_fast.model.extractor import Extractor
 from der_fast.model.readout import linear_readout
 from der_fast.training.context import Context
 from der_fast.training.evaluation import features_by_class, logits_of, score
+from der_fast.training.progress import Observer
 
 
 def test_score_by_hand() -> None:
@@ -113,3 +114,21 @@ def test_features_of_one_class_and_one_batch_are_held_at_a_time(
     counts = [(len(rows), held()) for _, _, rows in features_by_class(context, Wide(), source)]
     # A class in one piece and in those of its batches, and the batch that begins the next class: of 48 rows in all.
     assert [count for count, _ in counts] == [8] * 6 and 0 < max(most for _, most in counts) <= 2 * 8 + 2 * 3
+
+
+def test_passes_over_images_are_told(
+    tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
+) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    class Watching(Observer):
+        def images_pass(self, work: str, done: int, images: int) -> None:
+            told.append((work, done, images))
+
+    source = synthetic("ab", 5)
+    context = context_for(tiny({"runtime.eval_batch_size": 4}), source, Watching())
+    extractor = Extractor(build_architecture("resnet20", width=2)).initialise(torch.Generator().manual_seed(0))
+    bank, head = FrozenBank([extractor]), new_classifier(extractor.features, 2, torch.Generator())
+    logits_of(context, bank, head, source)
+    list(features_by_class(context, bank, source))
+    assert told == [(work, done, 10) for work in ("evaluation", "herding") for done in (0, 4, 8, 10)]

@@ -11,7 +11,9 @@ EVENTS: dict[str, tuple[Any, ...]] = {
     "run_begins": (3, Config()),
     "step_begins": (1, 3, ("a", "b"), 10),
     "batch_ends": (1, "representation", 2, 3, 4, 5, 6),
+    "epoch_so_far": (0.5, 90.0, 100.0),
     "epoch_ends": (RECORD,),
+    "images_pass": ("evaluation", 5, 10),
     "step_ends": ({"step": 1},),
     "message": ("text",),
 }

@@ -218,12 +218,13 @@ def test_batch_norm_is_the_mean_of_the_batches_statistics(
         if isinstance(norm, MaskedBatchNorm):
             norm.running_mean.fill_(5.0)
     masks = (masks_of(3).logits > 0).float()
-    statistics = Statistics(extractor)
+    statistics, told = Statistics(extractor), list[tuple[int, int]]()
     reestimate_batch_norm(
         extractor, masks, source, context.train_transform, images=images, generator=torch.Generator().manual_seed(1),
-        device=torch.device("cpu"), channels_last=True, batch_size=4,
+        device=torch.device("cpu"), channels_last=True, batch_size=4, told=lambda done, images: told.append((done, images)),
     )  # fmt: skip
     count = min(images, 12)
+    assert (len(told), told[0]) == (round(count / 4), (0, count))
     for norm, seen in statistics.seen.items():
         assert len(seen) == round(count / 4)
         means, variances = (torch.stack(part) for part in zip(*seen, strict=True))

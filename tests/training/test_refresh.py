@@ -120,7 +120,12 @@ def test_images_that_the_memory_holds_are_not_learned_twice(run: Path, tiny: Tin
 
 
 def test_one_image_is_enough(run: Path, tiny: Tiny, synthetic: Images) -> None:
-    assert learn_more(run, synthetic("c", 1, seed=4), None, tiny(SHORT)).events[0].images == 1
+    before = Learner.load(run).model.memory
+    learner = learn_more(run, synthetic("c", 1, seed=4), None, tiny(SHORT))
+    assert learner.events[0].images == 1
+    # The memory's own images are among those that are chosen from.
+    assert len(pictures(learner.model.memory, "c") & pictures(before, "c")) >= 2
+    assert torch.bincount(learner.model.memory.labels).tolist() == [3] * 4
 
 
 def test_new_and_known_classes_are_learned_in_one_step(run: Path, tiny: Tiny, synthetic: Images, watcher: Any) -> None:

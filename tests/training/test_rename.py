@@ -24,7 +24,7 @@ def learner(tiny: Tiny, synthetic: Images) -> Learner:
     return learner
 
 
-def test_a_new_name_is_used_everywhere_and_no_weight_changes(tiny: Tiny, synthetic: Images) -> None:
+def test_a_new_name_is_used_everywhere_and_no_weight_changes(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
     learner = Learner(tiny(SHORT))
     learner.learn(synthetic("ab"))
     learner.learn(synthetic("cd"), synthetic("abcd", 2, seed=1))
@@ -38,8 +38,13 @@ def test_a_new_name_is_used_everywhere_and_no_weight_changes(tiny: Tiny, synthet
     assert learner.metrics()["steps"] == [["a", "bee"], ["c", "d"]]
     for row, old in zip(learner.predict(images), before, strict=True):
         assert [("b" if name == "bee" else name, share) for name, share in row.top] == list(old.top)
-    learner.learn(synthetic("b"))
-    assert learner.class_names == ("a", "bee", "c", "d", "b")
+    learner.observer = watcher
+    learner.learn(synthetic("be"))
+    assert learner.class_names == ("a", "bee", "c", "d", "b", "e")
+    assert any(
+        "as new classes, though known ones had these names before they were renamed: 'b' ('bee' now); if" in text
+        for text in watcher.messages
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from der_fast.files import held
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
 from der_fast.training.run import FREE_KEYS, learn_more, run_protocol
+from der_fast.training.store import load_manifest, save_manifest
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -313,3 +315,34 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(copy: Path, t
     resumed(copy, tiny, synthetic, observer=Never())
     assert [path.exists() for path in ours] == [False] * 4
     assert [path.exists() for path in others] == [True] * 3
+
+
+def test_a_run_that_began_before_there_were_named_steps_goes_on(copy: Path, tiny: Tiny, synthetic: Images) -> None:
+    facts = load_manifest(copy / "config.json")
+    del facts["config"]["protocol"]["steps"]
+    save_manifest(copy / "config.json", facts)
+    assert resumed(copy, tiny, synthetic, observer=Never()).class_names == tuple("abcdef")
+
+
+@pytest.mark.parametrize("changes", [{"protocol.name": "3,1,2"}, {"protocol.steps": (("a", "b", "c"), ("d",), ("e", "f"))}])
+def test_uneven_steps_are_learned_and_resumed(changes: dict[str, Any], tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
+    class Stop(Observer):
+        def step_ends(self, summary: dict[str, Any]) -> None:
+            if summary["step"] == 2:
+                raise KeyboardInterrupt
+
+    run = partial(run_protocol, tiny({**SHORT, **changes}), synthetic("abcdef"), synthetic("abcdef", 2, seed=1))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", observer=Stop())
+    metrics = run(tmp_path / "stopped", resume=True).metrics()
+    straight = run(None).metrics()
+    assert metrics["steps"] == [["a", "b", "c"], ["d"], ["e", "f"]]
+    assert metrics["bwt"] == straight["bwt"] is not None
+    assert (metrics["top1"], metrics["class_set_top1"]) == (straight["top1"], straight["class_set_top1"])
+
+
+def test_classes_in_no_step_are_named(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
+    run_protocol(
+        tiny({**SHORT, "protocol.steps": (("a",), ("f", "b"))}), synthetic("abcdef"), synthetic("abcdef", 2), None, observer=watcher
+    )
+    assert any(text == "3 class(es) of the data set are in no step and are not learned: 'c', 'd', 'e'" for text in watcher.messages)

@@ -2,7 +2,7 @@
 
 Between two operations a value is laid out (H, W, C, lanes), and all operations run for one group of images before the next group
 begins, so that activations stay in the cache and no width is padded. Weights are read from the arena where they lie. A lane never
-meets another: an image's features have the same bits whatever images are beside it, and for any number of threads.
+meets another: on one kind of processor an image's features have the same bits whatever images are beside it, and for any number of threads.
 """
 
 from __future__ import annotations

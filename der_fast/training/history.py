@@ -1,0 +1,66 @@
+"""``history.json``: one row per finished epoch, written as the run goes, so that a job can be watched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from der_fast.errors import StorageError
+from der_fast.files import write_bytes
+from der_fast.training.progress import EpochRecord, Observer
+
+FILE = "history.json"
+_COLUMNS = tuple(field.name for field in fields(EpochRecord))
+
+
+def write_history(run: Path, records: Iterable[EpochRecord]) -> None:
+    """Write RUN/history.json, ``{"epochs": [...]}`` with one line of text per epoch; raises StorageError."""
+    _write(run, [_row(record) for record in records])
+
+
+def _row(record: EpochRecord) -> str:
+    return json.dumps({name: getattr(record, name) for name in _COLUMNS}, allow_nan=False)
+
+
+def _write(run: Path, rows: Sequence[str]) -> None:
+    text = ",\n".join(f" {row}" for row in rows)
+    write_bytes(run / FILE, f'{{"epochs": [\n{text}\n]}}\n'.encode())
+
+
+class HistoryFile(Observer):
+    """Keeps RUN/history.json up to the last finished epoch of the step in progress.
+
+    Rows are turned into text once, so that the thousandth epoch costs hardly more than the first. A write that fails (on Windows: while
+    somebody reads the file) is told and tried again with the next epoch; what a run needs to go on is in its checkpoints.
+
+    Args:
+        run: the run's folder.
+        finished: the epochs of all finished steps.
+        say: told about the first write that fails.
+    """
+
+    def __init__(self, run: Path, finished: Iterable[EpochRecord], say: Callable[[str], None]) -> None:
+        self.run, self.say = run, say
+        self._finished = [_row(record) for record in finished]
+        self._rows = list(self._finished)
+        self._failed = False
+
+    def go_on_from(self, records: Iterable[EpochRecord]) -> None:
+        """Take up a step with these finished epochs: whatever the file held of the step beyond them will be trained again."""
+        self._rows = [*self._finished, *(_row(record) for record in records)]
+        self._store()
+
+    def epoch_ends(self, record: EpochRecord) -> None:
+        """Add a row."""
+        self._rows.append(_row(record))
+        self._store()
+
+    def _store(self) -> None:
+        try:
+            _write(self.run, self._rows)
+        except StorageError as error:
+            if not self._failed:
+                self.say(f"the file for watching the run is out of date until it can be written: {error}")
+            self._failed = True
