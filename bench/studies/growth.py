@@ -54,12 +54,12 @@ from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.training.context import Context
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.pruning import kept_share
+from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.model import Model, Network
-from der_fast.training.pruning import kept_share
-from der_fast.training.representation import RepresentationStage
 from der_fast.training.results import versions
 from der_fast.training.runtime import apply_runtime
-from der_fast.training.step import begin_step
 
 SIZE, CLASSES_PER_STEP, MULTIPLE = 32, 10, 32
 ONNX = ("onnx_unpruned", "onnx_ours", "onnx_blocks") if growth_onnx.available() else ()

@@ -35,7 +35,7 @@ from der_fast.model.architecture import build_architecture
 from der_fast.seeds import generator
 from der_fast.training.context import Context
 from der_fast.training.model import Model, Network
-from der_fast.training.step import refill, rehearsal
+from der_fast.training.rehearsal import refill, rehearsal
 
 LIMITS = {"load the index": 2.0, "list of a step": 0.5}
 SIDE = 8
@@ -119,7 +119,7 @@ def step_list(train: PhotoSource, memory: PhotoSource, known: list[str], new: li
     images = train.of_classes(new)
     images.fingerprint()
     model = Model(Network(build_architecture("resnet20")), memory=memory, class_sets=[tuple(known)])
-    whole = rehearsal(model, images, False)
+    whole = rehearsal(model, images)
     assert isinstance(whole, PhotoSource)
     return whole
 

@@ -31,11 +31,11 @@ from der_fast.config.resolve import resolve_config
 from der_fast.data import MemorySource, transforms_for
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training.context import Context
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.model import Model, Network
-from der_fast.training.representation import RepresentationStage
 from der_fast.training.results import versions
 from der_fast.training.runtime import apply_runtime
-from der_fast.training.step import begin_step
 
 CLASSES = 10
 

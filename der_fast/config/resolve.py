@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from der_fast.config.check import check
+from der_fast.config.check import check, refuse_others
 from der_fast.config.datasets import absolute, data_folder
 from der_fast.config.presets import find_preset, load_preset
 from der_fast.config.protocols import Protocol, even_form, protocol_keys, sizes_of
@@ -44,7 +44,7 @@ def resolve_config(
         base: a configuration to change instead of a preset; only used where `preset` is None.
 
     Raises:
-        ConfigError: unknown preset or key, or a value that the key does not take.
+        ConfigError: unknown preset or key, a value that the key does not take, or a key among `changes` that only another method knows.
     """
     asked = {} if protocol is None else protocol_keys(protocol)
     if preset is not None or base is None:
@@ -59,7 +59,9 @@ def resolve_config(
     if "protocol.name" in (changes or {}) and "protocol.steps" not in (changes or {}):
         # Who names a protocol means it, whatever lists a preset or a file has.
         keys["protocol.steps"] = None
-    return check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, keys))))
+    config = check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, keys))))
+    refuse_others(config, changes or {})
+    return config
 
 
 def _named_by_its_steps(config: Config) -> Config:

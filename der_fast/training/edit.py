@@ -104,7 +104,7 @@ def _whole(run: Path, observer: Observer | None) -> Iterator[Learner]:
 
 
 def _remove_leftovers(run: Path) -> None:
-    for folder in (run, run / FOLDER, run / "extractors", *run.glob("steps/*")):
+    for folder in (run, run / FOLDER, run / "extractors", run / "learned", *run.glob("steps/*")):
         remove_leftovers(folder)
 
 

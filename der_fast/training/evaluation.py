@@ -42,16 +42,9 @@ class Evaluation:
 
 
 def _test_batches(context: Context, source: ImageSource, work: str, order: Tensor | None = None) -> Iterator[Batch]:
-    runtime, done = context.config.runtime, 0
-    batches = source.batches(
-        order,
-        runtime.eval_batch_size,
-        transform=context.test_transform,
-        device=context.device,
-        channels_last=runtime.channels_last,
-    )
+    done = 0
     context.observer.images_pass(work, 0, len(source))
-    for batch in batches:
+    for batch in context.test_batches(source, order):
         yield batch
         done += len(batch.labels)
         context.observer.images_pass(work, done, len(source))

@@ -5,7 +5,7 @@
     DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory: labels with pixels, or with paths, sizes and checksums
     DIR/steps/NN/learner.json                       the manifest, written last: everything else, and every file's name and checksum
     DIR/learned/NN-<checksum>.safetensors           which images step NN learned and which it held out (see `provenance`)
-    DIR/steps/NN/mask_logits.safetensors            the step's mask trajectory, for the report
+    DIR/steps/NN/*.safetensors                      what the method keeps of the step for the report: DER the mask trajectory
 
 A name holds its contents' checksum, so no file is overwritten with other contents: until a new manifest stands, what was saved
 before can be read as before. The last two steps can be loaded, so that a damaged file costs one step and not the run.
@@ -13,7 +13,6 @@ before can be read as before. The last two steps can be loaded, so that a damage
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from der_fast.training.events import REFRESHED
 from der_fast.training.model import Model, Network
 from der_fast.training.progress import EpochRecord
 from der_fast.training.results import StepResult
+from der_fast.training.state import StepFile
 from der_fast.training.store import load_manifest, load_tensors, save_manifest, save_named_bytes, save_named_tensors, save_tensors
 
 FORMAT = 3
@@ -47,7 +47,6 @@ FORMAT = 3
 READ_FORMATS = (2, FORMAT)
 KEPT_STEPS = 2
 MANIFEST = "learner.json"
-MASK_LOG = "mask_logits.safetensors"
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -139,7 +138,8 @@ def _forget_others(run: Path, newest: dict[str, Any]) -> None:
         if int(folder.name) not in kept:
             (folder / MANIFEST).unlink(missing_ok=True)
         if int(folder.name) > newest["step"]:
-            (folder / MASK_LOG).unlink(missing_ok=True)
+            for path in _step_files(run, int(folder.name)):
+                path.unlink(missing_ok=True)
     for pattern in ("extractors/*.safetensors", "learned/*.safetensors", "steps/*/model-*.safetensors", "steps/*/memory-*.safetensors"):
         for path in run.glob(pattern):
             if path.name not in named:
@@ -242,18 +242,29 @@ def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any], 
     return CompactExtractor(arena, torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32)
 
 
-def save_mask_log(run: Path, step: int, log: dict[str, torch.Tensor], offsets: torch.Tensor, groups: list[str]) -> None:
-    """Write a step's mask trajectory, as `MaskLog.tensors` gives it, for the report; raises StorageError."""
-    save_tensors(step_folder(run, step) / MASK_LOG, {**log, "offsets": offsets}, {"groups": json.dumps(groups)})
+def save_step_files(run: Path, step: int, files: Mapping[str, StepFile]) -> None:
+    """Write what a step keeps for the report, and nothing else of that kind; raises StorageError."""
+    for name, (tensors, texts) in files.items():
+        save_tensors(step_folder(run, step) / name, tensors, texts)
+    for path in _step_files(run, step):
+        if path.name not in files:
+            path.unlink(missing_ok=True)
 
 
-def copy_mask_log(source: Path, run: Path, step: int) -> None:
-    """Take a step's mask trajectory along from another folder; one that is not there is not there afterwards."""
-    path = step_folder(run, step) / MASK_LOG
-    try:
-        write_bytes(path, (step_folder(source, step) / MASK_LOG).read_bytes())
-    except OSError:
-        path.unlink(missing_ok=True)
+def copy_step_files(source: Path, run: Path, step: int) -> None:
+    """Take along what a step keeps for the report from another folder; what is not there is not there afterwards."""
+    there = {path.name for path in _step_files(source, step)}
+    for name in there | {path.name for path in _step_files(run, step)}:
+        path = step_folder(run, step) / name
+        try:
+            write_bytes(path, (step_folder(source, step) / name).read_bytes())
+        except OSError:
+            path.unlink(missing_ok=True)
+
+
+def _step_files(run: Path, step: int) -> list[Path]:
+    """What a step keeps for the report; names of the state's own files hold a checksum."""
+    return [path for path in step_folder(run, step).glob("*.safetensors") if not path.name.startswith(("model-", "memory-"))]
 
 
 def results_to_json(results: list[StepResult], records: list[EpochRecord]) -> dict[str, Any]:

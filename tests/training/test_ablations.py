@@ -33,14 +33,14 @@ def test_without_pruning(tiny: Tiny, synthetic: Images) -> None:
 
 def test_without_the_auxiliary_loss(tiny: Tiny, synthetic: Images, watcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("der_fast.training.step.new_classifier", lambda *parts: seen.append(parts))
+    monkeypatch.setattr("der_fast.training.methods.der.method.new_classifier", lambda *parts: seen.append(parts))
     learner = run(tiny({"method.aux_weight": 0.0}), synthetic, watcher)
     assert seen == []
     assert learner.metrics()["name"] == "pruned, without auxiliary loss"
 
 
 def test_without_expansion(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) -> None:
-    learner = run(tiny({"method.expand": False}), synthetic, watcher, tmp_path)
+    learner = run(tiny({"method.name": "replay"}), synthetic, watcher, tmp_path)
     metrics = learner.metrics()
     assert len(learner.model.network.bank) == 1
     full = learner.model.network.architecture.parameters()
@@ -59,7 +59,7 @@ def test_without_expansion(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path
 
 def test_one_extractor_goes_on_where_it_stood(tiny: Tiny, synthetic: Images) -> None:
     # With a vanishing learning rate the extractor of step 2 is that of step 1 (but for batch-norm's statistics).
-    learner = Learner(tiny({"method.expand": False, "later.lr": 1e-12}))
+    learner = Learner(tiny({"method.name": "replay", "later.lr": 1e-12}))
     learner.learn(synthetic("ab"))
     before = learner.model.network.dense["stem.weight"].clone()
     learner.learn(synthetic("cd"))
@@ -67,7 +67,7 @@ def test_one_extractor_goes_on_where_it_stood(tiny: Tiny, synthetic: Images) -> 
 
 
 def test_the_bound(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) -> None:
-    learner = run(tiny({"method.bound": True}), synthetic, watcher, tmp_path)
+    learner = run(tiny({"method.name": "bound"}), synthetic, watcher, tmp_path)
     assert watcher.steps == [(1, ("a", "b"), 10), (2, ("c", "d"), 20), (3, ("e", "f"), 30)]
     assert {record.stage for record in watcher.records} == {"representation"}
     metrics = learner.metrics()
@@ -88,7 +88,7 @@ def test_the_bound(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) 
 
 def test_the_bound_starts_from_nothing_in_every_step(tiny: Tiny, synthetic: Images) -> None:
     def last_weights(order: tuple[str, ...]) -> torch.Tensor:
-        learner = Learner(tiny({"method.bound": True, "later.lr": 1e-12}))
+        learner = Learner(tiny({"method.name": "bound", "later.lr": 1e-12}))
         for names in order:
             learner.learn(synthetic(names))
         return learner.model.network.dense["stem.weight"]
@@ -121,21 +121,21 @@ def test_reference_models_learn_the_same_images_and_are_asked_for_new_classes(
     from der_fast.training import reference_model
 
     trained, asked = [], []
-    stage, score = reference_model.RepresentationStage, reference_model.score
+    stage, score = reference_model.CrossEntropyStage, reference_model.score
 
-    def note_stage(context: Any, state: Any, bank: Any, source: MemorySource, *rest: Any, **named: Any) -> Any:
-        trained.append((len(bank), state.masks, state.auxiliary, source.labels.bincount().tolist()))
-        return stage(context, state, bank, source, *rest, **named)
+    def note_stage(context: Any, state: Any, source: MemorySource, *rest: Any, **named: Any) -> Any:
+        trained.append((sorted(state.parts), source.labels.bincount().tolist()))
+        return stage(context, state, source, *rest, **named)
 
     def note_score(logits: torch.Tensor, labels: torch.Tensor, *rest: Any) -> Any:
         asked.append((sorted(labels.unique().tolist()), logits.shape[1]))
         return score(logits, labels, *rest)
 
-    monkeypatch.setattr(reference_model, "RepresentationStage", note_stage)
+    monkeypatch.setattr(reference_model, "CrossEntropyStage", note_stage)
     monkeypatch.setattr(reference_model, "score", note_score)
     run(tiny({"method.fwt": True}), synthetic)
     # One extractor from random weights, without masks and auxiliary classifier; five images per new class, and the memory.
-    assert trained == [(0, None, None, [5] * 4), (0, None, None, [3] * 4 + [5] * 2)]
+    assert trained == [(["extractor", "head"], [5] * 4), (["extractor", "head"], [3] * 4 + [5] * 2)]
     assert asked == [([2, 3], 4), ([4, 5], 6)]
 
 

@@ -20,9 +20,9 @@ from der_fast.model.architecture import Architecture, Block, Conv, build_archite
 from der_fast.model.extractor import Extractor
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.model import Model, Network
-from der_fast.training.representation import RepresentationStage
-from der_fast.training.step import begin_step
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -57,9 +57,9 @@ def curve(context: Context, source: MemorySource, architecture: Architecture, mo
     original = BatchStep.__call__
 
     # From outside, for inside of a CUDA graph nothing of Python runs.
-    def noting(self: BatchStep, images: torch.Tensor, labels: torch.Tensor, scale: float, batch: int) -> None:
+    def noting(self: BatchStep, images: torch.Tensor, labels: torch.Tensor) -> None:
         before = self.totals[0].clone()
-        original(self, images, labels, scale, batch)
+        original(self, images, labels)
         losses.append((self.totals[0] - before) / len(labels))
 
     with monkeypatch.context() as patch:

@@ -16,7 +16,8 @@ from der_fast.data import MemorySource
 from der_fast.errors import CheckpointError, ConfigError, DerFastError, DivergenceError
 from der_fast.model.layout import MaskLayout
 from der_fast.training.latency import Latency
-from der_fast.training.learner import FIXED_KEYS, Learner, variant_name
+from der_fast.training.learner import FIXED_KEYS, Learner
+from der_fast.training.methods import method_of
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -339,7 +340,8 @@ def test_an_error_while_measuring_leaves_the_learner_as_it_was(tiny: Tiny, synth
 def test_what_was_learned_fixes_some_keys(learned: tuple[Learner, Path], tiny: Tiny) -> None:
     learner = Learner.load(learned[1])
     changes = {
-        "model.backbone": "resnet32", "model.width": 4, "model.stem": "imagenet", "data.image_size": 9, "data.random_resized_crop": True,
+        "method.name": "replay", "model.backbone": "resnet32", "model.width": 4, "model.stem": "imagenet", "data.image_size": 9,
+        "data.random_resized_crop": True,
         "data.mean": (0.1, 0.2, 0.3), "data.std": (0.1, 0.2, 0.3),
     }  # fmt: skip
     assert set(changes) == set(FIXED_KEYS)
@@ -356,12 +358,12 @@ def test_what_was_learned_fixes_some_keys(learned: tuple[Learner, Path], tiny: T
         ({}, "pruned"),
         ({"masks.enabled": False}, "unpruned"),
         ({"method.aux_weight": 0.0}, "pruned, without auxiliary loss"),
-        ({"method.expand": False}, "without expansion"),
-        ({"method.bound": True}, "bound"),
+        ({"method.name": "replay"}, "without expansion"),
+        ({"method.name": "bound"}, "bound"),
     ],
 )
 def test_variants_have_names(changes: dict[str, Any], name: str, tiny: Tiny) -> None:
-    assert variant_name(tiny(changes)) == name
+    assert method_of(tiny(changes)).label(tiny(changes)) == name
 
 
 @pytest.mark.parametrize("side", [64, 65])

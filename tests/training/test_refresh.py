@@ -168,7 +168,7 @@ def test_without_a_memory_all_classes_refresh(tiny: Tiny, synthetic: Images) -> 
 
 
 def test_the_upper_bound_knows_no_refresh(tiny: Tiny, synthetic: Images) -> None:
-    learner = Learner(tiny({**SHORT, "method.bound": True}))
+    learner = Learner(tiny({**SHORT, "method.name": "bound"}))
     learner.learn(synthetic("ab"))
     with pytest.raises(DataError, match="no new class to learn"):
         learner.learn(synthetic("ab", seed=5))

@@ -16,12 +16,13 @@ from der_fast.model.classifier import auxiliary_targets, initialise_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator
 from der_fast.training.context import Context
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.pruning import final_keep, kept_share
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.methods.der.state import DerState
 from der_fast.training.model import Model, Network
+from der_fast.training.packing import schedule_of
 from der_fast.training.progress import Observer
-from der_fast.training.pruning import final_keep, kept_share
-from der_fast.training.representation import RepresentationStage
-from der_fast.training.state import StepState
-from der_fast.training.step import begin_step, schedule_of
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -30,7 +31,7 @@ Contexts = Callable[..., Context]
 FROZEN = 1
 
 
-def second_step(context: Context) -> tuple[Model, StepState]:
+def second_step(context: Context) -> tuple[Model, DerState]:
     """A model with one (untrained) extractor of classes a and b, and the state in which the step of c and d begins."""
     architecture = build_architecture("resnet20", width=2)
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(FROZEN))
@@ -39,7 +40,7 @@ def second_step(context: Context) -> tuple[Model, StepState]:
     return model, begin_step(context, model, 2)
 
 
-def stage_of(context: Context, source: MemorySource, state: StepState, model: Model) -> RepresentationStage:
+def stage_of(context: Context, source: MemorySource, state: DerState, model: Model) -> RepresentationStage:
     return RepresentationStage(context, state, model.network.bank, source, 2, schedule_of(context, state.step))
 
 
@@ -190,7 +191,7 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(done: int, tiny
     source = synthetic("abcd")
     written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
 
-    def note(state: StepState) -> None:
+    def note(state: DerState) -> None:
         written.append(({name: value.clone() for name, value in state.tensors().items()}, state.facts()))
 
     context = context_for(tiny(changes), source, save=note)

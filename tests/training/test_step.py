@@ -11,10 +11,12 @@ from der_fast.data import MemorySource
 from der_fast.model.extractor import Extractor
 from der_fast.training.context import Context
 from der_fast.training.learner import Learner
+from der_fast.training.methods.der.method import Der, begin_step
+from der_fast.training.methods.der.pruning import kept_share
+from der_fast.training.methods.der.state import DerState
 from der_fast.training.model import Model
-from der_fast.training.pruning import kept_share
-from der_fast.training.state import StepState
-from der_fast.training.step import begin_step, learn_step, rehearsal
+from der_fast.training.rehearsal import rehearsal
+from der_fast.training.step import learn_step
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -60,7 +62,7 @@ def test_a_step_leaves_the_model_before_it_unchanged(tiny: Tiny, synthetic: Imag
     assert len(before) > 20
     dense = {name: value.clone() for name, value in model.network.dense.items()}
     context = context_for(config, source)
-    finished, _ = learn_step(context, model, begin_step(context, model, 2), source)
+    finished, *_ = learn_step(context, Der(), model, begin_step(context, model, 2), source)
     assert finished.class_sets == [("a", "b"), ("c", "d")]
     assert model.class_sets == [("a", "b")]
     assert all(torch.equal(value, before[name]) for name, value in weights.items())
@@ -100,7 +102,7 @@ def kept_channels(learner: Learner) -> Sequence[list[bool]]:
     """The channels that the last step kept, by group, from the logits in its log and the floor of a quarter."""
     from der_fast.compaction.plan import with_floor
 
-    layout, logits = step_layout(learner), learner._mask_logs[len(learner.results)].logits[-1]
+    layout, logits = step_layout(learner), learner._step_files[len(learner.results)]["mask_logits.safetensors"][0]["logits"][-1]
     keep = with_floor(layout, logits, logits > 0, 0.25)
     assert kept_share(layout, keep) == learner.results[-1].kept_share
     return [part.tolist() for part in layout.by_group(keep).values()]
@@ -119,7 +121,7 @@ def test_a_step_meets_its_target(target: float, settle: float, tiny: Tiny, synth
 
 def test_images_of_memory_and_new_classes_are_labelled_in_learning_order(tiny: Tiny, synthetic: Images) -> None:
     learner = learned(tiny({"memory.total": 8}), synthetic, "ba")
-    source = rehearsal(learner.model, synthetic("dc"), bound=False)
+    source = rehearsal(learner.model, synthetic("dc"))
     assert source.class_names == ("b", "a", "d", "c")
     assert source.labels.bincount().tolist() == [4, 4, 5, 5]
     memory = learner.model.memory
@@ -186,7 +188,7 @@ def test_every_backbone_learns_two_steps(backbone: str, stem: str, tiny: Tiny, s
     assert len(learner.predict(synthetic("a").images)) == 5
 
 
-def emptied(state: StepState) -> bool:
+def emptied(state: DerState) -> bool:
     """Prune every channel of the first stream; the masks do not change any more (masks.lr is 0)."""
     assert state.masks is not None
     with torch.no_grad():
