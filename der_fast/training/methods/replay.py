@@ -49,7 +49,7 @@ class Replay:
     def pack(self, context: Context, model: Model, state: StepState, source: ImageSource) -> Packed:
         """Fold batch-norm into the extractor, which takes the place of the one before."""
         newest = packed_extractor(context, state, source)
-        if state.stage == REPRESENTATION:
+        if state.stage != CLASSIFIER:
             state.enter(CLASSIFIER)
             context.save(state)
         return packed_network(state, model.network, FrozenBank(), newest)

@@ -61,7 +61,7 @@ class Der:
         keep = None if state.masks is None else final_keep(state.masks, context.config.masks)
         newest = packed_extractor(context, state, source, keep)
         frozen = model.network.bank
-        if state.stage == REPRESENTATION:
+        if state.stage != CLASSIFIER:
             _slice_head(context, state, frozen, newest.plan)
             state.enter(CLASSIFIER)
             context.save(state)
