@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from der_fast.config.check import refuse_others
 from der_fast.config.datasets import absolute
 from der_fast.config.protocols import Protocol
 from der_fast.config.rescale import stretched
@@ -223,6 +224,7 @@ def _learn_run(run: Path, folder: str | Path, data: str | Path | None, overrides
     if data is not None:
         overrides["data.name"] = absolute(str(data))
     config = replace_keys(saved.config, stretched(saved.config, overrides))
+    refuse_others(config, overrides)
     if isinstance(saved.model.memory, MemorySource):
         # New images are put together with the memory, so they are held as it is.
         config = replace_keys(config, {"data.reader": "memory"})

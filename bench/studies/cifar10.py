@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pruned": {},
     "unpruned": {"masks.enabled": False},
     "without auxiliary loss": {"masks.enabled": False, "method.aux_weight": 0.0},
-    "without expansion": {"masks.enabled": False, "method.expand": False},
+    "without expansion": {"method.name": "replay"},
 }
 
 

@@ -54,11 +54,12 @@ from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.training.context import Context
-from der_fast.training.pruning import kept_share
-from der_fast.training.representation import RepresentationStage
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.pruning import kept_share
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.model import Model, Network
 from der_fast.training.results import versions
 from der_fast.training.runtime import apply_runtime
-from der_fast.training.step import Model, begin_step
 
 SIZE, CLASSES_PER_STEP, MULTIPLE = 32, 10, 32
 ONNX = ("onnx_unpruned", "onnx_ours", "onnx_blocks") if growth_onnx.available() else ()
@@ -155,13 +156,13 @@ def train_ours(world: World, variant: str, steps: int) -> Run:
     config = resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
     context = Context(config, torch.device("cpu"), *transforms_for(config.data, (SIZE, SIZE)))
     names = [tuple(str(step * CLASSES_PER_STEP + number) for number in range(CLASSES_PER_STEP)) for step in range(steps)]
-    model = Model(world.net, FrozenBank(world.compact(steps - 1)), class_sets=names[:-1])
+    model = Model(Network(world.net, FrozenBank(world.compact(steps - 1))), class_sets=names[:-1])
     if steps > 1:
         known = (steps - 1) * CLASSES_PER_STEP
-        head = new_classifier(model.bank.features, known, torch.Generator().manual_seed(0))
+        head = new_classifier(model.network.bank.features, known, torch.Generator().manual_seed(0))
         # The newest extractor's dense weights stay until the step is finished.
         dense = Extractor(world.net).initialise(torch.Generator().manual_seed(0)).state_dict()
-        model = replace(model, head=head, dense=dense)
+        model = replace(model, network=replace(model.network, head=head, dense=dense))
     state = begin_step(context, model, CLASSES_PER_STEP)
     labels = torch.randint(steps * CLASSES_PER_STEP, (batch,))
     source = MemorySource(world.pixels, labels, [name for step in names for name in step])
@@ -169,7 +170,7 @@ def train_ours(world: World, variant: str, steps: int) -> Run:
     if variant == "ours_settled":
         state.compact(world.keep)
         state.epoch = 1
-    stage = RepresentationStage(context, state, model.bank, source, known, config.later if steps > 1 else config.first)
+    stage = RepresentationStage(context, state, model.network.bank, source, known, config.later if steps > 1 else config.first)
     stage.settle_at = 0 if variant == "ours_settled" else 10**6
     return stage.epoch
 

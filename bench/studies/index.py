@@ -34,7 +34,8 @@ from der_fast.data.reading import Loaded, Reader, Walk
 from der_fast.model.architecture import build_architecture
 from der_fast.seeds import generator
 from der_fast.training.context import Context
-from der_fast.training.step import Model, refill, rehearsal
+from der_fast.training.model import Model, Network
+from der_fast.training.rehearsal import refill, rehearsal
 
 LIMITS = {"load the index": 2.0, "list of a step": 0.5}
 SIDE = 8
@@ -117,8 +118,8 @@ def step_list(train: PhotoSource, memory: PhotoSource, known: list[str], new: li
     """Return new classes and memory as a run puts them together for a step, up to the checksum that names the task."""
     images = train.of_classes(new)
     images.fingerprint()
-    model = Model(build_architecture("resnet20"), memory=memory, class_sets=[tuple(known)])
-    whole = rehearsal(model, images, False)
+    model = Model(Network(build_architecture("resnet20")), memory=memory, class_sets=[tuple(known)])
+    whole = rehearsal(model, images)
     assert isinstance(whole, PhotoSource)
     return whole
 
@@ -152,7 +153,7 @@ def measure_herding(train: PhotoSource, features: int, memory: int) -> dict[str,
     context = Context(config, torch.device("cpu"), *transforms_for(data, train.image_size))
     bank = FrozenBank()
     bank.extractors.append(RandomFeatures(features))
-    model = Model(build_architecture("resnet20"), bank=bank, class_sets=[train.class_names])
+    model = Model(Network(build_architecture("resnet20"), bank), class_sets=[train.class_names])
     started = time.perf_counter()
     peak, filled = peak_mib(lambda: refill(context, model, None, train))
     assert filled is not None and len(filled) == memory // len(train.class_names) * len(train.class_names)

@@ -26,14 +26,16 @@ from torch import Tensor
 
 from bench.harness.arguments import study_parser
 from bench.subjects.plain import PlainNet
+from der_fast.compaction.bank import FrozenBank
 from der_fast.config.resolve import resolve_config
 from der_fast.data import MemorySource, transforms_for
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training.context import Context
-from der_fast.training.representation import RepresentationStage
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.model import Model, Network
 from der_fast.training.results import versions
 from der_fast.training.runtime import apply_runtime
-from der_fast.training.step import Model, begin_step
 
 CLASSES = 10
 
@@ -70,7 +72,7 @@ def our_epoch(net: Architecture, source: MemorySource, args: argparse.Namespace,
     config = resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
     train, test = transforms_for(config.data, source.image_size)
     context = Context(config, torch.device("cpu"), train, test)
-    stage = RepresentationStage(context, begin_step(context, Model(net), CLASSES), Model(net).bank, source, 0, config.first)
+    stage = RepresentationStage(context, begin_step(context, Model(Network(net)), CLASSES), FrozenBank(), source, 0, config.first)
     return stage.epoch
 
 

@@ -97,7 +97,7 @@ def run(config: Config, train: ImageSource, test: ImageSource, steps: int, verbo
         "average_top1": metrics["average_top1"],
         "last_top1": metrics["last_top1"],
         "top1": metrics["top1"],
-        "kept": sum(metrics["params_added"]) / (len(metrics["params"]) * learner.model.architecture.parameters()),
+        "kept": sum(metrics["params_added"]) / (len(metrics["params"]) * learner.model.network.architecture.parameters()),
         "kept_groups": metrics["kept"][-1],
         "seconds": time.perf_counter() - started,
     }

@@ -14,6 +14,7 @@ from der_fast.deployment.network import Network, part_of
 from der_fast.deployment.onnx_file import CHANNEL_BLOCK
 from der_fast.deployment.onnx_graph import INPUT, LOGITS, build_onnx
 from der_fast.deployment.padding import padded_network
+from der_fast.model.readout import linear_readout
 
 # A file of twenty unpruned networks comes close to what one ONNX file can hold.
 MOST_STEPS = 10
@@ -30,7 +31,7 @@ def onnx_run(arenas: Sequence[Arena], classes: int, images: torch.Tensor, thread
 
     parts = tuple(part_of(arena) for arena in arenas)
     head = torch.nn.Linear(sum(part.features for part in parts), classes)
-    whole = Network(arenas[0].architecture, parts, head.weight.detach(), head.bias.detach(), 1.0)
+    whole = Network(arenas[0].architecture, parts, linear_readout(head))
     network = padded_network(whole, CHANNEL_BLOCK)
     size = (images.shape[2], images.shape[3])
     plain = Preprocessing(size, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

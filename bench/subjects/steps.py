@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,11 +28,12 @@ from der_fast.kernels.backend import resolve
 from der_fast.model.classifier import auxiliary_targets, new_classifier
 from der_fast.seeds import generator
 from der_fast.training.context import Context
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.methods.der.state import DerState
+from der_fast.training.model import Model, Network
 from der_fast.training.progress import Observer
-from der_fast.training.representation import RepresentationStage
 from der_fast.training.schedule import mask_scale
-from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step
 
 # At most 5, so that the printed form of the gradient compensation, which the rivals use, does not saturate.
 LARGEST_SCALE = 5.0
@@ -103,18 +104,18 @@ class Task:
         context = Context(config, self.setting.device, *transforms, observer=Notes(), backend=chosen)
         names = [tuple(str(step * CLASSES + number) for number in range(CLASSES)) for step in range(self.t)]
         members = [world.compact(number, context.dtype) for number in range(self.t - 1)]
-        model = Model(world.net, FrozenBank(members), class_sets=names[:-1])
+        model = Model(Network(world.net, FrozenBank(members)), class_sets=names[:-1])
         if self.t > 1:
-            model = replace(model, head=new_classifier(model.bank.features, self.known, torch.Generator().manual_seed(0)))
+            model.network.head = new_classifier(model.network.bank.features, self.known, torch.Generator().manual_seed(0))
         state = begin_step(context, model, CLASSES)
         source = MemorySource(tensors["pixels"], tensors["labels"], [name for step in names for name in step])
-        stage = RepresentationStage(context, state, model.bank, source, self.known, config.later if self.t > 1 else config.first)
+        stage = RepresentationStage(context, state, model.network.bank, source, self.known, config.later if self.t > 1 else config.first)
         stage.settle_at = 10**6
         return stage
 
     def ready(self, tensors: Tensors, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
         """Return the batches of the stage's first epoch, as it would draw them, on the device."""
-        names = (stage.context.seed, stage.stage, stage.state.step, 0)
+        names = (stage.context.seed, stage.name, stage.state.step, 0)
         drawn = stage.source.batches(
             None,
             self.batch,
@@ -127,7 +128,7 @@ class Task:
         return [(batch.images, batch.labels) for batch in drawn]
 
 
-def weights_of(state: StepState) -> list[Tensor]:
+def weights_of(state: DerState) -> list[Tensor]:
     """Return every trained tensor of ours, on the CPU in float64: extractor, mask logits, classifier, auxiliary classifier."""
     return [
         parameter.detach().to("cpu", torch.float64, copy=True) for module in state.modules().values() for parameter in module.parameters()
@@ -212,7 +213,7 @@ class Rival:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16 and task.setting.cuda)
         self.loss_of = compiled(self._loss, task.setting, graphs=True) if compile else self._loss
 
-    def _head(self, state: StepState, frozen: str) -> tuple[nn.Linear, Tensor | None]:
+    def _head(self, state: DerState, frozen: str) -> tuple[nn.Linear, Tensor | None]:
         """Return a classifier for what the frozen networks give: columns of pruned features are zero and stay so."""
         if frozen == "compact" or self.task.t == 1:
             return copy.deepcopy(state.head), None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from der_fast.cli.group import at_home, remember_debug
-from der_fast.config.check import BACKBONES, BACKENDS
+from der_fast.config.check import BACKBONES, BACKENDS, METHODS
 from der_fast.config.presets import list_presets
 
 _LEARN = "What is learned"
@@ -94,10 +94,11 @@ Paper = Annotated[
         "--paper", help="the paper's pruning schedule: no settling, no target, no floor, no whole blocks", rich_help_panel=_METHOD
     ),
 ]
+Method = Annotated[str | None, typer.Option(help=", ".join(METHODS), rich_help_panel=_METHOD)]
 NoPrune = Annotated[bool, typer.Option("--no-prune", help="no channel masks: DER without pruning", rich_help_panel=_METHOD)]
 NoAux = Annotated[bool, typer.Option("--no-aux", help="without the auxiliary loss", rich_help_panel=_METHOD)]
-NoExpand = Annotated[bool, typer.Option("--no-expand", help="one extractor for all steps, same memory", rich_help_panel=_METHOD)]
-Bound = Annotated[bool, typer.Option("--bound", help="one extractor on all data of all seen classes", rich_help_panel=_METHOD)]
+NoExpand = Annotated[bool, typer.Option("--no-expand", help="one extractor for all steps: --method replay", rich_help_panel=_METHOD)]
+Bound = Annotated[bool, typer.Option("--bound", help="one extractor on all data: --method bound", rich_help_panel=_METHOD)]
 Fwt = Annotated[bool, typer.Option("--fwt", help="also train the reference models that forward transfer needs", rich_help_panel=_METHOD)]
 
 Out = Annotated[

@@ -16,6 +16,7 @@ from der_fast.home import expand
 _DIRECT = {
     "backbone": "model.backbone",
     "width": "model.width",
+    "method": "method.name",
     "train_per_class": "data.train_per_class",
     "test_per_class": "data.test_per_class",
     "data_root": "data.root",
@@ -28,8 +29,8 @@ _DIRECT = {
 _FLAGS = {
     "no_prune": ("masks.enabled", False),
     "no_aux": ("method.aux_weight", 0.0),
-    "no_expand": ("method.expand", False),
-    "bound": ("method.bound", True),
+    "no_expand": ("method.name", "replay"),
+    "bound": ("method.name", "bound"),
     "fwt": ("method.fwt", True),
     "tensorboard": ("runtime.tensorboard", True),
     "download": ("data.download", True),
@@ -69,6 +70,8 @@ def refuse_contradictions(options: Mapping[str, Any]) -> None:
         ("target_params", "no_prune", "a target needs pruning"),
         ("target_params", "paper", "the paper's schedule has no target"),
         ("no_expand", "bound", "each is a method of its own"),
+        ("method", "no_expand", "each names a method"),
+        ("method", "bound", "each names a method"),
     ]
     for one, other, reason in pairs:
         if _given(options, one) and _given(options, other):

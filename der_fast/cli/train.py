@@ -40,6 +40,7 @@ def train(
     lr: opt.LearningRate = None,
     memory: opt.Memory = None,
     memory_per_class: opt.MemoryPerClass = None,
+    method: opt.Method = None,
     target_params: opt.TargetParams = None,
     paper: opt.Paper = False,
     no_prune: opt.NoPrune = False,

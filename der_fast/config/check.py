@@ -6,17 +6,19 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from der_fast.config.schema import Config
-from der_fast.config.tree import flatten, from_dict, to_dict
+from der_fast.config.tree import flatten, from_dict, key_methods, to_dict
 from der_fast.errors import ConfigError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "preact_resnet18", "resnet20", "resnet32")
 STEMS = ("auto", "imagenet", "small")
 BACKENDS = ("auto", "reference", "fused")
+# What `der_fast.training.methods` has; whoever registers another adds its name.
+METHODS = ["der", "replay", "bound"]
 READERS = ("auto", "memory", "dali", "pillow")
 LARGEST_SEED = 2**63 - 1
 
@@ -125,9 +127,8 @@ RULES: dict[str, Rule] = {
     "classifier.temperature": _above_zero(),
     "memory.total": _at_least(0),
     "memory.per_class": _at_least(0),
-    "method.expand": _SWITCH,
+    "method.name": Rule(f"one of {', '.join(METHODS)}", lambda value: value in METHODS),
     "method.aux_weight": _at_least(0, "a number"),
-    "method.bound": _SWITCH,
     "method.fwt": _SWITCH,
     "runtime.seed": _SEED,
     "runtime.device": Rule("cpu, cuda, cuda:<number> or auto", lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None),
@@ -162,6 +163,20 @@ def check(config: Config) -> Config:
             raise ConfigError(f"{dotted} takes {rule.takes}, not {value!r}")
     _check_pairs(config)
     return config
+
+
+def refuse_others(config: Config, changes: Iterable[str]) -> None:
+    """Refuse keys that were set although the configuration's method does not know them; raises ConfigError with their names.
+
+    Args:
+        config: the resolved configuration.
+        changes: the dotted keys that a person set; what presets and defaults hold is passed over.
+    """
+    owners = key_methods()
+    foreign = {key: owner for key in changes if (owner := owners.get(key)) not in (None, config.method.name)}
+    if foreign:
+        rows = ", ".join(f"{key} is a key of {owner!r}" for key, owner in foreign.items())
+        raise ConfigError(f"{rows}, but method.name is {config.method.name!r}; leave it out, or choose that method with --method")
 
 
 def refuse_repeats(order: Sequence[str], key: str = "protocol.class_order") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from der_fast.config.check import check
+from der_fast.config.check import check, refuse_others
 from der_fast.config.datasets import absolute, data_folder
 from der_fast.config.presets import find_preset, preset_config
 from der_fast.config.protocols import Protocol, even_form, protocol_keys, sizes_of
@@ -46,7 +46,7 @@ def resolve_config(
         begun: the configuration of the run that is gone on with, see `stretched`.
 
     Raises:
-        ConfigError: unknown preset or key, or a value that the key does not take.
+        ConfigError: unknown preset or key, a value that the key does not take, or a key among `changes` that only another method knows.
     """
     asked = {} if protocol is None else protocol_keys(protocol)
     if preset is not None or base is None:
@@ -61,7 +61,9 @@ def resolve_config(
     if "protocol.name" in (changes or {}) and "protocol.steps" not in (changes or {}):
         # Who names a protocol means it, whatever lists a preset or a file has.
         keys["protocol.steps"] = None
-    return check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, stretched(base, keys, begun)))))
+    config = check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, stretched(base, keys, begun)))))
+    refuse_others(config, changes or {})
+    return config
 
 
 def _named_by_its_steps(config: Config) -> Config:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 
-def key(default: Any, doc: str) -> Any:
-    """Declare a configuration key with its default and its one-line meaning."""
-    return field(default=default, metadata={"doc": doc})
+def key(default: Any, doc: str, method: str | None = None) -> Any:
+    """Declare a configuration key with its default, its one-line meaning, and the method that alone knows it, if it is one's."""
+    return field(default=default, metadata={"doc": doc, "method": method})
+
+
+_der = partial(key, method="der")
 
 
 @dataclass(frozen=True)
@@ -83,29 +87,29 @@ class ModelConfig:
 class MasksConfig:
     """Channel masks, their sparsity loss and how a step is pruned."""
 
-    enabled: bool = key(True, "learn channel masks and prune; false = DER without pruning")
-    s_max: float = key(100.0, "largest mask scale; s runs from 1/s_max to s_max within every epoch")
-    lr: float = key(1.0, "learning rate of the mask logits (they have no momentum and no weight decay)")
-    init_low: float = key(
+    enabled: bool = _der(True, "learn channel masks and prune; false = DER without pruning")
+    s_max: float = _der(100.0, "largest mask scale; s runs from 1/s_max to s_max within every epoch")
+    lr: float = _der(1.0, "learning rate of the mask logits (they have no momentum and no weight decay)")
+    init_low: float = _der(
         0.0,
         "mask logits start uniformly in [init_low, init_high], at every step the same",
     )
-    init_high: float = key(2.0, "see init_low")
-    clamp: float = key(6.0, "mask logits are clamped to ± this after every optimizer step")
-    sparsity: float = key(1.0, "λ_s, the weight of the sparsity loss (its upper bound where target_params is given)")
-    target_params: float | None = key(0.24, "share of an extractor's parameters to keep; λ_s is adapted towards it during the step")
-    price_power: float = key(
+    init_high: float = _der(2.0, "see init_low")
+    clamp: float = _der(6.0, "mask logits are clamped to ± this after every optimizer step")
+    sparsity: float = _der(1.0, "λ_s, the weight of the sparsity loss (its upper bound where target_params is given)")
+    target_params: float | None = _der(0.24, "share of an extractor's parameters to keep; λ_s is adapted towards it during the step")
+    price_power: float = _der(
         1.5,
         "the threshold that meets target_params rises with a channel's price (parameters per convolution) to this power; 0 = one for all",
     )
-    settle: float = key(0.9, "share of a step's epochs, at the end, trained with the masks held binary; 0 = the paper")
-    floor: float = key(0.0, "at least this share of every stream's channels is kept (never fewer than one); 0 = no floor")
-    multiple: int = key(
+    settle: float = _der(0.9, "share of a step's epochs, at the end, trained with the masks held binary; 0 = the paper")
+    floor: float = _der(0.0, "at least this share of every stream's channels is kept (never fewer than one); 0 = no floor")
+    multiple: int = _der(
         1,
         "round kept channels to multiples of this (at most a quarter of a group) within the same parameters, for hardware that "
         "computes in blocks: 8 for tensor cores, 16 or 32 for ONNX Runtime on CPUs; 1 = the paper",
     )
-    bn_images: int = key(512, "training images used to re-estimate batch-norm statistics after binarising; 0 = off")
+    bn_images: int = _der(512, "training images used to re-estimate batch-norm statistics after binarising; 0 = off")
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,14 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What belongs to the method; each ablation is one switch."""
+    """Which method learns, and what belongs to it."""
 
-    expand: bool = key(True, "add an extractor per step; false = one extractor, same memory ('without expansion')")
-    aux_weight: float = key(1.0, "λ_a, the weight of the auxiliary loss after the first step; 0 = without it")
-    bound: bool = key(False, "train one extractor on all data of all seen classes: the upper bound")
+    name: str = key(
+        "der",
+        "'der': an extractor per step, with channel masks; 'replay': one extractor, same memory ('without expansion'); 'bound': one "
+        "extractor, trained from scratch on all data of all seen classes: the upper bound",
+    )
+    aux_weight: float = _der(1.0, "λ_a, the weight of the auxiliary loss after the first step; 0 = without it")
     fwt: bool = key(False, "also train the randomly initialised reference models that forward transfer needs")
 
 

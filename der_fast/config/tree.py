@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from der_fast.config.former import present_keys
 from der_fast.config.schema import Config
 from der_fast.errors import ConfigError
 
@@ -184,12 +185,27 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """Build a configuration from nested dictionaries (the inverse of `to_dict`); raises ConfigError on unknown keys."""
+    """Build a configuration from nested dictionaries (the inverse of `to_dict`), which may hold keys of earlier versions.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type.
+    """
+    tree = present_keys(tree)
     groups = [entry.name for entry in dataclasses.fields(Config)]
     for name in tree:
         if name not in groups:
             raise ConfigError(f"unknown configuration group {name!r}; choose from {', '.join(groups)}")
     return replace_keys(Config(), flatten(tree))
+
+
+def key_methods() -> dict[str, str]:
+    """Return the dotted keys that only one method knows, with its name."""
+    return {
+        f"{group.name}.{entry.name}": entry.metadata["method"]
+        for group in dataclasses.fields(Config)
+        for entry in dataclasses.fields(getattr(Config(), group.name))
+        if entry.metadata.get("method") is not None
+    }
 
 
 def key_docs() -> dict[str, tuple[Any, str]]:

@@ -28,7 +28,7 @@ from der_fast.files import write_atomically
 from der_fast.home import expand
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.training.learner import Learner
-from der_fast.training.step import Model
+from der_fast.training.model import Model
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 # Largest difference of a logit, as a share of the learner's largest one on the same images; and largest difference of a probability.
@@ -187,21 +187,21 @@ def _test_images(learner: Learner) -> ImageSource:
 
 def _float32_bank(model: Model) -> FrozenBank:
     """The model's extractors, computing in float32; the model's own bank may compute in bfloat16."""
-    return FrozenBank([CompactExtractor(cast(CompactExtractor, member).arena, torch.float32) for member in model.bank.extractors])
+    return FrozenBank([CompactExtractor(cast(CompactExtractor, member).arena, torch.float32) for member in model.network.bank.extractors])
 
 
 @torch.no_grad()
 def _expected(learner: Learner, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """What the learner says about images, in float32 whatever precision it was trained in."""
     model, assert_size = learner.model, learner.image_size
-    assert model.head is not None and assert_size is not None
+    assert assert_size is not None
     _, transform = transforms_for(learner.config.data, assert_size)
     # TensorFloat-32 would differ from float32 by more than the tolerance.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if learner.device.type == "cuda" else nullcontext()
     with exact:
         images = transform(pixels, device=learner.device, channels_last=learner.config.runtime.channels_last)
-        logits = model.head(_float32_bank(model)(images)).float().cpu()
-    return logits, torch.softmax(logits / model.temperature, 1)
+        logits = model.ready(_float32_bank(model)(images)).cpu()
+    return logits, model.ready.probabilities(logits)
 
 
 def _difference(learner: Learner, deployed: DeployedModel, pixels: Tensor, path: Path) -> float:

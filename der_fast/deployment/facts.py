@@ -17,7 +17,7 @@ from der_fast.data.transform import Transform, transforms_for
 from der_fast.errors import ExportError, Spelling
 from der_fast.training.learner import Learner
 
-FORMAT = 1
+LINEAR_FORMAT, FORMAT = 1, 2
 RESIZE_RULE = (
     "turn upright by EXIF, take the upper 8 bits of 16-bit grey, lay transparency over white, convert to RGB, scale to just cover `resize` "
     "and cut off evenly (bilinear, antialiased)"
@@ -96,6 +96,7 @@ class Facts:
         class_names: in the order of the logits.
         preprocessing: from an image file to the network's input.
         temperature: probabilities are softmax(logits / temperature).
+        normalise, proxies: how the classifier reads features, see `der_fast.model.readout.Readout`.
         steps: one entry per step that was learned: its classes, accuracy (percent) and parameters.
         weights_sha256: `Network.checksum`.
         producer: what wrote the file.
@@ -107,11 +108,14 @@ class Facts:
     steps: tuple[Mapping[str, Any], ...]
     weights_sha256: str
     producer: str
+    normalise: bool = False
+    proxies: int = 1
 
     def to_texts(self) -> dict[str, str]:
         """Return the metadata that a file carries: one JSON text per key."""
         values = {
-            "der_fast_format": FORMAT,
+            # Programs that know format 1 only know linear classifiers.
+            "der_fast_format": FORMAT if self.normalise or self.proxies > 1 else LINEAR_FORMAT,
             "producer": self.producer,
             "class_names": list(self.class_names),
             "preprocessing": self.preprocessing.to_json(),
@@ -119,6 +123,8 @@ class Facts:
             "steps": [dict(step) for step in self.steps],
             "weights_sha256": self.weights_sha256,
         }
+        if values["der_fast_format"] == FORMAT:
+            values["readout"] = {"normalise": self.normalise, "proxies": self.proxies}
         return {key: json.dumps(value, ensure_ascii=False, allow_nan=False) for key, value in values.items()}
 
     @classmethod
@@ -138,13 +144,14 @@ class Facts:
                 Spelling("`der-fast export`", "export()"),
                 ", or run the file with the program that it was made for",
             )
-        if texts["der_fast_format"] != str(FORMAT):
+        if texts["der_fast_format"] not in (str(LINEAR_FORMAT), str(FORMAT)):
             raise ExportError(
-                f"{where} has format {texts['der_fast_format']}; this version reads format {FORMAT}. Export the run anew, or install the "
-                "version of der_fast that wrote the file"
+                f"{where} has format {texts['der_fast_format']}; this version reads formats {LINEAR_FORMAT} and {FORMAT}. Export the run "
+                "again, or install the version of der_fast that wrote the file"
             )
         try:
             value = {key: json.loads(texts[key]) for key in _KEYS}
+            rule = json.loads(texts["readout"]) if texts["der_fast_format"] == str(FORMAT) else {"normalise": False, "proxies": 1}
             facts = cls(
                 tuple(str(name) for name in value["class_names"]),
                 Preprocessing.from_json(value["preprocessing"]),
@@ -152,6 +159,8 @@ class Facts:
                 tuple(dict(step) for step in value["steps"]),
                 str(value["weights_sha256"]),
                 str(value["producer"]),
+                bool(rule["normalise"]),
+                int(rule["proxies"]),
             )
             if not (facts.class_names and facts.temperature > 0 and math.isfinite(facts.temperature)):
                 raise ValueError("no classes, or a temperature that cannot be")
@@ -174,7 +183,17 @@ def facts_of(learner: Learner, weights_sha256: str) -> Facts:
     preprocessing = Preprocessing(learner.image_size, transform.size, transform.mean, transform.std)
     names = ("step", "class_names", "top1", "top5", "params", "params_added", "kept_share")
     steps = tuple({name: getattr(result, name) for name in names} for result in learner.results)
-    return Facts(learner.class_names, preprocessing, learner.model.temperature, steps, weights_sha256, _producer())
+    readout = learner.model.ready
+    return Facts(
+        learner.class_names,
+        preprocessing,
+        readout.temperature,
+        steps,
+        weights_sha256,
+        _producer(),
+        normalise=readout.normalise,
+        proxies=readout.proxies,
+    )
 
 
 def _producer() -> str:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.compaction import Arena
@@ -17,10 +16,10 @@ from der_fast.compaction.bank.execute import execute
 from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.program import Op
 from der_fast.data import Transform
-from der_fast.errors import DerFastError
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture
-from der_fast.training.step import Model
+from der_fast.model.readout import Readout
+from der_fast.training.model import Model
 
 # What runs a network, wherever it comes from: uint8 images (N, H, W, 3) of the stored size → logits and probabilities, (N, C), on the CPU.
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -57,15 +56,12 @@ class Network:
     Attributes:
         architecture: of every extractor.
         parts: the extractors in the order in which they were learned.
-        weight, bias: the classifier, (C, Σ features) and (C,), float32.
-        temperature: probabilities are softmax(logits / temperature).
+        readout: the classifier, over Σ features, float32.
     """
 
     architecture: Architecture
     parts: tuple[Part, ...]
-    weight: Tensor
-    bias: Tensor
-    temperature: float
+    readout: Readout
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and probabilities, both (N, C), of normalised images (N, 3, H, W) float32 on the weights' device."""
@@ -73,8 +69,8 @@ class Network:
         for part in self.parts:
             features = execute(part.ops, part.tensors, images)
             rows.append(features if part.feature_index is None else features[:, part.feature_index])
-        logits = F.linear(torch.cat(rows, 1), self.weight, self.bias)
-        return logits, torch.softmax(logits / self.temperature, 1)
+        logits = self.readout(torch.cat(rows, 1))
+        return logits, self.readout.probabilities(logits)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor with its name, extractors in order, then the classifier."""
@@ -83,8 +79,8 @@ class Network:
                 yield tensor_name(number, name), tensor
             if part.feature_index is not None:
                 yield tensor_name(number, FEATURE_INDEX), part.feature_index
-        yield HEAD_WEIGHT, self.weight
-        yield HEAD_BIAS, self.bias
+        yield HEAD_WEIGHT, self.readout.weight
+        yield HEAD_BIAS, self.readout.bias
 
     @cached_property
     def checksum(self) -> str:
@@ -111,7 +107,7 @@ class Network:
             )
             for part in self.parts
         )
-        return replace(self, parts=parts, weight=self.weight.to(device), bias=self.bias.to(device))
+        return replace(self, parts=parts, readout=self.readout.to(device))
 
 
 FEATURE_INDEX = "feature_index"
@@ -142,11 +138,10 @@ def network_of(model: Model) -> Network:
     Raises:
         DerFastError: nothing has been learned yet.
     """
-    if model.head is None:
-        raise DerFastError("nothing has been learned yet: call learn() first")
-    weight, bias = (tensor.detach().float().cpu().contiguous() for tensor in (model.head.weight, model.head.bias))
-    parts = tuple(part_of(cast(CompactExtractor, extractor).arena) for extractor in model.bank.extractors)
-    return Network(model.architecture, parts, weight, bias, model.temperature)
+    readout = model.ready
+    weight, bias = (tensor.float().cpu().contiguous() for tensor in (readout.weight, readout.bias))
+    parts = tuple(part_of(cast(CompactExtractor, extractor).arena) for extractor in model.network.bank.extractors)
+    return Network(model.network.architecture, parts, replace(readout, weight=weight, bias=bias))
 
 
 def part_of(arena: Arena) -> Part:

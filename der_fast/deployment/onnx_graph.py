@@ -37,7 +37,7 @@ def build_onnx(network: Network, facts: Facts) -> Any:
     helper, taken = onnx.helper, facts.preprocessing
     kind = onnx.TensorProto.UINT8 if taken.input == UINT8_INPUT else onnx.TensorProto.FLOAT
     inputs = [helper.make_tensor_value_info(INPUT, kind, [BATCH, *taken.input_shape])]
-    shape = [BATCH, len(network.bias)]
+    shape = [BATCH, network.readout.classes]
     outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in (LOGITS, PROBABILITIES)]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "der_fast", inputs, outputs, graph.initializers),
@@ -151,17 +151,30 @@ class _Graph:
             return self.node("Pad", [source, self.integers(0, 0, 0, 0, 0, grow, 0, 0)], target)
         return source if op.stride > 1 else self.node("Identity", [source], target)
 
+    def _unit_length(self, features: str) -> str:
+        """Divide feature vectors by their length; zeros stay zeros."""
+        length = self.node("ReduceL2", [features], "feature_length", axes=[1], keepdims=1)
+        least = self.constant("least_length", np.array(1e-12, dtype=np.float32))
+        return self.node("Div", [features, self.node("Max", [length, least], "feature_divisor")], "unit_features")
+
     def classifier(self, network: Network, rows: Sequence[str]) -> None:
-        """Add the linear layer and the softmax."""
-        bias = self.constant(HEAD_BIAS, network.bias)
+        """Add the readout and the softmax."""
+        readout = network.readout
+        bias = self.constant(HEAD_BIAS, readout.bias)
+        scores = LOGITS if readout.proxies == 1 else "proxy_scores"
         if rows:
             features = rows[0] if len(rows) == 1 else self.node("Concat", rows, "super_feature", axis=1)
-            self.node("Gemm", [features, self.constant(HEAD_WEIGHT, network.weight), bias], LOGITS, transB=1)
+            features = self._unit_length(features) if readout.normalise else features
+            self.node("Gemm", [features, self.constant(HEAD_WEIGHT, readout.weight), bias], scores, transB=1)
         else:
-            # No extractor looks at the image: the logits are the bias, once per image.
+            # No extractor looks at the image: the scores are the bias, once per image.
             batch = self.node("Shape", [INPUT], "batch_size", start=0, end=1)
-            shape = self.node("Concat", [batch, self.integers(len(network.bias))], "logits_shape", axis=0)
-            self.node("Expand", [bias, shape], LOGITS)
-        temperature = self.constant("temperature", np.array(network.temperature, dtype=np.float32))
+            shape = self.node("Concat", [batch, self.integers(len(readout.bias))], "scores_shape", axis=0)
+            self.node("Expand", [bias, shape], scores)
+        if readout.proxies > 1:
+            by_class = self.node("Reshape", [scores, self.integers(-1, readout.classes, readout.proxies)], "scores_by_class")
+            shares = self.node("Softmax", [by_class], "proxy_shares", axis=2)
+            self.node("ReduceSum", [self.node("Mul", [shares, by_class], "shared_scores"), self.integers(2)], LOGITS, keepdims=0)
+        temperature = self.constant("temperature", np.array(readout.temperature, dtype=np.float32))
         scaled = self.node("Div", [LOGITS, temperature], "logits_over_temperature")
         self.node("Softmax", [scaled], PROBABILITIES, axis=1)

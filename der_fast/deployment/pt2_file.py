@@ -52,7 +52,7 @@ class DeployedNetwork(nn.Module):
         names = iter([name for name, _ in self._network.named_tensors()])
         parts = tuple(self._registered_part(part, names) for part in self._network.parts)
         weight, bias = (self.get_buffer(_buffer(name)) for name in names)
-        return replace(self._network, parts=parts, weight=weight, bias=bias)
+        return replace(self._network, parts=parts, readout=replace(self._network.readout, weight=weight, bias=bias))
 
     def _registered_part(self, part: Part, names: Iterator[str]) -> Part:
         tensors = {name: self.get_buffer(_buffer(next(names))) for name in part.tensors}

@@ -19,6 +19,7 @@ from der_fast.deployment.facts import Facts
 from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, Network, Part, Run, runner, tensor_name
 from der_fast.errors import ExportError, UserError
 from der_fast.model.architecture import Architecture, build_architecture
+from der_fast.model.readout import Readout
 
 # One key for everything: safetensors writes several in an order that differs from file to file.
 _KEY, _NETWORK = "der_fast", "network"
@@ -81,9 +82,10 @@ def _network(value: Mapping[str, Any], tensors: dict[str, Tensor], facts: Facts)
     parts = tuple(_part(architecture, widths, tensors, number) for number, widths in enumerate(value["extractors"], 1))
     weight, bias = tensors[HEAD_WEIGHT], tensors[HEAD_BIAS]
     classes, features = len(facts.class_names), sum(part.features for part in parts)
-    if weight.shape != (classes, features) or bias.shape != (classes,):
+    readout = Readout(weight, bias, facts.normalise, facts.proxies, facts.temperature)
+    if (readout.classes, readout.features) != (classes, features):
         raise ValueError(f"a classifier of shape {tuple(weight.shape)} for {features} features and {classes} classes")
-    return Network(architecture, parts, weight, bias, facts.temperature)
+    return Network(architecture, parts, readout)
 
 
 def _part(architecture: Architecture, widths: Any, tensors: Mapping[str, Tensor], number: int) -> Part:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from der_fast.errors import CheckpointError
-from der_fast.training.state import CLASSIFIER, StepState
+from der_fast.training.state import StepState
 from der_fast.training.store import load_record, remove_record, save_record
 
 FOLDER = "checkpoints"
@@ -28,7 +28,7 @@ class Checkpoints:
         self.folder, self.keep, self.task = run / FOLDER, keep, task
 
     def _stem(self, state: StepState) -> Path:
-        order = 2 if state.stage == CLASSIFIER else 1
+        order = state.stages + 1
         # In the middle of an epoch they sort behind its beginning and before its end.
         within = "" if state.position is None else f"-{state.position.place.batches:08d}"
         return self.folder / f"{state.step:03d}-{order}-{state.stage}-{state.epoch:04d}{within}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from der_fast.config.schema import Config
+from der_fast.data.place import BEGINNING, Place
+from der_fast.data.source import Batch, ImageSource
 from der_fast.data.transform import Transform
 from der_fast.kernels.backend import Backend
 from der_fast.training.progress import Observer
@@ -47,6 +49,40 @@ class Context:
     def dtype(self) -> torch.dtype:
         """What extractors compute in."""
         return torch.bfloat16 if self.config.runtime.precision == "bf16" else torch.float32
+
+    def training_batches(
+        self, source: ImageSource, chosen: Tensor | None, size: int, draws: torch.Generator, start: Place = BEGINNING
+    ) -> Iterator[Batch]:
+        """Yield one epoch's batches of up to `size` augmented images, shuffled.
+
+        Args:
+            source: the images.
+            chosen: positions (n,) of those to pass over; default: all.
+            size: images per batch.
+            draws: shuffles and augments.
+            start: where the pass begins.
+        """
+        return source.batches(
+            chosen,
+            size,
+            transform=self.train_transform,
+            generator=draws,
+            shuffle=True,
+            device=self.device,
+            channels_last=self.config.runtime.channels_last,
+            start=start,
+        )
+
+    def test_batches(self, source: ImageSource, chosen: Tensor | None = None) -> Iterator[Batch]:
+        """Yield batches of images as they are tested, in the order of `chosen`, positions (n,); default: all."""
+        runtime = self.config.runtime
+        return source.batches(
+            chosen,
+            runtime.eval_batch_size,
+            transform=self.test_transform,
+            device=self.device,
+            channels_last=runtime.channels_last,
+        )
 
     def features(self, extractor: nn.Module, images: Tensor, *masks: Tensor | None) -> Tensor:
         """Return the features (N, F), float32, of an extractor or a bank in the run's precision."""

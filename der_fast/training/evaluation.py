@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from der_fast.compaction.bank import FrozenBank
 from der_fast.data.source import Batch, ImageSource
 from der_fast.errors import DataError
+from der_fast.model.readout import Readout
 from der_fast.training.context import Context
 
 
@@ -41,16 +42,9 @@ class Evaluation:
 
 
 def _test_batches(context: Context, source: ImageSource, work: str, order: Tensor | None = None) -> Iterator[Batch]:
-    runtime, done = context.config.runtime, 0
-    batches = source.batches(
-        order,
-        runtime.eval_batch_size,
-        transform=context.test_transform,
-        device=context.device,
-        channels_last=runtime.channels_last,
-    )
+    done = 0
     context.observer.images_pass(work, 0, len(source))
-    for batch in batches:
+    for batch in context.test_batches(source, order):
         yield batch
         done += len(batch.labels)
         context.observer.images_pass(work, done, len(source))
@@ -81,11 +75,11 @@ def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -
 
 
 @torch.no_grad()
-def logits_of(context: Context, bank: FrozenBank, head: nn.Linear, source: ImageSource, work: str = "evaluation") -> tuple[Tensor, Tensor]:
+def logits_of(context: Context, bank: FrozenBank, readout: Readout, source: ImageSource, work: str = "evaluation") -> tuple[Tensor, Tensor]:
     """Return the logits (n, classes) of all images that could be read, test transform, and their positions (n,); on the CPU.
 
     Args:
-        context, bank, head, source: with what, and of which images.
+        context, bank, readout, source: with what, and of which images.
         work: what the observer is told that goes on.
 
     Raises:
@@ -94,7 +88,7 @@ def logits_of(context: Context, bank: FrozenBank, head: nn.Linear, source: Image
     rows: list[Tensor] = []
     positions: list[Tensor] = []
     for batch in _test_batches(context, source, work):
-        rows.append(head(context.features(bank, batch.images)).cpu())
+        rows.append(readout(context.features(bank, batch.images)).cpu())
         positions.append(batch.indices)
     if not rows:
         raise DataError(f"none of {len(source)} image(s) could be read")

@@ -10,9 +10,9 @@ import torch
 from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
 from der_fast.model.classifier import keep_classes
+from der_fast.training.model import Model
 from der_fast.training.rename import check_known
 from der_fast.training.sources import counts_by_class
-from der_fast.training.step import Model
 
 REMAINS = (
     "what remains: the extractors (and the newest one's dense weights) were trained on images of what was forgotten and are not changed; "
@@ -35,11 +35,12 @@ def forgotten_model(model: Model, names: Sequence[str]) -> Model:
     left = [name for name in model.class_names if name not in names]
     if not left:
         raise DataError("a model that knows no class is none: forgetting the last one is refused; delete the run's folder instead")
-    assert model.head is not None
+    assert model.network.head is not None
     stays = [position for position, name in enumerate(model.class_names) if name not in names]
-    head = keep_classes(model.head, torch.tensor(stays, device=model.head.weight.device))
+    rows = torch.tensor(stays, device=model.network.head.weight.device)
+    network = replace(model.network, head=keep_classes(model.network.head, rows))
     sets = [tuple(name for name in step if name not in names) for step in model.class_sets]
-    return replace(model, head=head, memory=_without(model.memory, left), class_sets=sets)
+    return replace(model, network=network, readout=model.ready.of_classes(rows), memory=_without(model.memory, left), class_sets=sets)
 
 
 def _without(memory: ImageSource | None, left: Sequence[str]) -> ImageSource | None:

@@ -15,12 +15,13 @@ from der_fast.training.context import Context
 from der_fast.training.events import FORGOTTEN, REFRESHED, RENAMED, Event, latest, names_now, with_names
 from der_fast.training.events import present as present_names
 from der_fast.training.forget import forgotten_model
+from der_fast.training.method import Method
+from der_fast.training.model import Model
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.refresh import begin_refresh, check_refresh, only_new_images, refresh
 from der_fast.training.rename import renamed_model
 from der_fast.training.results import StepResult, times_of
 from der_fast.training.state import StepState
-from der_fast.training.step import Model
 
 _MOST_NAMED = 5
 
@@ -44,6 +45,11 @@ class KnownClasses:
     lesson: str
     learned: list[provenance.Learned]
     _model: Model | None
+
+    @property
+    def method(self) -> Method[Any]:
+        """What the configuration names."""
+        raise NotImplementedError
 
     @property
     def model(self) -> Model:
@@ -110,7 +116,7 @@ class KnownClasses:
         known = () if self._model is None else self._model.class_names
         again = [name for name in train.class_names if name in known]
         self._say_freed_names([name for name in train.class_names if name not in known])
-        if self._model is None or not again or self.config.method.bound:
+        if self._model is None or not again or self.method.joint:
             return train
         named = ", ".join(map(repr, again[:_MOST_NAMED])) + (f" and {len(again) - _MOST_NAMED} more" if len(again) > _MOST_NAMED else "")
         if len(again) == len(train.class_names) and train.fingerprint() == self.lesson:
@@ -140,7 +146,7 @@ class KnownClasses:
 
     def _is_refresh(self, train: ImageSource) -> bool:
         """Whether there are no new classes among these (checked) images."""
-        return self._model is not None and not self.config.method.bound and set(train.class_names) <= set(self._model.class_names)
+        return self._model is not None and not self.method.joint and set(train.class_names) <= set(self._model.class_names)
 
     def _refresh(
         self, context: Context, train: ImageSource, test: ImageSource | None, begin: Callable[[StepState], bool] | None, started: float

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from der_fast.model.readout import Readout
+
 REPEATS = 15
 LONGEST_SECONDS = 1.0
 
@@ -59,6 +61,6 @@ def _seconds(call: Callable[[Tensor], Tensor], image: Tensor) -> float:
     return time.perf_counter() - started
 
 
-def whole_model(bank: nn.Module, head: nn.Module) -> Callable[[Tensor], Tensor]:
+def whole_model(bank: nn.Module, readout: Readout) -> Callable[[Tensor], Tensor]:
     """Return the function images → logits, float32 whatever the bank computes in."""
-    return lambda images: head(bank(images).float())
+    return lambda images: readout(bank(images).float())

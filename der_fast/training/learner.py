@@ -21,30 +21,32 @@ from der_fast.home import expand
 from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture, build_architecture
-from der_fast.model.layout import MaskLayout
 from der_fast.training import events, provenance, saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
 from der_fast.training.history import write_history
 from der_fast.training.known import KnownClasses
-from der_fast.training.mask_log import MaskLog
 from der_fast.training.measuring import measure
 from der_fast.training.memory import check_quota, scarcity_note
+from der_fast.training.method import Method
+from der_fast.training.methods import method_of
+from der_fast.training.model import Model, Network
 from der_fast.training.precision import precision_note
 from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
-from der_fast.training.results import StepResult, device_name, metrics_of, times_of, unmeasured_note, variant_name
+from der_fast.training.results import StepResult, device_name, metrics_of, times_of, unmeasured_note
 from der_fast.training.runtime import apply_runtime, refuse_rerun
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
-from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step, learn_step
+from der_fast.training.state import StepFile, StepState
+from der_fast.training.step import learn_step
 from der_fast.training.watching import watched
 
 # Up to this input side the stem is the small one (3×3, stride 1).
 _SMALL_SIDE = 64
 # Frozen extractors would see other images, or not fit, under other values.
 FIXED_KEYS = (
+    "method.name",
     *(f"model.{name}" for name in ("backbone", "width", "stem")),
     *(f"data.{name}" for name in ("image_size", "random_resized_crop", "mean", "std")),
 )
@@ -80,7 +82,8 @@ class Learner(KnownClasses):
         self.image_size: tuple[int, int] | None = None
         self._model: Model | None = None
         self._stem = ""
-        self._mask_logs: dict[int, MaskLog] = {}
+        # Of every step that was learned here, what is kept beside it.
+        self._step_files: dict[int, dict[str, StepFile]] = {}
         self._home: Path | None = None
         # Memory that was read from a run's folder: its files may have been moved since.
         self._memory_found = True
@@ -90,6 +93,11 @@ class Learner(KnownClasses):
     def class_names(self) -> tuple[str, ...]:
         """Every known class, in learning order."""
         return self._model.class_names if self._model else ()
+
+    @property
+    def method(self) -> Method[Any]:
+        """What the configuration names."""
+        return method_of(self.config)
 
     @property
     def model(self) -> Model:
@@ -117,7 +125,7 @@ class Learner(KnownClasses):
 
         Args:
             train: an image source or a map-style dataset of (image, label) with the new classes' images (for the upper bound,
-                `method.bound`, the images of all classes seen so far), and further ones of known classes.
+                the images of all classes seen so far), and further ones of known classes.
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
             progress: show progress on standard error or in the notebook; None: where somebody looks on and the learner has no observer
                 (see `der_fast.train`).
@@ -165,25 +173,23 @@ class Learner(KnownClasses):
         if self._is_refresh(train):
             result = self._refresh(context, train, test, begin, started)
             return self._learned(result, lesson, train, test, origin, refreshed=True)
-        model = self._model or Model(self._architecture(context.test_transform.size))
-        self._say_precision(model.architecture, context.test_transform.size)
-        new = [name for name in train.class_names if name not in model.class_names]
-        state = begin_step(context, model, len(new))
+        model = self._model or Model(Network(self._architecture(context.test_transform.size)))
+        self._say_precision(model.network.architecture, context.test_transform.size)
+        method = self.method
+        state = method.begin(context, model, train)
         if begin is not None and not begin(state):
-            state = begin_step(context, model, len(new))
+            state = method.begin(context, model, train)
         before = state.spent
-        finished, pruned = learn_step(context, model, state, train)
+        finished, packed, facts = learn_step(context, method, model, state, train)
         seconds = before + time.perf_counter() - started
         wanted = self.config.method.fwt and state.step > 1
         reference, records = train_reference(context, model, train, test) if wanted else (None, [])
         outcome = self._evaluate(context, finished, test) if test is not None else None
-        result = measure(context, finished, pruned, outcome, reference, seconds)
+        result = replace(measure(context, finished, packed, outcome, reference, seconds), **facts)
         spent, waited = times_of(state.records)
         result = replace(result, training_seconds=spent, data_seconds=waited)
         self._model, self.image_size = finished, train.image_size
-        self._mask_logs.pop(state.step, None)
-        if state.masks is not None:
-            self._mask_logs[state.step] = state.mask_log
+        self._step_files[state.step] = state.files()
         self.results.append(result)
         self.records += [*state.records, *records]
         self.notes += state.notes
@@ -228,12 +234,12 @@ class Learner(KnownClasses):
         top = check_top(top)
         fit_to_compute(self.device)
         model = self.model
-        assert model.head is not None and self.image_size is not None
+        assert self.image_size is not None
         rows: list[Prediction] = []
         for pixels in image_parts(images, self.image_size):
             source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
-            logits, _ = logits_of(self._context(source), model.bank, model.head, source)
-            rows += predictions_of(torch.softmax(logits / model.temperature, 1), model.class_names, top)
+            logits, _ = logits_of(self._context(source), model.network.bank, model.ready, source)
+            rows += predictions_of(model.ready.probabilities(logits), model.class_names, top)
         return rows
 
     def evaluate(self, test: Any) -> Evaluation:
@@ -259,7 +265,7 @@ class Learner(KnownClasses):
         """
         run, model = expand(folder), self.model
         with held(run):
-            self._save_mask_logs(run)
+            self._save_step_files(run)
             facts = {
                 **saved.results_to_json(self.results, self.records),
                 "notes": self.notes,
@@ -278,13 +284,12 @@ class Learner(KnownClasses):
         write_json(run / "metrics.json", self.metrics())
         write_history(run, self.records)
 
-    def _save_mask_logs(self, run: Path) -> None:
-        layout = MaskLayout(self.model.architecture)
+    def _save_step_files(self, run: Path) -> None:
         for step in range(1, len(self.results) + 1):
-            if step in self._mask_logs:
-                saved.save_mask_log(run, step, self._mask_logs[step].tensors(), torch.tensor(layout.offsets), list(layout.names))
+            if step in self._step_files:
+                saved.save_step_files(run, step, self._step_files[step])
             elif self._home is not None and self._home.absolute() != run.absolute():
-                saved.copy_mask_log(self._home, run, step)
+                saved.copy_step_files(self._home, run, step)
 
     @classmethod
     def load(
@@ -305,11 +310,12 @@ class Learner(KnownClasses):
         model, config, manifest = saved.load_model(home, watcher.message)
         runtime: RuntimeConfig = replace(config.runtime, device=device or "auto", backend=backend or "auto")
         learner = cls(replace(config, runtime=runtime), observer=watcher)
-        assert model.head is not None
-        model.bank.to(learner.device)
+        assert model.network.head is not None
+        model.network.bank.to(learner.device)
         if runtime.channels_last:
-            model.bank.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model.head.to(learner.device)
+            model.network.bank.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.network.head.to(learner.device)
+        model.readout = model.ready.to(learner.device)
         learner._model, learner._stem = model, manifest["stem"]
         learner.image_size = (manifest["image_size"][0], manifest["image_size"][1])
         learner.results, learner.records = saved.results_from_json(manifest)
@@ -345,7 +351,7 @@ class Learner(KnownClasses):
         facts = {
             "protocol": self.config.protocol.name,
             "dataset": self.config.data.name,
-            "name": variant_name(self.config),
+            "name": self.method.label(self.config),
             "backend": f"{self.backend.name} ({self.backend.reason})",
             "device": device_name(self.device),
             "notes": list(dict.fromkeys(self.notes)),
@@ -361,7 +367,7 @@ class Learner(KnownClasses):
     def _checked(self, train: Any, test: Any) -> tuple[ImageSource, ImageSource | None]:
         """Turn what was given into sources; refuse what cannot be learned or measured before any work is done."""
         source = as_source(train, self.config.data, self.image_size)
-        check_train(source, self.class_names, self.image_size, bound=self.config.method.bound)
+        check_train(source, self.class_names, self.image_size, joint=self.method.joint)
         if test is None:
             return source, None
         measured = without_empty_classes(as_source(test, self.config.data, source.image_size))
@@ -384,7 +390,7 @@ class Learner(KnownClasses):
 
     def _check_memory(self, train: ImageSource, announce: bool) -> None:
         """Refuse a memory in which nothing would stay; name new classes that it cannot fill."""
-        if self.config.method.bound:
+        if self.method.joint:
             return
         new = {name: count for name, count in counts_by_class(train).items() if name not in self.class_names}
         seen = len(self.class_names) + len(new)
@@ -399,8 +405,7 @@ class Learner(KnownClasses):
 
     def _evaluate(self, context: Context, model: Model, test: ImageSource) -> Evaluation:
         named = test.relabelled(model.class_names)
-        assert model.head is not None
-        logits, read = logits_of(context, model.bank, model.head, named)
+        logits, read = logits_of(context, model.network.bank, model.ready, named)
         return score(logits, named.labels[read], model.class_names, model.class_sets)
 
     def _measured(self, context: Context | None, model: Model, test: Any, seconds: float) -> StepResult:

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 
 from der_fast.config.schema import ScheduleConfig
 
-MASK_LOGITS = "masks.logits"
-
 
 class NamedSGD:
-    """SGD with momentum over named modules; mask logits get a learning rate of their own, no momentum and no weight decay.
+    """SGD with momentum over named modules.
 
     On the device, the learning rate is a scalar there, every momentum buffer is there from the start (zeros are what a first step sees),
     and all parameters move in one launch: a CUDA graph can hold a step. Momentum can be exchanged between both forms.
@@ -21,30 +19,37 @@ class NamedSGD:
     Args:
         modules: the modules by name; frozen parameters are left out.
         config: momentum and weight decay.
-        mask_lr: learning rate of the mask logits, constant over the step.
+        own_lr: learning rates of parameters, by name, that have their own, constant over the step, no momentum and no weight decay.
         on_device: the form for a CUDA graph.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], config: ScheduleConfig, mask_lr: float = 0.0, *, on_device: bool = False) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        config: ScheduleConfig,
+        own_lr: Mapping[str, float] | None = None,
+        *,
+        on_device: bool = False,
+    ) -> None:
         self.parameters = {
             f"{part}.{name}": parameter
             for part, module in modules.items()
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-        weights = [parameter for name, parameter in self.parameters.items() if name != MASK_LOGITS]
+        own = {name: rate for name, rate in (own_lr or {}).items() if name in self.parameters}
+        weights = [parameter for name, parameter in self.parameters.items() if name not in own]
         self.on_device = on_device
         lr = torch.tensor(config.lr, device=weights[0].device) if on_device else config.lr
         groups = [{"params": weights, "lr": lr, "momentum": config.momentum, "weight_decay": config.weight_decay}]
-        if MASK_LOGITS in self.parameters:
-            groups.append({"params": [self.parameters[MASK_LOGITS]], "lr": mask_lr, "momentum": 0.0, "weight_decay": 0.0})
+        groups += [{"params": [self.parameters[name]], "lr": rate, "momentum": 0.0, "weight_decay": 0.0} for name, rate in own.items()]
         self.sgd = torch.optim.SGD(groups, lr=config.lr, fused=True if on_device else None)
         if on_device and config.momentum:
             for parameter in weights:
                 self.sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of everything but the mask logits."""
+        """Set the learning rate of everything that has none of its own."""
         group = self.sgd.param_groups[0]
         if self.on_device:
             group["lr"].fill_(lr)

@@ -5,40 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import nn
-
 from der_fast.config.schema import Config
 from der_fast.data.duplicates import held_already
 from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DataError, Spelling
 from der_fast.model.classifier import new_classifier
-from der_fast.model.extractor import Extractor
+from der_fast.model.readout import linear_readout
 from der_fast.seeds import generator
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
+from der_fast.training.model import Model
+from der_fast.training.rehearsal import refill, rehearsal
 from der_fast.training.sources import counts_by_class, without_empty_classes
 from der_fast.training.state import CLASSIFIER, StepState
-from der_fast.training.step import Model, refill, rehearsal
 
 
-class RefreshState(StepState):
-    """A refresh in progress: of all parts only the classifier changes, so nothing else is written down."""
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The classifier."""
-        return {"head": self.head}
-
-
-def begin_refresh(context: Context, model: Model) -> RefreshState:
-    """Build the classifier that is retrained; numbered as the last step, in its classifier stage."""
-    assert model.head is not None
+def begin_refresh(context: Context, model: Model) -> StepState:
+    """Build the classifier that is retrained, of all parts the only one; numbered as the last step, in its classifier stage."""
+    assert model.network.head is not None
     step = len(model.class_sets)
-    head = new_classifier(model.head.in_features, model.head.out_features, generator(context.seed, "classifier", step))
-    return RefreshState(step, Extractor(model.architecture), None, head.to(context.device), None, stage=CLASSIFIER)
+    head = new_classifier(model.network.head.in_features, model.network.head.out_features, generator(context.seed, "classifier", step))
+    return StepState(step, {"head": head.to(context.device)}, stage=CLASSIFIER, stages=1)
 
 
-def refresh(context: Context, model: Model, state: RefreshState, train: ImageSource) -> Model:
+def refresh(context: Context, model: Model, state: StepState, train: ImageSource) -> Model:
     """Carry a refresh to its end, from wherever `state` stands; return the new model.
 
     Args:
@@ -50,13 +41,14 @@ def refresh(context: Context, model: Model, state: RefreshState, train: ImageSou
     Raises:
         DivergenceError: the loss is no longer finite.
     """
-    source = rehearsal(model, train, bound=False)
+    source = rehearsal(model, train)
     if isinstance(source, PhotoSource):
         state.unreadable = source.recall(state.unreadable)
     context.observer.step_begins(state.step, state.step, train.class_names, len(source))
-    train_classifier(context, state, model.bank, source)
+    train_classifier(context, state, model.network.bank, source)
     memory = refill(context, model, model.memory, train)
-    return replace(model, head=state.head, memory=memory, temperature=context.config.classifier.temperature)
+    network = replace(model.network, head=state.head)
+    return replace(model, network=network, readout=linear_readout(state.head, context.config.classifier.temperature), memory=memory)
 
 
 def check_refresh(config: Config, model: Model, train: ImageSource) -> None:

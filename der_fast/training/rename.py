@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from der_fast.data.renamed import renamed
 from der_fast.errors import DataError
-from der_fast.training.step import Model
+from der_fast.training.model import Model
 
 _MOST_NAMED = 10
 

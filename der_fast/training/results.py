@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from der_fast.config.schema import Config
 from der_fast.training.progress import EpochRecord
 
 _MOST_NAMED = 10
@@ -192,13 +191,3 @@ def versions() -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """Name what a run computes on, for reports."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-
-
-def variant_name(config: Config) -> str:
-    """Name what was switched on or off, for reports: 'pruned', 'unpruned', 'without expansion', …"""
-    if config.method.bound:
-        return "bound"
-    if not config.method.expand:
-        return "without expansion"
-    parts = ["pruned" if config.masks.enabled else "unpruned"]
-    return ", ".join([*parts, *(["without auxiliary loss"] if config.method.aux_weight == 0 else [])])

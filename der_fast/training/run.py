@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from der_fast.config.former import present_keys
 from der_fast.config.rescale import unreached_note
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
@@ -20,6 +21,7 @@ from der_fast.training.events import names_now, names_then, present
 from der_fast.training.history import HistoryFile
 from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
+from der_fast.training.methods import method_of
 from der_fast.training.progress import Observer, Observers
 from der_fast.training.protocol import steps_of
 from der_fast.training.provenance import FOLDER as LEARNED
@@ -113,7 +115,7 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
     _say_unreached(config, ("first", "later", "classifier") if len(steps) > 1 else ("first",), watcher)
     for number in range(len(learner.results), len(steps)):
         seen = [name for names in steps[: number + 1] for name in names]
-        images = train.of_classes(seen if config.method.bound else steps[number])
+        images = train.of_classes(seen if learner.method.joint else steps[number])
         origin = origin_of(config.data, test.of_classes(steps[number]))
         if out is None:
             learner.learn(images, test.of_classes(seen), announce=False, origin=origin)
@@ -203,7 +205,7 @@ def finish_saving(learner: Learner, run: Path) -> None:
 def _check_same(path: Path, facts: dict[str, Any]) -> None:
     """Refuse to go on with a run under another configuration or with other data."""
     old = load_manifest(path)
-    before, now = flatten(old["config"]), flatten(facts["config"])
+    before, now = flatten(present_keys(old["config"])), flatten(facts["config"])
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in FREE_KEYS]
     if changed:
         rows = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed[:5])
@@ -284,7 +286,7 @@ def _say_left_out(train: ImageSource, steps: Sequence[tuple[str, ...]], watcher:
 
 def _check_memory(config: Config, train: ImageSource, names: Sequence[str], watcher: Observer) -> None:
     """Say before anything is trained where the memory cannot work, or not well, once all classes are known."""
-    if config.method.bound:
+    if method_of(config).joint:
         return
     check_quota(config.memory, len(names))
     counts = counts_by_class(train)

@@ -1,11 +1,11 @@
 """A learner on disk.
 
     DIR/extractors/NN-<checksum>.safetensors        compact extractor of step NN: an arena
-    DIR/steps/NN/model-<checksum>.safetensors       classifier and the newest extractor's dense weights after step NN
+    DIR/steps/NN/model-<checksum>.safetensors       classifier, readout and the newest extractor's dense weights after step NN
     DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory: labels with pixels, or with paths, sizes and checksums
     DIR/steps/NN/learner.json                       the manifest, written last: everything else, and every file's name and checksum
     DIR/learned/NN-<checksum>.safetensors           which images step NN learned and which it held out (see `provenance`)
-    DIR/steps/NN/mask_logits.safetensors            the step's mask trajectory, for the report
+    DIR/steps/NN/*.safetensors                      what the method keeps of the step for the report: DER the mask trajectory
 
 A name holds its contents' checksum, so no file is overwritten with other contents: until a new manifest stands, what was saved
 before can be read as before. The last two steps can be loaded, so that a damaged file costs one step and not the run.
@@ -13,9 +13,8 @@ before can be read as before. The last two steps can be loaded, so that a damage
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,19 @@ from der_fast.errors import CheckpointError, Spelling, UserError
 from der_fast.files import write_bytes
 from der_fast.kernels import choices
 from der_fast.model.architecture import Architecture, build_architecture
+from der_fast.model.readout import Readout, linear_readout
 from der_fast.training.events import REFRESHED
+from der_fast.training.model import Model, Network
 from der_fast.training.progress import EpochRecord
 from der_fast.training.results import StepResult
-from der_fast.training.step import Model
+from der_fast.training.state import StepFile
 from der_fast.training.store import load_manifest, load_tensors, save_manifest, save_named_bytes, save_named_tensors, save_tensors
 
-FORMAT = 2
+FORMAT = 3
+# Format 2, of version 0.1, had no readout: a linear classifier with a temperature.
+READ_FORMATS = (2, FORMAT)
 KEPT_STEPS = 2
 MANIFEST = "learner.json"
-MASK_LOG = "mask_logits.safetensors"
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -69,26 +71,36 @@ def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts:
         stem: the resolved stem of the backbone, 'small' or 'imagenet'.
         facts: whatever else belongs to it, as plain JSON values.
     """
-    assert model.head is not None and model.dense is not None
+    network, readout = model.network, model.ready
+    assert network.head is not None and network.dense is not None
     step = len(model.class_sets)
     folder = step_folder(run, step)
-    tensors = {f"dense.{name}": value for name, value in model.dense.items()}
-    tensors.update({f"head.{name}": value for name, value in model.head.state_dict().items()})
+    tensors = {f"dense.{name}": value for name, value in network.dense.items()}
+    tensors.update({f"head.{name}": value for name, value in network.head.state_dict().items()})
+    rule = {"normalise": readout.normalise, "proxies": readout.proxies, "temperature": readout.temperature}
+    linear = _is_linear(readout, network.head)
+    if not linear:
+        tensors.update({"readout.weight": readout.weight, "readout.bias": readout.bias})
     manifest = {
         "format": FORMAT,
         "step": step,
         "class_sets": [list(names) for names in model.class_sets],
-        "temperature": model.temperature,
+        "readout": {**rule, "tensors": "head" if linear else "readout"},
         "stem": stem,
         "config": to_dict(config),
-        "extractors": _save_extractors(run, step, model.bank),
-        "model": {**save_named_tensors(folder, "model", tensors), "head": [model.head.in_features, model.head.out_features]},
+        "extractors": _save_extractors(run, step, network.bank),
+        "model": {**save_named_tensors(folder, "model", tensors), "head": [network.head.in_features, network.head.out_features]},
         "memory": _save_memory(folder, model.memory),
         "strategies": choices.shared().record(),
         **facts,
     }
     save_manifest(folder / MANIFEST, manifest)
     _forget_others(run, manifest)
+
+
+def _is_linear(readout: Readout, head: nn.Linear) -> bool:
+    """Whether the readout is the trained classifier itself, which need not be written down twice."""
+    return torch.equal(readout.weight, head.weight) and torch.equal(readout.bias, head.bias)
 
 
 def _save_extractors(run: Path, step: int, bank: FrozenBank) -> list[dict[str, Any]]:
@@ -126,7 +138,8 @@ def _forget_others(run: Path, newest: dict[str, Any]) -> None:
         if int(folder.name) not in kept:
             (folder / MANIFEST).unlink(missing_ok=True)
         if int(folder.name) > newest["step"]:
-            (folder / MASK_LOG).unlink(missing_ok=True)
+            for path in _step_files(run, int(folder.name)):
+                path.unlink(missing_ok=True)
     for pattern in ("extractors/*.safetensors", "learned/*.safetensors", "steps/*/model-*.safetensors", "steps/*/memory-*.safetensors"):
         for path in run.glob(pattern):
             if path.name not in named:
@@ -172,8 +185,9 @@ def load_model(run: Path, warn: Callable[[str], None]) -> tuple[Model, schema.Co
 def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, Any]]:
     folder = step_folder(run, step)
     manifest = load_manifest(folder / MANIFEST)
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{folder / MANIFEST} has format {manifest['format']}; this version reads format {FORMAT}")
+    if manifest["format"] not in READ_FORMATS:
+        formats = " and ".join(map(str, READ_FORMATS))
+        raise CheckpointError(f"{folder / MANIFEST} has format {manifest['format']}; this version reads formats {formats}")
     config = from_dict(manifest["config"])
     architecture = build_architecture(config.model.backbone, width=config.model.width, stem=manifest["stem"])
     choices.shared().pin(manifest["strategies"])
@@ -181,16 +195,21 @@ def _load_step(run: Path, step: int) -> tuple[Model, schema.Config, dict[str, An
     head = nn.Linear(*manifest["model"]["head"])
     head.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("head.")})
     memory = None if manifest["memory"] is None else _load_memory(folder, manifest["memory"], config)
-    model = Model(
+    network = Network(
         architecture,
         FrozenBank([_load_extractor(run, architecture, row, config) for row in manifest["extractors"]]),
         head,
         {name[6:]: value for name, value in tensors.items() if name.startswith("dense.")},
-        memory,
-        [tuple(names) for names in manifest["class_sets"]],
-        manifest["temperature"],
     )
+    model = Model(network, _load_readout(manifest, tensors, head), memory, [tuple(names) for names in manifest["class_sets"]])
     return model, config, manifest
+
+
+def _load_readout(manifest: dict[str, Any], tensors: Mapping[str, torch.Tensor], head: nn.Linear) -> Readout:
+    rule = dict(manifest.get("readout") or {"tensors": "head", "temperature": manifest["temperature"]})
+    if rule.pop("tensors") == "head":
+        return replace(linear_readout(head), **rule)
+    return Readout(tensors["readout.weight"], tensors["readout.bias"], **rule)
 
 
 def rename_before(run: Path, step: int, names: Mapping[str, str]) -> None:
@@ -224,18 +243,29 @@ def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any], 
     return CompactExtractor(arena, torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32)
 
 
-def save_mask_log(run: Path, step: int, log: dict[str, torch.Tensor], offsets: torch.Tensor, groups: list[str]) -> None:
-    """Write a step's mask trajectory, as `MaskLog.tensors` gives it, for the report; raises StorageError."""
-    save_tensors(step_folder(run, step) / MASK_LOG, {**log, "offsets": offsets}, {"groups": json.dumps(groups)})
+def save_step_files(run: Path, step: int, files: Mapping[str, StepFile]) -> None:
+    """Write what a step keeps for the report, and nothing else of that kind; raises StorageError."""
+    for name, (tensors, texts) in files.items():
+        save_tensors(step_folder(run, step) / name, tensors, texts)
+    for path in _step_files(run, step):
+        if path.name not in files:
+            path.unlink(missing_ok=True)
 
 
-def copy_mask_log(source: Path, run: Path, step: int) -> None:
-    """Take a step's mask trajectory along from another folder; one that is not there is not there afterwards."""
-    path = step_folder(run, step) / MASK_LOG
-    try:
-        write_bytes(path, (step_folder(source, step) / MASK_LOG).read_bytes())
-    except OSError:
-        path.unlink(missing_ok=True)
+def copy_step_files(source: Path, run: Path, step: int) -> None:
+    """Take along what a step keeps for the report from another folder; what is not there is not there afterwards."""
+    there = {path.name for path in _step_files(source, step)}
+    for name in there | {path.name for path in _step_files(run, step)}:
+        path = step_folder(run, step) / name
+        try:
+            write_bytes(path, (step_folder(source, step) / name).read_bytes())
+        except OSError:
+            path.unlink(missing_ok=True)
+
+
+def _step_files(run: Path, step: int) -> list[Path]:
+    """What a step keeps for the report; names of the state's own files hold a checksum."""
+    return [path for path in step_folder(run, step).glob("*.safetensors") if not path.name.startswith(("model-", "memory-"))]
 
 
 def results_to_json(results: list[StepResult], records: list[EpochRecord]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def find_files(memory: ImageSource, train: ImageSource, name: str) -> ImageSourc
     return located(memory, [*(train.table.roots if isinstance(train, PhotoSource) else ()), name])
 
 
-def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] | None, *, bound: bool) -> None:
+def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] | None, *, joint: bool) -> None:
     """Refuse training images that a step, or the refreshing of known classes, cannot learn.
 
     Args:
@@ -85,12 +85,12 @@ def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] 
     if empty:
         raise DataError(f"no training images of class {', '.join(map(repr, empty[:5]))}; add images or leave the name out of class_names")
     missing = [name for name in known if name not in train.class_names]
-    if bound and missing:
+    if joint and missing:
         raise DataError(
-            f"the upper bound (method.bound) trains on the images of all seen classes: {', '.join(map(repr, missing[:5]))} missing; "
+            f"this method (the upper bound) trains on the images of all seen classes: {', '.join(map(repr, missing[:5]))} missing; "
             "give the images of the known classes too"
         )
-    if bound and len(repeated) == len(train.class_names):
+    if joint and len(repeated) == len(train.class_names):
         raise DataError("there is no new class to learn; give the images of at least one class that is not known yet")
     if size is not None and train.image_size != size:
         raise DataError(f"{_sizes(train, size)}; set data.image_size, or resize them")

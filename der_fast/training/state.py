@@ -4,40 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from der_fast.compaction import plan
+from der_fast.errors import Spelling
 from der_fast.kernels import choices
 from der_fast.model.extractor import Extractor
-from der_fast.model.layout import MaskLayout
-from der_fast.model.masks import ChannelMasks
-from der_fast.training.mask_log import MaskLog
 from der_fast.training.position import Position
 from der_fast.training.progress import EpochRecord
-from der_fast.training.settled import Remainder, extractor_like, merged, slice_inputs, take_over
 
 REPRESENTATION, CLASSIFIER = "representation", "classifier"
+LEARNING_RATE = Spelling("--lr", "first.lr and later.lr in settings")
+CLASSIFIER_RATE = Spelling("--set classifier.lr=…", 'settings={"classifier.lr": …}')
+# Of a file that goes with a finished step: its tensors, and texts about them.
+StepFile = tuple[dict[str, Tensor], dict[str, str]]
 
 
 @dataclass
 class StepState:
-    """The step in progress.
+    """The step in progress. A method that keeps more than this derives its own.
 
     Attributes:
         step: 1-based step.
-        extractor: the network being trained: the full one, or the compact one while `remainder` is set.
-        masks: its channel masks, or None.
-        head: the classifier on the super-feature.
-        auxiliary: the auxiliary classifier, or None.
-        remainder: what the compact network left behind of the full one; None while that is trained, and at the end of the stage.
-        stage, epoch: stage in progress and its finished epochs.
+        parts: the modules with weights that are learned, by name. Linear layers may change their sizes during the step.
+        stage: name of the stage in progress.
+        stages: how many stages are finished.
+        epoch: finished epochs of the stage in progress.
         position: how far the epoch in progress went, in a state that was written down in its middle; else None.
-        sparsity_weight: λ_s where the state was last written down.
         momentum: SGD's momentum buffers by parameter name, as far as the stage in progress has any.
-        mask_log: how the mask logits went.
         records: this step's finished epochs.
         elapsed: seconds spent so far.
         notes: what the report should mention.
@@ -45,70 +41,69 @@ class StepState:
     """
 
     step: int
-    extractor: Extractor
-    masks: ChannelMasks | None
-    head: nn.Linear
-    auxiliary: nn.Linear | None
-    remainder: Remainder | None = None
+    parts: dict[str, nn.Module]
     stage: str = REPRESENTATION
+    stages: int = 0
     epoch: int = 0
     position: Position | None = None
-    sparsity_weight: float | None = None
     momentum: dict[str, Tensor] = field(default_factory=dict)
-    mask_log: MaskLog = field(default_factory=MaskLog)
     records: list[EpochRecord] = field(default_factory=list)
     elapsed: float = 0.0
     notes: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
     @property
+    def extractor(self) -> Extractor:
+        """The part of that name, in methods that have one."""
+        return cast(Extractor, self.parts["extractor"])
+
+    @extractor.setter
+    def extractor(self, extractor: Extractor) -> None:
+        self.parts["extractor"] = extractor
+
+    @property
+    def head(self) -> nn.Linear:
+        """The part of that name: the classifier."""
+        return cast(nn.Linear, self.parts["head"])
+
+    @head.setter
+    def head(self, head: nn.Linear) -> None:
+        self.parts["head"] = head
+
+    @property
     def spent(self) -> float:
         """Seconds spent so far, with those of the epoch in progress."""
         return self.elapsed + (self.position.seconds if self.position is not None else 0.0)
 
+    @property
+    def advice(self) -> tuple[str | Spelling, ...]:
+        """What may help where the stage in progress diverges."""
+        return (CLASSIFIER_RATE if self.stage == CLASSIFIER else LEARNING_RATE,)
+
+    def enter(self, stage: str) -> None:
+        """Begin the next stage."""
+        self.stage, self.stages, self.epoch, self.position, self.momentum = stage, self.stages + 1, 0, None, {}
+
     def modules(self) -> dict[str, nn.Module]:
         """The parts with weights, by name."""
-        parts = {"extractor": self.extractor, "masks": self.masks, "head": self.head, "auxiliary": self.auxiliary}
-        return {name: part for name, part in parts.items() if part is not None}
+        return dict(self.parts)
 
-    def compact(self, keep: Tensor) -> bool:
-        """Go on with the compact network: extractor, classifiers and momentum lose the pruned channels.
+    def drop_gradients(self) -> None:
+        """Free the gradients of parts that are not trained any more, but live on until the step ends."""
+        for module in self.parts.values():
+            for parameter in module.parameters():
+                parameter.grad = None
 
-        Args:
-            keep: boolean (C,), the binary masks.
-
-        Returns:
-            False, and nothing is changed, where a residual stream kept nothing: there is no network left to be trained.
-        """
-        decision = plan(MaskLayout(self.extractor.architecture), keep)
-        if decision.constant:
-            return False
-        own = {part: named_part(self.momentum, f"{part}.") for part in self.modules()}
-        old = torch.ones(self.head.in_features - self.extractor.features, dtype=torch.bool)
-        self.extractor, own["extractor"], self.remainder = take_over(self.extractor, own["extractor"], decision)
-        self.head, own["head"] = slice_inputs(self.head, own["head"], torch.cat([old, decision.features]))
-        if self.auxiliary is not None:
-            self.auxiliary, own["auxiliary"] = slice_inputs(self.auxiliary, own["auxiliary"], decision.features)
-        self.momentum = {f"{part}.{name}": value for part, buffers in own.items() for name, value in buffers.items()}
-        return True
-
-    def expand(self) -> None:
-        """Return to the full network, with the compact one's weights in their places; momentum is dropped. Else does nothing."""
-        if self.remainder is None:
-            return
-        self.extractor, self.remainder, self.momentum = merged(self.extractor, self.remainder), None, {}
+    def files(self) -> dict[str, StepFile]:
+        """What is kept beside a finished step for the report, by file name (of safetensors)."""
+        return {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state, by name, on the CPU and contiguous."""
         tensors = {f"{part}.{name}": value for part, module in self.modules().items() for name, value in module.state_dict().items()}
         tensors.update({f"momentum.{name}": value for name, value in self.momentum.items()})
-        if self.remainder is not None:
-            tensors["keep"] = self.remainder.plan.keep
-            tensors.update({f"full.{name}": value for name, value in self.remainder.tensors.items()})
-            tensors.update({f"full_momentum.{name}": value for name, value in self.remainder.momentum.items()})
         if self.position is not None:
             tensors["position.totals"] = self.position.totals
-        tensors.update({f"mask_log.{name}": value for name, value in self.mask_log.tensors().items()})
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def facts(self) -> dict[str, Any]:
@@ -116,11 +111,10 @@ class StepState:
         return {
             "step": self.step,
             "stage": self.stage,
+            "stages": self.stages,
             "epoch": self.epoch,
             "position": None if self.position is None else self.position.facts(),
-            "sparsity_weight": self.sparsity_weight,
-            "head": [self.head.in_features, self.head.out_features],
-            "auxiliary": None if self.auxiliary is None else [self.auxiliary.in_features, self.auxiliary.out_features],
+            "linear": {name: _sizes(part) for name, part in self.modules().items() if isinstance(part, nn.Linear)},
             "elapsed": self.elapsed,
             "records": [asdict(record) for record in self.records],
             "notes": list(self.notes),
@@ -133,21 +127,13 @@ class StepState:
 
         The frozen extractors then run as they did before: how, is chosen by a measurement, which may end otherwise this time.
         """
-        device = self.head.weight.device
-        decision = plan(MaskLayout(self.extractor.architecture), tensors["keep"]) if "keep" in tensors else None
-        self.extractor = extractor_like(self.extractor, decision.widths if decision else None)
-        self.head = _linear(facts["head"], device)
-        if self.auxiliary is not None:
-            self.auxiliary = _linear(facts["auxiliary"], device)
+        device = next(parameter.device for part in self.parts.values() for parameter in part.parameters())
+        for name, sizes in facts["linear"].items():
+            self.parts[name] = _linear(sizes, device)
         for part, module in self.modules().items():
             module.load_state_dict(named_part(tensors, f"{part}."))
-        self.momentum = _moved(named_part(tensors, "momentum."), device)
-        self.remainder = None
-        if decision is not None:
-            full, momentum = (named_part(tensors, prefix) for prefix in ("full.", "full_momentum."))
-            self.remainder = Remainder(decision, _moved(full, device), _moved(momentum, device))
-        self.mask_log = MaskLog.of(named_part(tensors, "mask_log."))
-        self.stage, self.epoch, self.sparsity_weight = facts["stage"], facts["epoch"], facts["sparsity_weight"]
+        self.momentum = moved(named_part(tensors, "momentum."), device)
+        self.stage, self.stages, self.epoch = facts["stage"], facts["stages"], facts["epoch"]
         position = facts.get("position")
         self.position = None if position is None else Position.of(position, tensors["position.totals"])
         self.elapsed, self.notes = facts["elapsed"], list(facts["notes"])
@@ -161,10 +147,15 @@ def named_part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _linear(sizes: Sequence[int], device: torch.device) -> nn.Linear:
-    features, classes = sizes
-    return nn.Linear(features, classes, device=device)
-
-
-def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return the same tensors on a device."""
     return {name: value.to(device) for name, value in tensors.items()}
+
+
+def _sizes(layer: nn.Linear) -> list[int]:
+    return [layer.in_features, layer.out_features, int(layer.bias is not None)]
+
+
+def _linear(sizes: Sequence[int], device: torch.device) -> nn.Linear:
+    features, classes, bias = sizes
+    return nn.Linear(features, classes, bias=bool(bias), device=device)

@@ -17,7 +17,8 @@ OPTIONS = {
     "demo": "--epochs --out --seed --device --backend --set --quiet --debug",
     "train": (
         "--protocol --preset --backbone --width --epochs --batch-size --lr --memory --memory-per-class --class-order --train-per-class "
-        "--test-per-class --data-root --download --target-params --paper --no-prune --no-aux --no-expand --bound --fwt --seed --device "
+        "--test-per-class --data-root --download --method --target-params --paper --no-prune --no-aux --no-expand --bound --fwt --seed "
+        "--device "
         "--backend --out --resume --set --print-config --tensorboard --quiet --debug"
     ),
     "learn": "--epochs --batch-size --lr --memory --memory-per-class --target-params --device --backend --set --quiet --debug",

@@ -28,8 +28,8 @@ from der_fast.errors import ConfigError
         ({"device": "cpu", "backend": "reference"}, {"runtime.device": "cpu", "runtime.backend": "reference"}),
         ({"no_prune": True}, {"masks.enabled": False}),
         ({"no_aux": True}, {"method.aux_weight": 0.0}),
-        ({"no_expand": True}, {"method.expand": False}),
-        ({"bound": True}, {"method.bound": True}),
+        ({"no_expand": True}, {"method.name": "replay"}),
+        ({"bound": True}, {"method.name": "bound"}),
         ({"fwt": True}, {"method.fwt": True}),
         ({"tensorboard": True}, {"runtime.tensorboard": True}),
         ({"memory": 500}, {"memory.total": 500, "memory.per_class": None}),
@@ -110,6 +110,8 @@ def test_a_long_list_of_names_is_not_taken_for_a_path() -> None:
         ({"target_params": 0.1}, {"no_prune": True}),
         ({"target_params": 0.1}, {"paper": True}),
         ({"no_expand": True}, {"bound": True}),
+        ({"method": "der"}, {"no_expand": True}),
+        ({"method": "bound"}, {"bound": True}),
     ],
 )
 def test_contradictions_are_refused(one: dict[str, Any], other: dict[str, Any]) -> None:

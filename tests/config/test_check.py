@@ -72,6 +72,7 @@ REFUSED: dict[str, list[Any]] = {
     "classifier.temperature": [0.0],
     "memory.total": [-1],
     "memory.per_class": [-1],
+    "method.name": ["", "wa", "DER"],
     "method.aux_weight": [-0.5],
     "runtime.seed": [-1, 2**63],
     "runtime.device": ["tpu", "cuda:", "cuda:x", "CPU"],

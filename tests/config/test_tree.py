@@ -101,7 +101,7 @@ _changes = st.fixed_dictionaries(
         "data.mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
         "data.name": st.text(min_size=1, max_size=20),
         "runtime.seed": st.integers(0, 2**63 - 1),
-        "method.expand": st.booleans(),
+        "method.name": st.sampled_from(["der", "replay", "bound"]),
     },
 )
 

@@ -25,10 +25,12 @@ from der_fast.model.architecture import Architecture
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
+from der_fast.model.readout import linear_readout
 from der_fast.training import latency
 from der_fast.training.learner import Learner
+from der_fast.training.model import Model
+from der_fast.training.model import Network as Learned
 from der_fast.training.prediction import Prediction
-from der_fast.training.step import Model
 
 TINY: dict[str, Any] = {
     "model.backbone": "resnet20", "model.width": 2, "data.train_per_class": 8, "data.test_per_class": 2, "memory.total": 20,
@@ -201,7 +203,7 @@ def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: i
         plans.append(plan(layout, keep))
         compacts.append(CompactExtractor(pack(dense[-1], plans[-1])))
     head = new_classifier(sum(extractor.features for extractor in compacts), classes, torch.Generator().manual_seed(9))
-    model = Model(architecture, FrozenBank(compacts), head, temperature=2.0)
+    model = Model(Learned(architecture, FrozenBank(compacts), head), readout=linear_readout(head, 2.0))
 
     @torch.no_grad()
     def masked(images: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from der_fast.deployment.pt2_file import EXTRA_FILE, open_written
 from der_fast.errors import CheckpointError, DataError, ExportError, StorageError
 from der_fast.model.architecture import Architecture, Block, Conv
 from der_fast.model.extractor import Extractor
+from der_fast.model.readout import Readout
 from der_fast.training.learner import Learner
 from der_fast.training.prediction import Prediction
 
@@ -44,15 +45,18 @@ def small_learner(learner: Learner, random_network: Build, monkeypatch: pytest.M
     keep = torch.tensor([True, False, True, True, True])
     network, masked = random_network(ONE_BLOCK, [keep, ~keep | (torch.arange(5) < 1)], classes=10)
     monkeypatch.setattr(exporter, "network_of", lambda model: network)
-    learner.model.temperature = network.temperature
     monkeypatch.setattr(exporter, "_float32_bank", lambda model: network_features(network))
-    learner.model.head = torch.nn.Linear(network.weight.shape[1], 10)
-    learner.model.head.load_state_dict({"weight": network.weight, "bias": network.bias})
+    learner.model.readout = network.readout
     return learner, masked
 
 
+def wrong(network: Network, **changes: Any) -> Network:
+    return replace(network, readout=replace(network.readout, **changes))
+
+
 def network_features(network: Network) -> Callable[[Tensor], Tensor]:
-    eye = replace(network, weight=torch.eye(network.weight.shape[1]), bias=torch.zeros(network.weight.shape[1]))
+    size = network.readout.features
+    eye = replace(network, readout=Readout(torch.eye(size), torch.zeros(size)))
     return lambda images: eye(images)[0]
 
 
@@ -146,7 +150,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     if name.endswith("pt2"):
         learner, _ = small_learner(learner, random_network, monkeypatch)
     right = exporter.network_of
-    monkeypatch.setattr(exporter, "network_of", lambda model: replace(right(model), weight=right(model).weight * factor))
+    monkeypatch.setattr(exporter, "network_of", lambda model: wrong(right(model), weight=right(model).readout.weight * factor))
     with pytest.raises(ExportError, match="differ from the learner's"):
         export(learner, tmp_path / "new" / name)
     assert nothing_in(tmp_path / "new")
@@ -154,7 +158,7 @@ def test_a_file_that_computes_something_else_is_not_written(
 
 def test_a_wrong_temperature_is_found(learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = exporter.network_of
-    monkeypatch.setattr(exporter, "network_of", lambda model: replace(right(model), temperature=3.1))
+    monkeypatch.setattr(exporter, "network_of", lambda model: wrong(right(model), temperature=3.1))
     with pytest.raises(ExportError, match="probabilities by"):
         export(learner, tmp_path / "model.onnx")
     assert nothing_in(tmp_path)
@@ -296,9 +300,9 @@ def test_images_to_compare_on(run_folder: Path, learner: Learner, digits: Tensor
 def test_a_learner_in_low_precision_is_compared_in_float32(strategy: str, dtype: torch.dtype, learner: Learner, tmp_path: Path) -> None:
     """With the weights as a CPU keeps them (float32, computed with in bfloat16) and as a GPU does."""
     learner.config = replace(learner.config, runtime=replace(learner.config.runtime, precision="bf16"))
-    arenas = [pack_again(member.arena, dtype) for member in learner.model.bank.extractors]
+    arenas = [pack_again(member.arena, dtype) for member in learner.model.network.bank.extractors]
     bank = FrozenBank([CompactExtractor(arena, torch.bfloat16) for arena in arenas], strategy=strategy)
-    learner.model.bank = bank
+    learner.model.network.bank = bank
     assert export(learner, tmp_path / "model.safetensors").difference < 1e-5
 
 

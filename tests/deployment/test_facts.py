@@ -27,7 +27,7 @@ def test_facts_come_back() -> None:
     ("change", "words"),
     [
         ({"der_fast_format": None}, "not exported by der_fast"),
-        ({"der_fast_format": "2"}, "format 2; this version reads format 1"),
+        ({"der_fast_format": "3"}, "format 3; this version reads formats 1 and 2"),
         ({"class_names": None}, "damaged"),
         ({"class_names": "[]"}, "damaged"),
         ({"class_names": '["cat"'}, "damaged"),
@@ -54,7 +54,7 @@ def test_facts_that_cannot_be_read(change: dict[str, str | None], words: str) ->
 def test_the_rule_does_what_the_learner_does(learner: Learner) -> None:
     facts = facts_of(learner, "0")
     assert facts.class_names == learner.class_names
-    assert facts.temperature == learner.model.temperature == 3.0
+    assert facts.temperature == learner.model.readout.temperature == 3.0
     assert [step["class_names"] for step in facts.steps] == [result.class_names for result in learner.results]
     assert facts.preprocessing.resize == facts.preprocessing.crop == learner.image_size == (8, 8)
 

@@ -26,7 +26,7 @@ Build = Callable[..., tuple[Network, Callable[[Tensor], Tensor]]]
 
 
 def facts_for(network: Network, rule: Preprocessing = RULE) -> Facts:
-    return Facts(("ant", "bee", "cow", "dog"), rule, network.temperature, (), network.checksum, "test")
+    return Facts(("ant", "bee", "cow", "dog"), rule, network.readout.temperature, (), network.checksum, "test")
 
 
 def session_for(network: Network, facts: Facts) -> onnxruntime.InferenceSession:
@@ -142,8 +142,8 @@ def test_the_checksum_is_of_names_shapes_and_values(random_network: Build) -> No
     again, _ = random_network(architecture, [random_keep(architecture, 4)])
     assert again.checksum == network.checksum
     changed = [
-        replace(network, bias=torch.nextafter(network.bias, torch.tensor(9.0))),
-        replace(network, weight=network.weight.T.contiguous()),
+        replace(network, readout=replace(network.readout, bias=torch.nextafter(network.readout.bias, torch.tensor(9.0)))),
+        replace(network, readout=replace(network.readout, weight=network.readout.weight.reshape(2, -1), bias=network.readout.bias[:2])),
         replace(network, parts=(*network.parts, *network.parts)),
     ]
     assert len({network.checksum, *(other.checksum for other in changed)}) == 4

@@ -81,9 +81,9 @@ def facts_of(run: Path) -> dict[str, Any]:
     # The very files, where a memory of paths is.
     exemplars = b"" if model.memory is None else model.memory.fingerprint().encode()
     return {
-        "extractors": [digest(*tensor_bytes(extractor.arena.tensors())) for extractor in model.bank.extractors],
-        "classifier": digest(*tensor_bytes(model.head.state_dict())),
-        "dense": digest(*tensor_bytes(model.dense)),
+        "extractors": [digest(*tensor_bytes(extractor.arena.tensors())) for extractor in model.network.bank.extractors],
+        "classifier": digest(*tensor_bytes(model.network.head.state_dict())),
+        "dense": digest(*tensor_bytes(model.network.dense)),
         "memory": digest(memory, exemplars),
         "metrics": digest(json.dumps([metrics[name] for name in METRICS]).encode()),
     }

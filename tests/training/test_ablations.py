@@ -33,17 +33,17 @@ def test_without_pruning(tiny: Tiny, synthetic: Images) -> None:
 
 def test_without_the_auxiliary_loss(tiny: Tiny, synthetic: Images, watcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("der_fast.training.step.new_classifier", lambda *parts: seen.append(parts))
+    monkeypatch.setattr("der_fast.training.methods.der.method.new_classifier", lambda *parts: seen.append(parts))
     learner = run(tiny({"method.aux_weight": 0.0}), synthetic, watcher)
     assert seen == []
     assert learner.metrics()["name"] == "pruned, without auxiliary loss"
 
 
 def test_without_expansion(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) -> None:
-    learner = run(tiny({"method.expand": False}), synthetic, watcher, tmp_path)
+    learner = run(tiny({"method.name": "replay"}), synthetic, watcher, tmp_path)
     metrics = learner.metrics()
-    assert len(learner.model.bank) == 1
-    full = learner.model.architecture.parameters()
+    assert len(learner.model.network.bank) == 1
+    full = learner.model.network.architecture.parameters()
     assert metrics["params"] == [full + 9 * 2 * step for step in (1, 2, 3)] == metrics["params_unpruned"]
     # One extractor, but the same memory: 5 images per new class and what the memory holds of the old ones.
     assert watcher.steps == [(1, ("a", "b"), 10), (2, ("c", "d"), 10 + 2 * 5), (3, ("e", "f"), 10 + 4 * 3)]
@@ -52,30 +52,30 @@ def test_without_expansion(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path
     images = synthetic("abcdef").images
     assert loaded.predict(images) == learner.predict(images)
     loaded.learn(synthetic("gh"))
-    assert len(loaded.model.bank) == 1
+    assert len(loaded.model.network.bank) == 1
     assert Learner.load(loaded.save(tmp_path)).class_names == tuple("abcdefgh")
     assert len(list(tmp_path.glob("extractors/*"))) == 2
 
 
 def test_one_extractor_goes_on_where_it_stood(tiny: Tiny, synthetic: Images) -> None:
     # With a vanishing learning rate the extractor of step 2 is that of step 1 (but for batch-norm's statistics).
-    learner = Learner(tiny({"method.expand": False, "later.lr": 1e-12}))
+    learner = Learner(tiny({"method.name": "replay", "later.lr": 1e-12}))
     learner.learn(synthetic("ab"))
-    before = learner.model.dense["stem.weight"].clone()
+    before = learner.model.network.dense["stem.weight"].clone()
     learner.learn(synthetic("cd"))
-    assert torch.allclose(learner.model.dense["stem.weight"], before, atol=1e-8)
+    assert torch.allclose(learner.model.network.dense["stem.weight"], before, atol=1e-8)
 
 
 def test_the_bound(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) -> None:
-    learner = run(tiny({"method.bound": True}), synthetic, watcher, tmp_path)
+    learner = run(tiny({"method.name": "bound"}), synthetic, watcher, tmp_path)
     assert watcher.steps == [(1, ("a", "b"), 10), (2, ("c", "d"), 20), (3, ("e", "f"), 30)]
     assert {record.stage for record in watcher.records} == {"representation"}
     metrics = learner.metrics()
     assert (metrics["name"], metrics["memory_per_class"], metrics["kept"]) == ("bound", [0, 0, 0], [None] * 3)
     assert [len(row) for row in metrics["class_set_top1"]] == [1, 2, 3]
     assert learner.model.memory is None
-    assert len(learner.model.bank) == 1
-    assert learner.model.temperature == 1.0
+    assert len(learner.model.network.bank) == 1
+    assert learner.model.ready.temperature == 1.0
     loaded = Learner.load(tmp_path)
     test = synthetic("abcdef", 3)
     assert loaded.predict(test.images) == learner.predict(test.images)
@@ -88,10 +88,10 @@ def test_the_bound(tiny: Tiny, synthetic: Images, watcher: Any, tmp_path: Path) 
 
 def test_the_bound_starts_from_nothing_in_every_step(tiny: Tiny, synthetic: Images) -> None:
     def last_weights(order: tuple[str, ...]) -> torch.Tensor:
-        learner = Learner(tiny({"method.bound": True, "later.lr": 1e-12}))
+        learner = Learner(tiny({"method.name": "bound", "later.lr": 1e-12}))
         for names in order:
             learner.learn(synthetic(names))
-        return learner.model.dense["stem.weight"]
+        return learner.model.network.dense["stem.weight"]
 
     # What was learned in the first step plays no part in the second.
     assert torch.equal(last_weights(("ab", "abcd")), last_weights(("xy", "xycd")))
@@ -111,7 +111,7 @@ def test_reference_models_are_trained_only_when_asked_for(tiny: Tiny, synthetic:
     assert asked.metrics()["fwt"] == pytest.approx(wanted)
     # The reference models change nothing else.
     assert asked.metrics()["top1"] == plain.metrics()["top1"]
-    for one, other in zip(asked.model.bank.extractors, plain.model.bank.extractors, strict=True):
+    for one, other in zip(asked.model.network.bank.extractors, plain.model.network.bank.extractors, strict=True):
         assert torch.equal(one.arena.storage, other.arena.storage)
 
 
@@ -121,21 +121,21 @@ def test_reference_models_learn_the_same_images_and_are_asked_for_new_classes(
     from der_fast.training import reference_model
 
     trained, asked = [], []
-    stage, score = reference_model.RepresentationStage, reference_model.score
+    stage, score = reference_model.CrossEntropyStage, reference_model.score
 
-    def note_stage(context: Any, state: Any, bank: Any, source: MemorySource, *rest: Any, **named: Any) -> Any:
-        trained.append((len(bank), state.masks, state.auxiliary, source.labels.bincount().tolist()))
-        return stage(context, state, bank, source, *rest, **named)
+    def note_stage(context: Any, state: Any, source: MemorySource, *rest: Any, **named: Any) -> Any:
+        trained.append((sorted(state.parts), source.labels.bincount().tolist()))
+        return stage(context, state, source, *rest, **named)
 
     def note_score(logits: torch.Tensor, labels: torch.Tensor, *rest: Any) -> Any:
         asked.append((sorted(labels.unique().tolist()), logits.shape[1]))
         return score(logits, labels, *rest)
 
-    monkeypatch.setattr(reference_model, "RepresentationStage", note_stage)
+    monkeypatch.setattr(reference_model, "CrossEntropyStage", note_stage)
     monkeypatch.setattr(reference_model, "score", note_score)
     run(tiny({"method.fwt": True}), synthetic)
     # One extractor from random weights, without masks and auxiliary classifier; five images per new class, and the memory.
-    assert trained == [(0, None, None, [5] * 4), (0, None, None, [3] * 4 + [5] * 2)]
+    assert trained == [(["extractor", "head"], [5] * 4), (["extractor", "head"], [3] * 4 + [5] * 2)]
     assert asked == [([2, 3], 4), ([4, 5], 6)]
 
 
@@ -154,7 +154,7 @@ def test_without_test_images_of_the_new_classes_there_is_no_reference(tiny: Tiny
 def test_without_the_classifier_stage(epochs: int, tiny: Tiny, synthetic: Images, watcher: Any) -> None:
     learner = run(tiny({"classifier.epochs": epochs}), synthetic, watcher)
     assert sum(record.stage == "classifier" for record in watcher.records) == 2 * epochs
-    assert learner.model.temperature == (5.0 if epochs else 1.0)
+    assert learner.model.ready.temperature == (5.0 if epochs else 1.0)
 
 
 def test_the_papers_schedule_does_not_settle(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
@@ -165,10 +165,10 @@ def test_the_papers_schedule_does_not_settle(tiny: Tiny, synthetic: Images, watc
 def test_bfloat16_changes_the_extractors_numbers_and_nothing_else(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
     plain = run(tiny({"runtime.precision": "fp32"}), synthetic)
     half = run(tiny({"runtime.precision": "bf16"}), synthetic, out=tmp_path)
-    assert {extractor.arena.dtype for extractor in half.model.bank.extractors} == {torch.float32}
-    assert {extractor.dtype for extractor in half.model.bank.extractors} == {torch.bfloat16}
-    assert {parameter.dtype for parameter in half.model.head.parameters()} == {torch.float32}
-    assert {value.dtype for value in half.model.dense.values()} == {torch.float32}
+    assert {extractor.arena.dtype for extractor in half.model.network.bank.extractors} == {torch.float32}
+    assert {extractor.dtype for extractor in half.model.network.bank.extractors} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in half.model.network.head.parameters()} == {torch.float32}
+    assert {value.dtype for value in half.model.network.dense.values()} == {torch.float32}
     # What remains is counted, compared and saved in single precision.
     assert all(result.compaction_error <= 1e-5 for result in half.results)
     assert Learner.load(tmp_path).predict(synthetic("abc").images) == half.predict(synthetic("abc").images)

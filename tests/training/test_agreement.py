@@ -20,8 +20,9 @@ from der_fast.model.architecture import Architecture, Block, Conv, build_archite
 from der_fast.model.extractor import Extractor
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
-from der_fast.training.representation import RepresentationStage
-from der_fast.training.step import Model, begin_step
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.model import Model, Network
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -50,24 +51,24 @@ def curve(context: Context, source: MemorySource, architecture: Architecture, mo
     """Losses of every batch of the second step's representation stage."""
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
     dense = {name: value.clone() for name, value in old.state_dict().items()}
-    model = Model(architecture, FrozenBank([old]).to(context.device), None, dense, None, [("a", "b")])
+    model = Model(Network(architecture, FrozenBank([old]).to(context.device), dense=dense), class_sets=[("a", "b")])
     state = begin_step(context, model, 2)
     losses: list[torch.Tensor] = []
     original = BatchStep.__call__
 
     # From outside, for inside of a CUDA graph nothing of Python runs.
-    def noting(self: BatchStep, images: torch.Tensor, labels: torch.Tensor, scale: float, batch: int) -> None:
+    def noting(self: BatchStep, images: torch.Tensor, labels: torch.Tensor) -> None:
         before = self.totals[0].clone()
-        original(self, images, labels, scale, batch)
+        original(self, images, labels)
         losses.append((self.totals[0] - before) / len(labels))
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchStep, "__call__", noting)
         if exact:
-            for module in (model.bank, *state.modules().values()):
+            for module in (model.network.bank, *state.modules().values()):
                 module.double()
             patch.setattr(Context, "features", lambda self, extractor, images, *masks: extractor(images.double(), *masks))
-        RepresentationStage(context, state, model.bank, source, 2, context.config.later).run()
+        RepresentationStage(context, state, model.network.bank, source, 2, context.config.later).run()
     return [float(loss) for loss in losses]
 
 

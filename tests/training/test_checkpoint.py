@@ -11,19 +11,23 @@ from der_fast.data import MemorySource
 from der_fast.model.architecture import build_architecture
 from der_fast.training.checkpoint import Checkpoints, task_of
 from der_fast.training.context import Context
-from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
-from der_fast.training.step import Model, begin_step
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.state import DerState
+from der_fast.training.model import Model, Network
+from der_fast.training.state import CLASSIFIER, REPRESENTATION
 
 
 @pytest.fixture
 def state_of(
     tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
-) -> Callable[..., StepState]:
+) -> Callable[..., DerState]:
     """Makes a step's state whose every weight is `value`."""
 
-    def make(step: int = 1, stage: str = REPRESENTATION, epoch: int = 0, value: float = 0.0) -> StepState:
-        state = begin_step(context_for(tiny(), synthetic("ab")), Model(build_architecture("resnet20", width=1)), 2)
-        state.step, state.stage, state.epoch, state.elapsed = step, stage, epoch, value
+    def make(step: int = 1, stage: str = REPRESENTATION, epoch: int = 0, value: float = 0.0) -> DerState:
+        state = begin_step(context_for(tiny(), synthetic("ab")), Model(Network(build_architecture("resnet20", width=1))), 2)
+        if stage != state.stage:
+            state.enter(stage)
+        state.step, state.epoch, state.elapsed = step, epoch, value
         with torch.no_grad():
             for module in state.modules().values():
                 for parameter in module.parameters():
@@ -36,7 +40,7 @@ def state_of(
     return make
 
 
-def values_of(state: StepState) -> set[float]:
+def values_of(state: DerState) -> set[float]:
     """The numbers that a state is made of; one, if it was restored as a whole."""
     weights = [value for module in state.modules().values() for value in module.parameters()]
     return {float(number) for value in [*weights, *state.momentum.values(), *state.mask_log.logits] for number in value.detach().unique()}
@@ -55,7 +59,7 @@ def damage(path: Path, kind: str) -> None:
     path.write_bytes(data)
 
 
-def test_the_newest_comes_back_as_a_whole(tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_the_newest_comes_back_as_a_whole(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     checkpoints = Checkpoints(tmp_path, 2)
     for epoch in (1, 2, 3):
         checkpoints.save(state_of(epoch=epoch, value=float(epoch)))
@@ -67,7 +71,7 @@ def test_the_newest_comes_back_as_a_whole(tmp_path: Path, state_of: Callable[...
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_the_last_few_stay(keep: int, tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_the_last_few_stay(keep: int, tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     checkpoints = Checkpoints(tmp_path, keep)
     for epoch in range(1, 12):
         checkpoints.save(state_of(epoch=epoch))
@@ -81,7 +85,7 @@ def test_the_last_few_stay(keep: int, tmp_path: Path, state_of: Callable[..., St
 
 @pytest.mark.parametrize("kind", ["cut off", "a flipped bit"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-def test_a_damaged_one_is_passed_over_with_a_message(kind: str, suffix: str, tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_a_damaged_one_is_passed_over_with_a_message(kind: str, suffix: str, tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     checkpoints, said = Checkpoints(tmp_path, 2), []
     for epoch in (1, 2):
         checkpoints.save(state_of(epoch=epoch, value=float(epoch)))
@@ -94,7 +98,7 @@ def test_a_damaged_one_is_passed_over_with_a_message(kind: str, suffix: str, tmp
     assert f"0002{suffix}" in said[0]
 
 
-def test_where_none_is_whole_the_step_begins_anew(tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_where_none_is_whole_the_step_begins_anew(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     checkpoints, said = Checkpoints(tmp_path, 2), []
     for epoch in (1, 2):
         checkpoints.save(state_of(epoch=epoch))
@@ -104,30 +108,30 @@ def test_where_none_is_whole_the_step_begins_anew(tmp_path: Path, state_of: Call
     assert len(said) == 2
 
 
-def test_without_any(tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_without_any(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     assert not Checkpoints(tmp_path / "none", 2).restore(state_of(), pytest.fail)
     Checkpoints(tmp_path / "none", 2).clear()
 
 
 def test_one_of_another_network_is_passed_over(
-    tmp_path: Path, state_of: Callable[..., StepState], tiny: Callable[..., Config], synthetic: Callable[..., MemorySource],
+    tmp_path: Path, state_of: Callable[..., DerState], tiny: Callable[..., Config], synthetic: Callable[..., MemorySource],
     context_for: Callable[..., Context],
 ) -> None:  # fmt: skip
     Checkpoints(tmp_path, 2).save(state_of(epoch=1))
-    wider = begin_step(context_for(tiny(), synthetic("ab")), Model(build_architecture("resnet20", width=2)), 2)
+    wider = begin_step(context_for(tiny(), synthetic("ab")), Model(Network(build_architecture("resnet20", width=2))), 2)
     said: list[str] = []
     assert not Checkpoints(tmp_path, 2).restore(wider, said.append)
     assert len(said) == 1
 
 
-def test_only_those_of_the_same_step_and_task_are_restored(tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_only_those_of_the_same_step_and_task_are_restored(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     Checkpoints(tmp_path, 2, "cats").save(state_of(step=3, epoch=1))
     assert not Checkpoints(tmp_path, 2, "dogs").restore(state_of(step=3), pytest.fail)
     assert not Checkpoints(tmp_path, 2, "cats").restore(state_of(step=2), pytest.fail)
     assert Checkpoints(tmp_path, 2, "cats").restore(state_of(step=3), pytest.fail)
 
 
-def test_a_step_that_is_learned_again_keeps_its_new_checkpoints(tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_a_step_that_is_learned_again_keeps_its_new_checkpoints(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     old = Checkpoints(tmp_path, 2, "first time")
     for state in (state_of(step=3, epoch=9), state_of(step=3, stage=CLASSIFIER, epoch=1)):
         old.save(state)
@@ -140,7 +144,7 @@ def test_a_step_that_is_learned_again_keeps_its_new_checkpoints(tmp_path: Path, 
     assert values_of(state) == {2.0}
 
 
-def test_tensors_without_a_manifest_are_no_checkpoint(tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_tensors_without_a_manifest_are_no_checkpoint(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     checkpoints = Checkpoints(tmp_path, 2)
     for epoch in (1, 2):
         checkpoints.save(state_of(epoch=epoch, value=float(epoch)))
@@ -152,7 +156,7 @@ def test_tensors_without_a_manifest_are_no_checkpoint(tmp_path: Path, state_of: 
     assert names(tmp_path) == []
 
 
-def test_a_classifier_that_was_sliced_comes_back(tmp_path: Path, state_of: Callable[..., StepState]) -> None:
+def test_a_classifier_that_was_sliced_comes_back(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     before = state_of(stage=CLASSIFIER, value=1.0)
     before.head, before.momentum = torch.nn.Linear(3, 2), {}
     Checkpoints(tmp_path, 2).save(before)

@@ -32,7 +32,7 @@ def setting() -> tuple[StepState, FrozenBank]:
     """Step 2 in its classifier stage, over two extractors."""
     architecture = build_architecture("resnet20", width=2)
     extractors = [Extractor(architecture).initialise(torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    state = StepState(2, extractors[1], None, torch.nn.Linear(16, 3), None, stage=CLASSIFIER)
+    state = StepState(2, {"extractor": extractors[1], "head": torch.nn.Linear(16, 3)}, stage=CLASSIFIER, stages=1)
     return state, FrozenBank(extractors)
 
 

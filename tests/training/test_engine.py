@@ -30,11 +30,14 @@ from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
 from der_fast.training.graphed import WARM_UP, GraphedStep
 from der_fast.training.learner import Learner
+from der_fast.training.methods.der.loss import DerLoss
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.methods.der.state import DerState
+from der_fast.training.model import Model, Network
+from der_fast.training.packing import schedule_of
 from der_fast.training.progress import Observer
-from der_fast.training.representation import RepresentationStage
 from der_fast.training.run import run_protocol
-from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step, schedule_of
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -63,21 +66,21 @@ def reference_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_step, "FusedTraining", partial(FusedTraining, backend="reference"))
 
 
-def second_step(context: Context, backbone: str = "resnet20") -> tuple[Model, StepState]:
+def second_step(context: Context, backbone: str = "resnet20") -> tuple[Model, DerState]:
     architecture = build_architecture(backbone, width=4)
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
     dense = {name: value.clone() for name, value in old.state_dict().items()}
-    model = Model(architecture, FrozenBank([old]), None, dense, None, [("a", "b")])
+    model = Model(Network(architecture, FrozenBank([old]), dense=dense), class_sets=[("a", "b")])
     return model, begin_step(context, model, 2)
 
 
-def stage_of(context: Context, source: MemorySource, state: StepState, model: Model) -> RepresentationStage:
-    return RepresentationStage(context, state, model.bank, source, 2, schedule_of(context, state.step))
+def stage_of(context: Context, source: MemorySource, state: DerState, model: Model) -> RepresentationStage:
+    return RepresentationStage(context, state, model.network.bank, source, 2, schedule_of(context, state.step))
 
 
-def trained(context: Context, source: MemorySource, backbone: str) -> StepState:
+def trained(context: Context, source: MemorySource, backbone: str) -> DerState:
     model, state = second_step(context, backbone)
-    for module in (model.bank, *state.modules().values()):
+    for module in (model.network.bank, *state.modules().values()):
         module.double()
     stage_of(context, source, state, model).run()
     return state
@@ -115,7 +118,7 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(
     source = synthetic("abcd")
     written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
 
-    def note(state: StepState) -> None:
+    def note(state: DerState) -> None:
         written.append(({name: value.clone() for name, value in state.tensors().items()}, state.facts()))
 
     context = replace(context_for(tiny(changes), source, save=note), backend=FUSED)
@@ -138,7 +141,7 @@ def test_a_stage_interrupted_in_the_middle_of_an_epoch_goes_on_bit_for_bit(
     source = synthetic("abcd")
     written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
 
-    def note(state: StepState) -> None:
+    def note(state: DerState) -> None:
         written.append(({name: value.clone() for name, value in state.tensors().items()}, state.facts()))
 
     context = replace(context_for(tiny({**changes, "runtime.checkpoint_seconds": 1e-9}), source, save=note), backend=FUSED)
@@ -161,7 +164,7 @@ def test_a_checkpoint_of_one_backend_serves_the_other(
     source = synthetic("abcd")
     written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
 
-    def note(state: StepState) -> None:
+    def note(state: DerState) -> None:
         written.append(({name: value.clone() for name, value in state.tensors().items()}, state.facts()))
 
     context = context_for(tiny({"later.epochs": 3}), source, save=note)
@@ -206,11 +209,14 @@ def test_a_batch_asks_the_device_for_nothing(
     context = replace(context_for(tiny({"masks.target_params": 0.4}), source), backend=FUSED)
     model, state = second_step(context)
     stage = stage_of(context, source, state, model)
-    step = BatchStep(context, state, model.bank, 2, stage.optimizer, stage.controller, settled)
+    loss = DerLoss(context, state, model.network.bank, 2, stage.controller, settled)
+    step = BatchStep(context, stage.optimizer, loss, loss.constrain, graphed=True)
     batch = next(iter(source.batches(None, 16, transform=context.test_transform)))
-    step(batch.images, batch.labels, 0.5, 0)
+    loss.prepare(0.5, 0)
+    step(batch.images, batch.labels)
     with NoQuestions() as mode:
-        step(batch.images, batch.labels, 0.75, 1)
+        loss.prepare(0.75, 1)
+        step(batch.images, batch.labels)
     assert "_fused_sgd_" in mode.seen and "convolution" in mode.seen
     with pytest.raises(AssertionError, match="asks the device"), NoQuestions():
         float(step.totals[0])
@@ -298,8 +304,8 @@ class Steps(Observer):
         self.seen: list[BatchStep] = []
 
     def batch_ends(self, *event: Any) -> None:
-        assert self.stage is not None and self.stage._step is not None
-        self.seen.append(self.stage._step)
+        assert self.stage is not None and self.stage.step is not None
+        self.seen.append(self.stage.step)
 
 
 @pytest.mark.parametrize(("changes", "made"), [({"masks.settle": 0.5}, 2), ({"masks.settle": 0.0}, 1), ({"masks.enabled": False}, 1)])
@@ -371,7 +377,7 @@ def test_the_backend_decides_about_the_path(tiny: Tiny, synthetic: Images, conte
         )
         model, state = second_step(context)
         stage = stage_of(context, source, state, model)
-        BatchStep(context, state, model.bank, 2, stage.optimizer, stage.controller, settled=False)
+        DerLoss(context, state, model.network.bank, 2, stage.controller, settled=False)
     assert made == [(torch.float32, "auto"), (torch.bfloat16, "chain")]
 
 

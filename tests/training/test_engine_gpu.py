@@ -19,10 +19,11 @@ from der_fast.training import graphed
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
 from der_fast.training.graphed import WARM_UP
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.methods.der.state import DerState
+from der_fast.training.model import Model, Network
 from der_fast.training.progress import Observer
-from der_fast.training.representation import RepresentationStage
-from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -44,8 +45,8 @@ class Watching(Observer):
         self.messages: list[str] = []
 
     def batch_ends(self, *event: Any) -> None:
-        assert self.stage is not None and self.stage._step is not None
-        graphed = self.stage._step._graphed
+        assert self.stage is not None and self.stage.step is not None
+        graphed = self.stage.step._graphed
         self.captured.append(graphed is not None and graphed.captured)
 
     def message(self, text: str) -> None:
@@ -58,21 +59,21 @@ def _repeatable() -> Iterator[None]:
         yield
 
 
-def trained(context: Context, source: MemorySource, backbone: str = "resnet18") -> tuple[StepState, Watching]:
+def trained(context: Context, source: MemorySource, backbone: str = "resnet18") -> tuple[DerState, Watching]:
     """The second step's representation stage on the GPU."""
     watching = Watching()
     context = replace(context, device=torch.device("cuda"), observer=watching, backend=Backend("fused", "a test asks for it"))
     architecture = build_architecture(backbone, width=8)
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
     dense = {name: value.clone() for name, value in old.state_dict().items()}
-    model = Model(architecture, FrozenBank([old]).to("cuda"), None, dense, None, [("a", "b")])
+    model = Model(Network(architecture, FrozenBank([old]).to("cuda"), dense=dense), class_sets=[("a", "b")])
     state = begin_step(context, model, 2)
-    watching.stage = RepresentationStage(context, state, model.bank, source, 2, context.config.later)
+    watching.stage = RepresentationStage(context, state, model.network.bank, source, 2, context.config.later)
     watching.stage.run()
     return state, watching
 
 
-def same(one: StepState, other: StepState) -> None:
+def same(one: DerState, other: DerState) -> None:
     tensors = one.tensors()
     assert tensors.keys() == other.tensors().keys()
     for name, value in other.tensors().items():
@@ -131,13 +132,13 @@ def test_nothing_waits_for_the_device_within_an_epoch(
     original = BatchStep.__call__
     calls: list[int] = []
 
-    def watched(self: BatchStep, images: torch.Tensor, labels: torch.Tensor, scale: float, batch: int) -> None:
-        calls.append(batch)
+    def watched(self: BatchStep, images: torch.Tensor, labels: torch.Tensor) -> None:
+        calls.append(len(labels))
         # Ways are chosen, kernels compiled and the graph captured in the first batches.
         strict = self._graphed is not None and self._graphed._runs > WARM_UP + 1
         torch.cuda.set_sync_debug_mode("error" if strict else "default")
         try:
-            original(self, images, labels, scale, batch)
+            original(self, images, labels)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -150,12 +151,13 @@ def test_one_step_is_a_handful_of_launches_from_the_host(tiny: Tiny, synthetic: 
     source = synthetic("abcd", per_class=34, side=32)
     context = context_for(tiny({**CHANGES, "masks.settle": 0.0}), source)
     _, watching = trained(context, source)
-    assert watching.stage is not None and watching.stage._step is not None
-    step = watching.stage._step
+    assert watching.stage is not None and watching.stage.step is not None
+    step = watching.stage.step
     batch = next(iter(source.batches(None, 16, transform=context.test_transform, device="cuda")))
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
-        step(batch.images, batch.labels, 1.0, 1)
+        watching.stage.before_batch(1)
+        step(batch.images, batch.labels)
     names = [event.key for event in profile.key_averages() if event.key.startswith("cuda")]
     assert "cudaGraphLaunch" in names
     launches = sum(

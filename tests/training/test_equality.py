@@ -18,7 +18,7 @@ from der_fast.errors import DerFastError
 from der_fast.model.architecture import build_architecture
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
-from der_fast.training import equality, step
+from der_fast.training import equality, packing
 from der_fast.training.context import Context
 from der_fast.training.equality import checked_error, relative_error
 from der_fast.training.learner import Learner
@@ -69,7 +69,7 @@ def test_a_wrong_cut_stops_the_run(tiny: Tiny, synthetic: Images, monkeypatch: p
         next(iter(arena.tensors().values())).mul_(1.01)
         return arena
 
-    monkeypatch.setattr(step, "pack", wrong)
+    monkeypatch.setattr(packing, "pack", wrong)
     monkeypatch.setattr(equality, "pack", wrong)
     with pytest.raises(DerFastError, match="in double precision by .* fault of der_fast"):
         Learner(tiny()).learn(synthetic("ab"))
@@ -91,7 +91,7 @@ def ill_conditioned(seed: int) -> tuple[Extractor, torch.Tensor]:
 
 def state_of(context_for: Contexts, config: Config, source: MemorySource, dense: Extractor) -> tuple[Context, StepState]:
     context = context_for(config, source)
-    state = StepState(1, dense, None, torch.nn.Linear(1, 2), None)
+    state = StepState(1, {"extractor": dense, "head": torch.nn.Linear(1, 2)})
     return context, state
 
 
@@ -126,8 +126,8 @@ def test_a_gpu_keeps_the_weights_in_the_precision_of_the_run(
     decision = plan(layout, torch.rand(layout.channels, generator=torch.Generator().manual_seed(0)) < 0.7)
     exact = pack(dense, decision)
     context = context_for(config, synthetic("ab"))
-    assert step._final_arena(context, dense, decision, exact) is exact
-    there = step._final_arena(replace(context, device=torch.device("cuda")), dense, decision, exact)
+    assert packing._final_arena(context, dense, decision, exact) is exact
+    there = packing._final_arena(replace(context, device=torch.device("cuda")), dense, decision, exact)
     assert there.dtype == dtype
     assert (there is exact) == (dtype == torch.float32)
     if dtype == torch.bfloat16:

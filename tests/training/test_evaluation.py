@@ -14,6 +14,7 @@ from der_fast.data.source import Batch
 from der_fast.model.architecture import build_architecture
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
+from der_fast.model.readout import linear_readout
 from der_fast.training.context import Context
 from der_fast.training.evaluation import features_by_class, logits_of, score
 from der_fast.training.progress import Observer
@@ -58,7 +59,7 @@ def test_features_and_logits_come_in_order_without_augmentation(
     for label, positions, rows in features_by_class(context, bank, source):
         assert positions.tolist() == (source.labels == label).nonzero().flatten().tolist()
         assert torch.allclose(rows, features[positions], atol=1e-6)
-    logits, positions = logits_of(context, bank, head, source)
+    logits, positions = logits_of(context, bank, linear_readout(head), source)
     assert positions.tolist() == list(range(len(source)))
     assert torch.allclose(logits, head(features), atol=1e-5)
     assert not logits.requires_grad
@@ -85,7 +86,7 @@ def test_images_that_cannot_be_read_do_not_shift_the_others(
     bank, head = FrozenBank([extractor]), new_classifier(extractor.features, 2, generator)
     with torch.no_grad():
         features = bank(context.test_transform(source.images))
-    logits, positions = logits_of(context, bank, head, source)
+    logits, positions = logits_of(context, bank, linear_readout(head), source)
     assert positions.tolist() == [1, 2, 4, 5, 7, 8]
     assert torch.allclose(logits, head(features)[positions], atol=1e-5)
     found = list(features_by_class(context, bank, source))

@@ -27,14 +27,15 @@ def learner(tiny: Tiny, synthetic: Images) -> Learner:
 
 def logits(learner: Learner, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return learner.model.head(learner.model.bank(images))
+        return learner.model.network.head(learner.model.network.bank(images))
 
 
 def test_the_other_classes_stay_as_they_are(learner: Learner, synthetic: Images) -> None:
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    before, head = logits(learner, images), learner.model.head
+    before, head = logits(learner, images), learner.model.network.head
     result = learner.forget("b", test=synthetic("acd", 2, seed=1))
-    assert torch.equal(learner.model.head.weight, head.weight[[0, 2, 3]]) and torch.equal(learner.model.head.bias, head.bias[[0, 2, 3]])
+    for left in (learner.model.network.head, learner.model.readout):
+        assert torch.equal(left.weight, head.weight[[0, 2, 3]]) and torch.equal(left.bias, head.bias[[0, 2, 3]])
     # A product of another shape may be summed in another order.
     torch.testing.assert_close(logits(learner, images), before[:, [0, 2, 3]], rtol=0, atol=1e-5)
     assert learner.model.class_sets == [("a",), ("c", "d")]
@@ -44,14 +45,14 @@ def test_the_other_classes_stay_as_they_are(learner: Learner, synthetic: Images)
     metrics = learner.metrics()
     assert (metrics["class_names"], metrics["steps"]) == (["a", "c", "d"], [["a"], ["c", "d"]])
     assert (metrics["last_top1"], metrics["final_params"]) == (result.top1, learner.latest.params)
-    assert metrics["final_params"] == metrics["params"][-1] - learner.model.bank.features - 1
+    assert metrics["final_params"] == metrics["params"][-1] - learner.model.network.bank.features - 1
     assert len(metrics["confusion"]) == 3
     assert [(event["kind"], event["class_names"]) for event in metrics["events"]] == [("forgotten", ["b"])]
 
 
 def test_a_step_whose_classes_are_all_forgotten_keeps_its_extractor(learner: Learner, synthetic: Images, tmp_path: Path) -> None:
     learner.forget("a", "b")
-    assert (len(learner.model.bank), learner.model.class_sets) == (2, [(), ("c", "d")])
+    assert (len(learner.model.network.bank), learner.model.class_sets) == (2, [(), ("c", "d")])
     again = Learner.load(learner.save(tmp_path / "run"))
     images = synthetic("cd").images
     assert again.predict(images) == learner.predict(images)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from der_fast.model.readout import linear_readout
 from der_fast.training import latency
 from der_fast.training.latency import latencies_ms, whole_model
 
@@ -68,13 +69,13 @@ def test_networks_are_called_in_turn(clock: Clock) -> None:
 
 
 def test_the_whole_model_is_bank_and_classifier() -> None:
-    bank, head = nn.Flatten(), nn.Linear(12, 2)
+    bank, head = nn.Flatten(), linear_readout(nn.Linear(12, 2))
     images = torch.rand(3, 3, 2, 2)
     assert torch.equal(whole_model(bank, head)(images), head(images.flatten(1)))
 
 
 def test_a_bank_in_bfloat16_has_a_latency() -> None:
-    head = torch.nn.Linear(4, 2)
+    head = linear_readout(torch.nn.Linear(4, 2))
     call = whole_model(torch.nn.Flatten().bfloat16(), head)
     features = torch.randn(3, 4, 1, 1).bfloat16()
     assert torch.equal(call(features), head(features.flatten(1).float()))

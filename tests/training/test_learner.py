@@ -16,7 +16,8 @@ from der_fast.data import MemorySource
 from der_fast.errors import CheckpointError, ConfigError, DerFastError, DivergenceError
 from der_fast.model.layout import MaskLayout
 from der_fast.training.latency import Latency
-from der_fast.training.learner import FIXED_KEYS, Learner, variant_name
+from der_fast.training.learner import FIXED_KEYS, Learner
+from der_fast.training.methods import method_of
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -72,11 +73,11 @@ def test_predictions(learned: tuple[Learner, Path], synthetic: Images) -> None:
 
 def test_probabilities_have_the_temperature_of_the_classifier_stage(learned: tuple[Learner, Path], synthetic: Images) -> None:
     learner, _ = learned
-    assert learner.model.temperature == 5.0
+    assert learner.model.ready.temperature == 5.0
     images = synthetic("abc")
     from der_fast.training.evaluation import logits_of
 
-    logits, _ = logits_of(learner._context(images), learner.model.bank, learner.model.head, images)
+    logits, _ = logits_of(learner._context(images), learner.model.network.bank, learner.model.ready, images)
     wanted = torch.softmax(logits / 5, 1).max(1).values.tolist()
     assert [row.probability for row in learner.predict(images.images)] == pytest.approx(wanted, abs=1e-6)
 
@@ -122,12 +123,12 @@ def test_metrics_have_every_key(learned: tuple[Learner, Path]) -> None:
     assert {"der_fast", "python", "torch"} <= set(metrics["versions"])
     for row, added in zip(metrics["kept"], metrics["params_added"], strict=True):
         widths = {group: kept for group, (kept, _) in row.items()}
-        assert learner.model.architecture.parameters(widths) == added
-        assert {group: total for group, (_, total) in row.items()} == dict(learner.model.architecture.groups)
+        assert learner.model.network.architecture.parameters(widths) == added
+        assert {group: total for group, (_, total) in row.items()} == dict(learner.model.network.architecture.groups)
     heads = [metrics["params"][step] - sum(metrics["params_added"][: step + 1]) for step in range(3)]
-    widths = learner.model.bank.widths
+    widths = learner.model.network.bank.widths
     assert heads == [(sum(widths[: step + 1]) + 1) * 2 * (step + 1) for step in range(3)]
-    full = learner.model.architecture.parameters()
+    full = learner.model.network.architecture.parameters()
     assert metrics["params_unpruned"] == [step * full + (8 * step + 1) * 2 * step for step in (1, 2, 3)]
 
 
@@ -190,10 +191,10 @@ def test_the_mask_trajectory_of_every_step(learned: tuple[Learner, Path]) -> Non
         assert logits.shape == (len(times), offsets[-1])
         # One learned epoch, the cut, and the end of the step.
         assert times[0] == 0 and times[-3:].tolist() == [1, 1, 2] and (times.diff() >= 0).all()
-        kept = MaskLayout(learned[0].model.architecture).by_group(logits[-1] > 0)
+        kept = MaskLayout(learned[0].model.network.architecture).by_group(logits[-1] > 0)
         assert {name: int(part.sum()) for name, part in kept.items()} == {n: k for n, (k, _) in learned[0].results[step - 1].kept.items()}
         assert len(groups) == len(offsets) - 1
-        assert offsets.diff().tolist() == [learned[0].model.architecture.groups[name] for name in groups]
+        assert offsets.diff().tolist() == [learned[0].model.network.architecture.groups[name] for name in groups]
 
 
 def test_loaded_learners_predict_the_same(learned: tuple[Learner, Path], synthetic: Images) -> None:
@@ -215,10 +216,10 @@ def test_a_loaded_learner_learns_what_the_first_one_would_have(
         straight.learn(synthetic(names))
     loaded = Learner.load(copy)
     loaded.learn(synthetic("gh"))
-    arenas = zip(straight.model.bank.extractors, loaded.model.bank.extractors, strict=True)
+    arenas = zip(straight.model.network.bank.extractors, loaded.model.network.bank.extractors, strict=True)
     assert all(torch.equal(one.arena.storage, other.arena.storage) for one, other in arenas)
-    head = loaded.model.head.state_dict()
-    assert all(torch.equal(value, head[name]) for name, value in straight.model.head.state_dict().items())
+    head = loaded.model.network.head.state_dict()
+    assert all(torch.equal(value, head[name]) for name, value in straight.model.network.head.state_dict().items())
     assert straight.model.memory.fingerprint() == loaded.model.memory.fingerprint()
 
 
@@ -309,7 +310,7 @@ def test_a_newer_format_is_not_guessed_at(copy: Path) -> None:
 
     for path in copy.glob("steps/*/learner.json"):
         save_manifest(path, {**load_manifest(path), "format": 99})
-    with pytest.raises(CheckpointError, match="has format 99; this version reads format 2"):
+    with pytest.raises(CheckpointError, match="has format 99; this version reads formats 2 and 3"):
         Learner.load(copy)
 
 
@@ -339,7 +340,8 @@ def test_an_error_while_measuring_leaves_the_learner_as_it_was(tiny: Tiny, synth
 def test_what_was_learned_fixes_some_keys(learned: tuple[Learner, Path], tiny: Tiny) -> None:
     learner = Learner.load(learned[1])
     changes = {
-        "model.backbone": "resnet32", "model.width": 4, "model.stem": "imagenet", "data.image_size": 9, "data.random_resized_crop": True,
+        "method.name": "replay", "model.backbone": "resnet32", "model.width": 4, "model.stem": "imagenet", "data.image_size": 9,
+        "data.random_resized_crop": True,
         "data.mean": (0.1, 0.2, 0.3), "data.std": (0.1, 0.2, 0.3),
     }  # fmt: skip
     assert set(changes) == set(FIXED_KEYS)
@@ -356,12 +358,12 @@ def test_what_was_learned_fixes_some_keys(learned: tuple[Learner, Path], tiny: T
         ({}, "pruned"),
         ({"masks.enabled": False}, "unpruned"),
         ({"method.aux_weight": 0.0}, "pruned, without auxiliary loss"),
-        ({"method.expand": False}, "without expansion"),
-        ({"method.bound": True}, "bound"),
+        ({"method.name": "replay"}, "without expansion"),
+        ({"method.name": "bound"}, "bound"),
     ],
 )
 def test_variants_have_names(changes: dict[str, Any], name: str, tiny: Tiny) -> None:
-    assert variant_name(tiny(changes)) == name
+    assert method_of(tiny(changes)).label(tiny(changes)) == name
 
 
 @pytest.mark.parametrize("side", [64, 65])
@@ -369,8 +371,8 @@ def test_the_stem_goes_by_the_size_of_the_images(side: int, tiny: Tiny, syntheti
     short = {"model.stem": "auto", "model.width": 1, "first.epochs": 1, "masks.enabled": False}
     learner = Learner(tiny(short))
     learner.learn(synthetic("ab", 2, side=side))
-    assert learner.model.architecture.pool == (side > 64)
-    assert Learner.load(learner.save(tmp_path)).model.architecture == learner.model.architecture
+    assert learner.model.network.architecture.pool == (side > 64)
+    assert Learner.load(learner.save(tmp_path)).model.network.architecture == learner.model.network.architecture
 
 
 def test_the_seed_decides(tiny: Tiny, synthetic: Images) -> None:
@@ -379,7 +381,7 @@ def test_the_seed_decides(tiny: Tiny, synthetic: Images) -> None:
     for learner in learners:
         torch.rand(3)
         learner.learn(synthetic("ab"))
-    heads = [learner.model.head.weight.detach() for learner in learners]
+    heads = [learner.model.network.head.weight.detach() for learner in learners]
     assert torch.equal(heads[0], heads[1])
     assert heads[0].shape != heads[2].shape or not torch.equal(heads[0], heads[2])
 

@@ -19,13 +19,15 @@ from der_fast.model.architecture import build_architecture
 from der_fast.training import epoch as epochs
 from der_fast.training.checkpoint import Checkpoints
 from der_fast.training.context import Context
-from der_fast.training.epoch import EpochMeter
+from der_fast.training.epoch import EpochMeter, tally
 from der_fast.training.learner import Learner
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.model import Model, Network
 from der_fast.training.position import Position
 from der_fast.training.progress import Observer
 from der_fast.training.run import run_protocol
+from der_fast.training.stage import Stage
 from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -146,30 +148,37 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     yield now
 
 
+Counting = tuple[Stage, EpochMeter]
 Written = list[tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 
 @pytest.fixture
-def meter_of(tiny: Tiny, synthetic: Images, context_for: Callable[..., Context]) -> Callable[..., tuple[EpochMeter, Written]]:
-    """Makes a meter of ten batches that writes down every 60 seconds, and the list of what was written down."""
+def meter_of(tiny: Tiny, synthetic: Images, context_for: Callable[..., Context]) -> Callable[..., tuple[Counting, Written]]:
+    """Makes a stage of ten batches, with its meter, that writes down every 60 seconds, and the list of what was written down."""
 
-    def make(state: StepState | None = None) -> tuple[EpochMeter, Written]:
+    def make(state: StepState | None = None) -> tuple[Counting, Written]:
         written: Written = []
         context = context_for(tiny({"runtime.checkpoint_seconds": 60.0}), synthetic("ab"))
         context = replace(context, save=lambda state: written.append((state.tensors(), state.facts())))
-        state = state or begin_step(context, Model(build_architecture("resnet20", width=1)), 2)
-        return EpochMeter(context, state, 3, 10), written
+        state = state or begin_step(context, Model(Network(build_architecture("resnet20", width=1))), 2)
+        stage = Stage(context, state, synthetic("ab"), context.config.first, lambda images, labels: (images, labels))
+        stage.batches = 10
+        # Called when the state is brought up to date.
+        stage.write_down = lambda: stage.state.notes.append("up to date")  # type: ignore[method-assign]
+        return (stage, stage.meter()), written
 
     return make
 
 
-def one_batch(meter: EpochMeter, place: Place | None, loss: float = 1.0) -> None:
-    meter.add(torch.tensor(loss), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
-    meter.checkpoint(place, 0.1, lambda: meter.state.notes.append("up to date"))
+def one_batch(counting: Counting, place: Place | None, loss: float = 1.0) -> None:
+    stage, meter = counting
+    tally(meter.totals, torch.tensor(loss), torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    stage.count(meter, 2)
+    stage.checkpoint(meter, place, 0.1)
 
 
 def test_it_is_written_down_when_the_last_checkpoint_is_old_enough(
-    meter_of: Callable[..., tuple[EpochMeter, Written]], clock: list[float]
+    meter_of: Callable[..., tuple[Counting, Written]], clock: list[float]
 ) -> None:
     meter, written = meter_of()
     counts = []
@@ -177,7 +186,7 @@ def test_it_is_written_down_when_the_last_checkpoint_is_old_enough(
         clock[0] += 25
         one_batch(meter, Place(batch + 1, 1))
         counts.append(len(written))
-        assert meter.state.position is None
+        assert meter[0].state.position is None
     # After 75, 150 and 225 s; after the last batch the epoch's own checkpoint follows.
     assert counts == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
     assert written[1][1]["position"] == {"place": [7, 1], "batches": 6, "images": 12, "seconds": 150.0, "waited": 0.0}
@@ -185,7 +194,7 @@ def test_it_is_written_down_when_the_last_checkpoint_is_old_enough(
 
 
 def test_a_source_that_cannot_say_where_it_stands_is_not_written_down(
-    meter_of: Callable[..., tuple[EpochMeter, Written]], clock: list[float]
+    meter_of: Callable[..., tuple[Counting, Written]], clock: list[float]
 ) -> None:
     meter, written = meter_of()
     clock[0] += 1000
@@ -194,24 +203,24 @@ def test_a_source_that_cannot_say_where_it_stands_is_not_written_down(
 
 
 def test_an_epoch_counts_what_was_trained_before_it_was_interrupted(
-    meter_of: Callable[..., tuple[EpochMeter, Written]], clock: list[float]
+    meter_of: Callable[..., tuple[Counting, Written]], clock: list[float]
 ) -> None:
     meter, _ = meter_of()
-    state = meter.state
+    state = meter[0].state
     state.elapsed, state.position = 7.0, Position(Place(5, 2), 4, 8, torch.tensor([20.0, 8.0], dtype=torch.float64), 30.0)
     assert state.spent == 37.0
     meter, _ = meter_of(state)
-    assert (meter.start, meter.batch, state.position) == (Place(5, 2), 4, None)
+    assert (meter[1].start, meter[1].batch, state.position) == (Place(5, 2), 4, None)
     clock[0] += 10
     one_batch(meter, Place(6, 2))
-    meter.finish(0.1)
+    meter[0].finish(meter[1], 0.1)
     record = state.records[0]
     assert (record.loss, record.accuracy, record.images_per_s, state.elapsed) == (2.2, 90.0, 0.25, 47.0)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_is_not_written_down(
-    loss: float, meter_of: Callable[..., tuple[EpochMeter, Written]], clock: list[float]
+    loss: float, meter_of: Callable[..., tuple[Counting, Written]], clock: list[float]
 ) -> None:
     meter, written = meter_of()
     clock[0] += 60

@@ -12,6 +12,8 @@ from der_fast.training.optimizer import NamedSGD, _align
 
 CONFIG = ScheduleConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
 
+MASKS = {"masks.logits": 0.5}
+
 
 def parts() -> dict[str, nn.Module]:
     generator = torch.Generator().manual_seed(0)
@@ -30,7 +32,7 @@ def loss_of(modules: dict[str, nn.Module], slope: float) -> torch.Tensor:
 def test_weights_have_momentum_and_decay_and_mask_logits_have_neither() -> None:
     modules = parts()
     head, logits = modules["head"], modules["masks"].logits
-    optimizer = NamedSGD(modules, CONFIG, mask_lr=0.5)
+    optimizer = NamedSGD(modules, CONFIG, MASKS)
     optimizer.set_lr(0.2)
     weight, start = head.weight.detach().clone(), logits.detach().clone()
     velocity = torch.zeros_like(weight)
@@ -45,7 +47,7 @@ def test_weights_have_momentum_and_decay_and_mask_logits_have_neither() -> None:
 def test_no_gradient_leaves_mask_logits_alone() -> None:
     modules = parts()
     before = modules["masks"].logits.detach().clone()
-    optimizer = NamedSGD(modules, CONFIG, mask_lr=0.5)
+    optimizer = NamedSGD(modules, CONFIG, MASKS)
     for _ in range(3):
         optimizer.step(loss_of(modules, 0.0))
     assert torch.equal(modules["masks"].logits, before)
@@ -55,20 +57,20 @@ def test_no_gradient_leaves_mask_logits_alone() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     modules = parts()
     modules["head"].weight.requires_grad_(False)
-    assert set(NamedSGD(modules, CONFIG, 0.5).parameters) == {"head.bias", "masks.logits"}
+    assert set(NamedSGD(modules, CONFIG, MASKS).parameters) == {"head.bias", "masks.logits"}
 
 
 def test_momentum_can_be_written_down_and_taken_over() -> None:
     straight, before = parts(), parts()
-    one = NamedSGD(straight, CONFIG, 0.5)
-    first = NamedSGD(before, CONFIG, 0.5)
+    one = NamedSGD(straight, CONFIG, MASKS)
+    first = NamedSGD(before, CONFIG, MASKS)
     for optimizer, modules in ((one, straight), (first, before)):
         for slope in (1.0, -3.0):
             optimizer.step(loss_of(modules, slope))
     after = parts()
     for name, module in after.items():
         module.load_state_dict(before[name].state_dict())
-    second = NamedSGD(after, CONFIG, 0.5)
+    second = NamedSGD(after, CONFIG, MASKS)
     second.restore(first.momentum())
     assert set(first.momentum()) == {"head.weight", "head.bias"}
     for optimizer, modules in ((one, straight), (second, after)):
@@ -83,7 +85,7 @@ def test_momentum_can_be_written_down_and_taken_over() -> None:
 )
 def test_forgetting(prefixes: tuple[str, ...], left: set[str]) -> None:
     modules = parts()
-    optimizer = NamedSGD(modules, CONFIG, 0.5)
+    optimizer = NamedSGD(modules, CONFIG, MASKS)
     optimizer.step(loss_of(modules, 1.0))
     optimizer.forget(prefixes)
     assert set(optimizer.momentum()) == left
@@ -93,7 +95,7 @@ def test_forgetting(prefixes: tuple[str, ...], left: set[str]) -> None:
 def test_on_the_device_it_does_the_same(momentum: float) -> None:
     config = ScheduleConfig(lr=0.125, momentum=momentum, weight_decay=0.25)
     plain, other = parts(), parts()
-    usual, on_device = NamedSGD(plain, config, 0.5), NamedSGD(other, config, 0.5, on_device=True)
+    usual, on_device = NamedSGD(plain, config, MASKS), NamedSGD(other, config, MASKS, on_device=True)
     for lr in (0.125, 0.125, 0.5, 0.25):
         for optimizer, modules in ((usual, plain), (on_device, other)):
             optimizer.set_lr(lr)
@@ -108,7 +110,7 @@ def test_on_the_device_it_does_the_same(momentum: float) -> None:
 
 def test_on_the_device_everything_stays_where_it_is() -> None:
     modules = parts()
-    optimizer = NamedSGD(modules, CONFIG, 0.5, on_device=True)
+    optimizer = NamedSGD(modules, CONFIG, MASKS, on_device=True)
 
     def places() -> list[int]:
         tensors = [*optimizer.parameters.values(), *optimizer.momentum().values(), optimizer.sgd.param_groups[0]["lr"]]

@@ -64,7 +64,7 @@ def test_a_run_stopped_in_its_middle_goes_on_where_the_images_are_now(folder: Pa
     moved = folder.rename(tmp_path / "moved")
     again = api.train(moved, "B0-2", out=tmp_path / "cut", settings=KEYS, resume=True)
     assert files_of(again.learner) == files_of(whole.learner)
-    assert torch.equal(again.learner.model.head.weight, whole.learner.model.head.weight)  # type: ignore[union-attr]
+    assert torch.equal(again.learner.model.network.head.weight, whole.learner.model.network.head.weight)  # type: ignore[union-attr]
     manifest = json.loads((tmp_path / "cut" / "steps" / "02" / "learner.json").read_text())
     assert manifest["memory"]["files"]["roots"] == [str(moved)]
     assert sum(path.stat().st_size for path in (tmp_path / "cut").glob("steps/02/memory-*")) < 4000

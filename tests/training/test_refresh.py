@@ -38,7 +38,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def weights(learner: Learner) -> list[torch.Tensor]:
-    return [extractor.arena.storage for extractor in learner.model.bank.extractors]
+    return [extractor.arena.storage for extractor in learner.model.network.bank.extractors]
 
 
 def pictures(source: MemorySource, name: str) -> set[bytes]:
@@ -52,7 +52,7 @@ def test_a_refresh_adds_no_extractor_and_changes_none(run: Path, tiny: Tiny, syn
     learner = learn_more(run, fresh, test, tiny(SHORT), observer=watcher)
     assert learner.class_names == tuple("abcd")
     assert all(torch.equal(one, other) for one, other in zip(weights(before), weights(learner), strict=True))
-    assert not torch.equal(before.model.head.weight, learner.model.head.weight)
+    assert not torch.equal(before.model.network.head.weight, learner.model.network.head.weight)
     assert any(
         "already known: 'b', 'd'; they refresh rehearsal memory and classifier; every extractor" in text for text in watcher.messages
     )
@@ -168,7 +168,7 @@ def test_without_a_memory_all_classes_refresh(tiny: Tiny, synthetic: Images) -> 
 
 
 def test_the_upper_bound_knows_no_refresh(tiny: Tiny, synthetic: Images) -> None:
-    learner = Learner(tiny({**SHORT, "method.bound": True}))
+    learner = Learner(tiny({**SHORT, "method.name": "bound"}))
     learner.learn(synthetic("ab"))
     with pytest.raises(DataError, match="no new class to learn"):
         learner.learn(synthetic("ab", seed=5))

@@ -29,10 +29,10 @@ def test_a_new_name_is_used_everywhere_and_no_weight_changes(tiny: Tiny, synthet
     learner.learn(synthetic("ab"))
     learner.learn(synthetic("cd"), synthetic("abcd", 2, seed=1))
     images = synthetic("abcd").images
-    head, before = learner.model.head.weight.clone(), learner.predict(images)
+    head, before = learner.model.network.head.weight.clone(), learner.predict(images)
     learner.rename("b", "bee")
     assert learner.class_names == ("a", "bee", "c", "d")
-    assert torch.equal(learner.model.head.weight, head)
+    assert torch.equal(learner.model.network.head.weight, head)
     assert learner.model.memory.class_names == learner.class_names
     assert learner.metrics()["class_names"] == ["a", "bee", "c", "d"]
     assert learner.metrics()["steps"] == [["a", "bee"], ["c", "d"]]

@@ -109,7 +109,7 @@ def test_classes_with_fewer_images_than_their_quota_are_named(tiny: Tiny, synthe
 
 
 def test_the_upper_bound_has_no_memory(tiny: Tiny, synthetic: Images, watcher: Any) -> None:
-    changes = {**SHORT, "protocol.name": "B0-2", "method.bound": True, "memory.total": 1}
+    changes = {**SHORT, "protocol.name": "B0-2", "method.name": "bound", "memory.total": 1}
     learner = run_protocol(tiny(changes), synthetic("abcd"), synthetic("abcd", 2), None, observer=watcher)
     assert learner.model.memory is None
     assert not any("quota" in text for text in watcher.messages)

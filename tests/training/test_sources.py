@@ -77,7 +77,7 @@ def test_empty_classes_are_counted_and_left_out(synthetic: Images) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "known", "bound", "words"),
+    ("chosen", "known", "joint", "words"),
     [
         ([], (), False, "0 training image"),
         ([0], (), False, "1 training image"),
@@ -87,16 +87,16 @@ def test_empty_classes_are_counted_and_left_out(synthetic: Images) -> None:
     ],
 )
 def test_training_images_that_cannot_be_learned(
-    chosen: list[int] | None, known: tuple[str, ...], bound: bool, words: str, synthetic: Images
+    chosen: list[int] | None, known: tuple[str, ...], joint: bool, words: str, synthetic: Images
 ) -> None:
     source = synthetic("abc", 2)
     with pytest.raises(DataError, match=words):
-        check_train(source if chosen is None else source.subset(torch.tensor(chosen, dtype=torch.int64)), known, None, bound=bound)
+        check_train(source if chosen is None else source.subset(torch.tensor(chosen, dtype=torch.int64)), known, None, joint=joint)
 
 
 def test_images_of_another_size(synthetic: Images) -> None:
     with pytest.raises(DataError, match="8 × 8 pixels, but the model was trained on 6 × 6"):
-        check_train(synthetic("ab"), (), (6, 6), bound=False)
+        check_train(synthetic("ab"), (), (6, 6), joint=False)
     with pytest.raises(DataError, match="8 × 8 pixels, but the model was trained on 6 × 6"):
         check_test(synthetic("ab"), "ab", (6, 6))
 

@@ -11,9 +11,12 @@ from der_fast.data import MemorySource
 from der_fast.model.extractor import Extractor
 from der_fast.training.context import Context
 from der_fast.training.learner import Learner
-from der_fast.training.pruning import kept_share
-from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step, learn_step, rehearsal
+from der_fast.training.methods.der.method import Der, begin_step
+from der_fast.training.methods.der.pruning import kept_share
+from der_fast.training.methods.der.state import DerState
+from der_fast.training.model import Model
+from der_fast.training.rehearsal import rehearsal
+from der_fast.training.step import learn_step
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -32,9 +35,9 @@ def test_an_extractor_starts_from_the_dense_weights_of_the_one_before(tiny: Tiny
     learner = learned(config, synthetic, "ab")
     state = begin_step(context_for(config, synthetic("cd")), learner.model, 2)
     start = state.extractor.state_dict()
-    assert start.keys() == learner.model.dense.keys()
-    assert all(torch.equal(value, learner.model.dense[name]) for name, value in start.items())
-    assert learner.results[0].params_added < learner.model.architecture.parameters(), "nothing was pruned: the test shows nothing"
+    assert start.keys() == learner.model.network.dense.keys()
+    assert all(torch.equal(value, learner.model.network.dense[name]) for name, value in start.items())
+    assert learner.results[0].params_added < learner.model.network.architecture.parameters(), "nothing was pruned: the test shows nothing"
     assert not torch.equal(start["norm.running_mean"], torch.zeros_like(start["norm.running_mean"]))
     assert state.masks.logits.min() >= -0.5
     assert state.masks.logits.max() <= 2.0
@@ -43,7 +46,7 @@ def test_an_extractor_starts_from_the_dense_weights_of_the_one_before(tiny: Tiny
 def test_the_classifier_starts_from_the_old_one(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
     config = tiny()
     learner = learned(config, synthetic, "ab")
-    old, state = learner.model.head, begin_step(context_for(config, synthetic("cd")), learner.model, 2)
+    old, state = learner.model.network.head, begin_step(context_for(config, synthetic("cd")), learner.model, 2)
     assert torch.equal(state.head.weight[:2, : old.in_features], old.weight)
     assert torch.equal(state.head.bias[:2], old.bias)
     assert state.head.out_features == 4
@@ -54,17 +57,17 @@ def test_a_step_leaves_the_model_before_it_unchanged(tiny: Tiny, synthetic: Imag
     config = tiny()
     learner = learned(config, synthetic, "ab")
     model, source = learner.model, synthetic("cd")
-    weights = {**model.bank.extractors[0].arena.tensors(), **model.head.state_dict()}
+    weights = {**model.network.bank.extractors[0].arena.tensors(), **model.network.head.state_dict()}
     before = {name: value.clone() for name, value in weights.items()}
     assert len(before) > 20
-    dense = {name: value.clone() for name, value in model.dense.items()}
+    dense = {name: value.clone() for name, value in model.network.dense.items()}
     context = context_for(config, source)
-    finished, _ = learn_step(context, model, begin_step(context, model, 2), source)
+    finished, *_ = learn_step(context, Der(), model, begin_step(context, model, 2), source)
     assert finished.class_sets == [("a", "b"), ("c", "d")]
     assert model.class_sets == [("a", "b")]
     assert all(torch.equal(value, before[name]) for name, value in weights.items())
-    assert all(torch.equal(value, dense[name]) for name, value in model.dense.items())
-    old, new = model.bank.extractors[0], finished.bank.extractors[0]
+    assert all(torch.equal(value, dense[name]) for name, value in model.network.dense.items())
+    old, new = model.network.bank.extractors[0], finished.network.bank.extractors[0]
     assert torch.equal(old.arena.storage, new.arena.storage)
 
 
@@ -77,14 +80,14 @@ def test_the_compact_extractor_computes_what_the_masked_one_does(tiny: Tiny, syn
         result = learner.results[-1]
         assert 0.05 < result.kept_share < 0.6
         assert 0 <= result.compaction_error <= 1e-5
-        dense = Extractor(learner.model.architecture)
-        dense.load_state_dict(learner.model.dense)
+        dense = Extractor(learner.model.network.architecture)
+        dense.load_state_dict(learner.model.network.dense)
         keep = torch.cat([torch.tensor(row) for row in kept_channels(learner)])
         images = context_for(config, synthetic("xyz")).test_transform(synthetic("xyz").images)
         with torch.no_grad():
             masked = dense.eval()(images, keep.float())
-            compact = learner.model.bank.extractors[-1](images)
-        features = keep[step_layout(learner).slice_of(learner.model.architecture.features)]
+            compact = learner.model.network.bank.extractors[-1](images)
+        features = keep[step_layout(learner).slice_of(learner.model.network.architecture.features)]
         assert compact.shape == (15, int(features.sum()))
         assert (masked[:, features] - compact).abs().max() <= 1e-5 * masked.abs().max()
 
@@ -92,14 +95,14 @@ def test_the_compact_extractor_computes_what_the_masked_one_does(tiny: Tiny, syn
 def step_layout(learner: Learner) -> Any:
     from der_fast.model.layout import MaskLayout
 
-    return MaskLayout(learner.model.architecture)
+    return MaskLayout(learner.model.network.architecture)
 
 
 def kept_channels(learner: Learner) -> Sequence[list[bool]]:
     """The channels that the last step kept, by group, from the logits in its log and the floor of a quarter."""
     from der_fast.compaction.plan import with_floor
 
-    layout, logits = step_layout(learner), learner._mask_logs[len(learner.results)].logits[-1]
+    layout, logits = step_layout(learner), learner._step_files[len(learner.results)]["mask_logits.safetensors"][0]["logits"][-1]
     keep = with_floor(layout, logits, logits > 0, 0.25)
     assert kept_share(layout, keep) == learner.results[-1].kept_share
     return [part.tolist() for part in layout.by_group(keep).values()]
@@ -111,14 +114,14 @@ def test_a_step_meets_its_target(target: float, settle: float, tiny: Tiny, synth
     learner = learned(tiny({"masks.target_params": target, "masks.settle": settle, "masks.floor": 0.0}), synthetic, "ab")
     assert learner.results[0].kept_share <= target
     # Folded, a batch-norm is one number per channel; before, it is two.
-    tensors = learner.model.bank.extractors[0].arena.tensors()
+    tensors = learner.model.network.bank.extractors[0].arena.tensors()
     counted = sum(value.numel() * (1 if name.endswith(".weight") else 2) for name, value in tensors.items())
     assert learner.results[0].params_added == counted
 
 
 def test_images_of_memory_and_new_classes_are_labelled_in_learning_order(tiny: Tiny, synthetic: Images) -> None:
     learner = learned(tiny({"memory.total": 8}), synthetic, "ba")
-    source = rehearsal(learner.model, synthetic("dc"), bound=False)
+    source = rehearsal(learner.model, synthetic("dc"))
     assert source.class_names == ("b", "a", "d", "c")
     assert source.labels.bincount().tolist() == [4, 4, 5, 5]
     memory = learner.model.memory
@@ -185,7 +188,7 @@ def test_every_backbone_learns_two_steps(backbone: str, stem: str, tiny: Tiny, s
     assert len(learner.predict(synthetic("a").images)) == 5
 
 
-def emptied(state: StepState) -> bool:
+def emptied(state: DerState) -> bool:
     """Prune every channel of the first stream; the masks do not change any more (masks.lr is 0)."""
     assert state.masks is not None
     with torch.no_grad():
@@ -199,7 +202,7 @@ def test_an_extractor_without_channels(empty_step: int, backbone: str, tiny: Tin
     learner = Learner(config, observer=watcher)
     for step, names in enumerate(("ab", "cd", "ef"), 1):
         learner.learn(synthetic(names), synthetic("abcdef"[: 2 * step], seed=1), begin=emptied if step == empty_step else None)
-    widths = learner.model.bank.widths
+    widths = learner.model.network.bank.widths
     assert [width == 0 for width in widths] == [step == empty_step for step in (1, 2, 3)]
     assert learner.results[empty_step - 1].params_added == 0
     assert learner.results[empty_step - 1].compaction_error == 0
@@ -218,6 +221,6 @@ def test_the_classifier_of_an_empty_first_extractor_is_its_bias(tiny: Tiny, synt
     learner = Learner(tiny({"masks.lr": 0.0, "masks.floor": 0.0}))
     learner.learn(synthetic("ab"), begin=emptied)
     model: Model = learner.model
-    assert tuple(model.head.weight.shape) == (2, 0)
-    wanted = torch.softmax(model.head.bias.detach(), 0).max()
+    assert tuple(model.network.head.weight.shape) == (2, 0)
+    wanted = torch.softmax(model.network.head.bias.detach(), 0).max()
     assert {prediction.probability for prediction in learner.predict(synthetic("ab").images)} == {float(wanted)}

@@ -10,11 +10,11 @@ import torch
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
-from der_fast.training import step as step_module
+from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.learner import Learner
+from der_fast.training.methods.der import method as der
 from der_fast.training.progress import EpochRecord
 from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
-from der_fast.training.step import train_classifier
 
 
 def bytes_of_tensors() -> int:
@@ -39,9 +39,9 @@ def test_a_step_leaves_its_arena_and_no_copy(precision: str, tiny: Callable[...,
         learner.learn(synthetic(names))
         learner.predict(synthetic(names).images)
         sizes.append(bytes_of_tensors())
-        banks.append(learner.model.bank.nbytes + sum(value.numel() * 4 for value in learner.model.head.parameters()))
-    arena = learner.model.bank.extractors[-1].arena.nbytes
-    dense = 4 * learner.model.architecture.parameters()
+        banks.append(learner.model.network.bank.nbytes + sum(value.numel() * 4 for value in learner.model.network.head.parameters()))
+    arena = learner.model.network.bank.extractors[-1].arena.nbytes
+    dense = 4 * learner.model.network.architecture.parameters()
     assert arena < dense / 2, "too little was pruned: the test shows nothing"
     for step in (2, 3):
         grown = sizes[step] - sizes[step - 1]
@@ -60,7 +60,7 @@ def test_no_gradient_outlives_the_representation_stage(
         train_classifier(context, state, *rest)  # type: ignore[arg-type]
         seen.append(sum(parameter.grad is not None for parameter in state.extractor.parameters()))
 
-    monkeypatch.setattr(step_module, "train_classifier", watched)
+    monkeypatch.setattr(der, "train_classifier", watched)
     learner = Learner(tiny({"masks.settle": settle}))
     for names in ("ab", "cd"):
         learner.learn(synthetic(names))
@@ -77,17 +77,17 @@ def test_time_saved_is_told_by_the_median_epoch() -> None:
     before, after = record(REPRESENTATION, 8.0, False, 16.0), record(REPRESENTATION, 2.0, True, 4.0)
     odd = record(REPRESENTATION, 800.0, False, 1600.0)
     # Two settled epochs: 8 s each at the speed before, 2 s at the speed after; one slow epoch does not move the median.
-    assert step_module._saved_seconds([before, odd, before, after, after], gpu) == pytest.approx(12.0)
+    assert der.saved_seconds([before, odd, before, after, after], gpu) == pytest.approx(12.0)
     # On a CPU, threads share the processor's time.
-    assert step_module._saved_seconds([before, odd, before, after, after], cpu) == pytest.approx(24.0 / torch.get_num_threads())
+    assert der.saved_seconds([before, odd, before, after, after], cpu) == pytest.approx(24.0 / torch.get_num_threads())
     # The clock says that a busy machine lost time; the processor knows better.
     busy = record(REPRESENTATION, 83.0, True, 4.0)
-    assert step_module._saved_seconds([before, busy], cpu) == pytest.approx(12.0 / torch.get_num_threads())
+    assert der.saved_seconds([before, busy], cpu) == pytest.approx(12.0 / torch.get_num_threads())
 
 
 def test_time_saved_is_nothing_where_it_cannot_be_told() -> None:
     before, after = record(REPRESENTATION, 8.0, False, 8.0), record(REPRESENTATION, 2.0, True, 2.0)
     for records in ([after, after], [before, record(CLASSIFIER, 9.0, False, 9.0)], [before, record(REPRESENTATION, 9.0, True, 16.0)]):
-        assert step_module._saved_seconds(records, torch.device("cpu")) is None
-    assert step_module._saved_seconds([record(REPRESENTATION, 8.0, False), after], torch.device("cpu")) is None
-    assert step_module._saved_seconds([before, record(REPRESENTATION, 83.0, True)], torch.device("cuda")) is None
+        assert der.saved_seconds(records, torch.device("cpu")) is None
+    assert der.saved_seconds([record(REPRESENTATION, 8.0, False), after], torch.device("cpu")) is None
+    assert der.saved_seconds([before, record(REPRESENTATION, 83.0, True)], torch.device("cuda")) is None

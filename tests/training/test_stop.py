@@ -21,9 +21,10 @@ from der_fast.data import MemorySource
 from der_fast.errors import DataError
 from der_fast.stopping import Stopped
 from der_fast.training import learner as learners
+from der_fast.training import rehearsal as rehearsals
 from der_fast.training import run as runs
-from der_fast.training import step as steps
 from der_fast.training.learner import Learner
+from der_fast.training.methods.der import method as der
 from der_fast.training.progress import Observer
 from der_fast.training.run import learn_more, run_protocol
 
@@ -122,8 +123,8 @@ def before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, step: int) ->
 # Where Ctrl-C comes between the stages, and what of step 2 is learned again after it.
 BETWEEN = {
     "as a step begins": (runs.Learner, "learn", 9),
-    "as masks settle for good": (steps, "_settle", 24),
-    "in herding": (steps, "herding", 32),
+    "as masks settle for good": (der, "_end_representation", 24),
+    "in herding": (rehearsals, "herding", 32),
     "in the measurement": (learners, "measure", 32),
     "while it is saved": (learners.saved, "save_model", 47),
     "as checkpoints are deleted": (runs.Checkpoints, "clear", 47),

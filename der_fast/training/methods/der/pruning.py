@@ -17,7 +17,7 @@ from der_fast.data.transform import Transform
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
-from der_fast.training.sparsity import budget_threshold
+from der_fast.training.methods.der.sparsity import budget_threshold
 
 
 def kept_share(layout: MaskLayout, keep: Tensor) -> float:
@@ -60,7 +60,7 @@ def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
 
 
 @torch.no_grad()
-def settle(masks: ChannelMasks, config: MasksConfig) -> Tensor:
+def binarise(masks: ChannelMasks, config: MasksConfig) -> Tensor:
     """Decide which channels stay, boolean (C,) on the CPU, and write it into the logits: from now on a channel is kept iff e_c > 0."""
     meet_budget(masks, config)
     logits = masks.logits.detach().cpu()

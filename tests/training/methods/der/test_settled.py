@@ -18,40 +18,44 @@ from der_fast.data import MemorySource
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
-from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
-from der_fast.training.pruning import final_keep
-from der_fast.training.representation import RepresentationStage
-from der_fast.training.settled import Remainder
-from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step, schedule_of
+from der_fast.training.methods.der.loss import DerLoss
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.pruning import final_keep
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.methods.der.settled import Remainder
+from der_fast.training.methods.der.state import DerState
+from der_fast.training.model import Model, Network
+from der_fast.training.packing import schedule_of
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
 Contexts = Callable[..., Context]
 
 
-def run_stage(context: Context, source: MemorySource, backbone: str, monkeypatch: pytest.MonkeyPatch) -> tuple[StepState, list[float]]:
+def run_stage(context: Context, source: MemorySource, backbone: str, monkeypatch: pytest.MonkeyPatch) -> tuple[DerState, list[float]]:
     """Train the second step of a tiny network to its last epoch; return its state and the loss of every batch."""
     architecture = build_architecture(backbone, width=4)
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(1))
-    model = Model(architecture, FrozenBank([old]), None, {n: v.clone() for n, v in old.state_dict().items()}, None, [("a", "b")])
+    model = Model(
+        Network(architecture, FrozenBank([old]), dense={n: v.clone() for n, v in old.state_dict().items()}), class_sets=[("a", "b")]
+    )
     state = begin_step(context, model, 2)
     # In double precision rounding cannot be mistaken for a fault, however chaotic a tiny deep network is.
-    for module in (model.bank, *state.modules().values()):
+    for module in (model.network.bank, *state.modules().values()):
         module.double()
     losses: list[float] = []
-    step = BatchStep._loss
+    step = DerLoss.__call__
 
-    def noting(self: BatchStep, *arguments: Any) -> Any:
+    def noting(self: DerLoss, *arguments: Any) -> Any:
         loss, logits = step(self, *arguments)
         losses.append(float(loss.detach()))
         return loss, logits
 
     with monkeypatch.context() as patch:
-        patch.setattr(BatchStep, "_loss", noting)
+        patch.setattr(DerLoss, "__call__", noting)
         patch.setattr(Context, "features", lambda self, extractor, images, *masks: extractor(images.double(), *masks))
-        RepresentationStage(context, state, model.bank, source, 2, schedule_of(context, 2)).run()
+        RepresentationStage(context, state, model.network.bank, source, 2, schedule_of(context, 2)).run()
     return state, losses
 
 
@@ -65,7 +69,7 @@ def test_the_compact_network_goes_on_where_the_masked_one_was(
     context = context_for(tiny(changes), source)
     state, losses = run_stage(context, source, backbone, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(StepState, "compact", lambda self, keep: False)
+        patch.setattr(DerState, "compact", lambda self, keep: False)
         masked, expected = run_stage(context, source, backbone, monkeypatch)
     assert state.remainder is not None and masked.remainder is None
     assert state.masks is not None and masked.masks is not None
@@ -89,7 +93,7 @@ def test_the_compact_network_goes_on_where_the_masked_one_was(
     assert momentum == 0 or names >= {f"extractor.{name}" for name in parameters}
 
 
-def _columns(kept: Any, masked: StepState) -> torch.Tensor:
+def _columns(kept: Any, masked: DerState) -> torch.Tensor:
     old = masked.head.in_features - len(kept.features)
     return torch.cat([torch.ones(old, dtype=torch.bool), kept.features])
 
@@ -101,7 +105,7 @@ def test_the_first_batch_after_settling_has_the_loss_of_the_masked_network(
     context = context_for(tiny({"masks.sparsity": 0.0}), source)
     _, losses = run_stage(context, source, "resnet20", monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(StepState, "compact", lambda self, keep: False)
+        patch.setattr(DerState, "compact", lambda self, keep: False)
         _, expected = run_stage(context, source, "resnet20", monkeypatch)
     assert losses[:4] == expected[:4]
     assert losses[4] == pytest.approx(expected[4], rel=1e-9)
@@ -109,7 +113,7 @@ def test_the_first_batch_after_settling_has_the_loss_of_the_masked_network(
 
 def test_a_network_of_which_nothing_is_left_is_not_compacted(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
     context = context_for(tiny(), synthetic("ab"))
-    state = begin_step(context, Model(build_architecture("resnet20", width=2)), 2)
+    state = begin_step(context, Model(Network(build_architecture("resnet20", width=2))), 2)
     before = state.extractor
     assert not state.compact(torch.zeros(MaskLayout(before.architecture).channels, dtype=torch.bool))
     assert state.extractor is before and state.remainder is None and state.head.in_features == before.features

@@ -18,8 +18,8 @@ from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 from der_fast.training.context import Context
-from der_fast.training.pruning import final_keep, kept_share, meet_budget, reestimate_batch_norm
-from der_fast.training.sparsity import Budget, SparsityController, budget_threshold
+from der_fast.training.methods.der.pruning import final_keep, kept_share, meet_budget, reestimate_batch_norm
+from der_fast.training.methods.der.sparsity import Budget, SparsityController, budget_threshold
 
 LAYOUT = MaskLayout(build_architecture("resnet20", width=2))
 seeds = st.integers(0, 10**6)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+# Where a finished step's log lies in its folder.
+FILE = "mask_logits.safetensors"
 _MOST_ROWS, _MOST_PER_EPOCH = 64, 8
 
 

@@ -16,11 +16,13 @@ from der_fast.model.classifier import auxiliary_targets, initialise_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator
 from der_fast.training.context import Context
+from der_fast.training.methods.der.method import begin_step
+from der_fast.training.methods.der.pruning import final_keep, kept_share
+from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.methods.der.state import DerState
+from der_fast.training.model import Model, Network
+from der_fast.training.packing import schedule_of
 from der_fast.training.progress import Observer
-from der_fast.training.pruning import final_keep, kept_share
-from der_fast.training.representation import RepresentationStage
-from der_fast.training.state import StepState
-from der_fast.training.step import Model, begin_step, schedule_of
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -29,17 +31,17 @@ Contexts = Callable[..., Context]
 FROZEN = 1
 
 
-def second_step(context: Context) -> tuple[Model, StepState]:
+def second_step(context: Context) -> tuple[Model, DerState]:
     """A model with one (untrained) extractor of classes a and b, and the state in which the step of c and d begins."""
     architecture = build_architecture("resnet20", width=2)
     old = Extractor(architecture).initialise(torch.Generator().manual_seed(FROZEN))
-    model = Model(architecture, FrozenBank([old]), None, old.state_dict(), None, [("a", "b")])
-    model.dense = {name: value.clone() for name, value in old.state_dict().items()}
+    model = Model(Network(architecture, FrozenBank([old]), dense=old.state_dict()), class_sets=[("a", "b")])
+    model.network.dense = {name: value.clone() for name, value in old.state_dict().items()}
     return model, begin_step(context, model, 2)
 
 
-def stage_of(context: Context, source: MemorySource, state: StepState, model: Model) -> RepresentationStage:
-    return RepresentationStage(context, state, model.bank, source, 2, schedule_of(context, state.step))
+def stage_of(context: Context, source: MemorySource, state: DerState, model: Model) -> RepresentationStage:
+    return RepresentationStage(context, state, model.network.bank, source, 2, schedule_of(context, state.step))
 
 
 def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -65,18 +67,18 @@ def test_frozen_extractors_are_left_alone(tiny: Tiny, synthetic: Images, context
     source = synthetic("abcd")
 
     def look() -> None:
-        assert not any(module.training for extractor in model.bank.extractors for module in extractor.modules())
-        assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.bank.parameters())
+        assert not any(module.training for extractor in model.network.bank.extractors for module in extractor.modules())
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.network.bank.parameters())
         assert state.extractor.training
         assert all(parameter.grad is not None for parameter in state.extractor.parameters())
 
     inspector = Inspector(look)
     context = context_for(tiny(), source, inspector)
     model, state = second_step(context)
-    frozen, new = snapshot(model.bank), snapshot(state.extractor)
+    frozen, new = snapshot(model.network.bank), snapshot(state.extractor)
     stage_of(context, source, state, model).run()
     assert inspector.batches == 2 * 3
-    assert same(model.bank, frozen)
+    assert same(model.network.bank, frozen)
     assert not same(state.extractor, new)
 
 
@@ -99,7 +101,7 @@ def test_both_classifiers_start_anew_at_the_end_of_the_warm_up(warmup: int, tiny
 
 def test_step_1_has_no_auxiliary_classifier_and_step_2_one_of_the_new_classes(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
     context = context_for(tiny(), synthetic("ab"))
-    first = begin_step(context, Model(build_architecture("resnet20", width=2)), 2)
+    first = begin_step(context, Model(Network(build_architecture("resnet20", width=2))), 2)
     assert (first.step, first.auxiliary) == (1, None)
     _, second = second_step(context)
     assert second.auxiliary is not None
@@ -189,7 +191,7 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(done: int, tiny
     source = synthetic("abcd")
     written: list[tuple[dict[str, torch.Tensor], dict[str, Any]]] = []
 
-    def note(state: StepState) -> None:
+    def note(state: DerState) -> None:
         written.append(({name: value.clone() for name, value in state.tensors().items()}, state.facts()))
 
     context = context_for(tiny(changes), source, save=note)
@@ -202,13 +204,13 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(done: int, tiny
     one, other = written[3][0], written[-1][0]
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    timed = {"images_per_s": 0.0, "seconds": 0.0, "data_seconds": 0.0, "processor_seconds": 0.0}
+    timed = {"images_per_s": 0.0, "seconds": 0.0, "data_seconds": 0.0, "processor_seconds": None}
     assert [replace(row, **timed) for row in resumed.records] == [replace(row, **timed) for row in straight.records]
 
 
 def test_known_classes_do_not_matter_to_an_empty_bank(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
     source = synthetic("ab")
     context = context_for(tiny(), source)
-    state = begin_step(context, Model(build_architecture("resnet20", width=2)), 2)
+    state = begin_step(context, Model(Network(build_architecture("resnet20", width=2))), 2)
     RepresentationStage(context, state, FrozenBank(), source, 0, context.config.first).run()
     assert len(state.records) == 2

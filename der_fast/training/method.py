@@ -1,0 +1,75 @@
+"""What a method of class-incremental learning is: at most eight verbs, which the engine calls for every step."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from der_fast.config.schema import Config
+from der_fast.data.source import ImageSource
+from der_fast.model.readout import Readout
+from der_fast.training.context import Context
+from der_fast.training.model import Model, Network
+from der_fast.training.packing import Packed
+from der_fast.training.state import StepState
+
+# Images to train on, and held-out ones or None.
+Split = tuple[ImageSource, "ImageSource | None"]
+State = TypeVar("State", bound=StepState)
+
+
+class Method(Protocol[State]):
+    """A method. The engine calls begin, split, train, pack, finish, readout and facts in this order, and knows nothing of the method else.
+
+    A step that was interrupted is begun again and its state restored; then train, pack and finish are called as ever and do what
+    remains. So each of them looks at `state.stage` first, and a stage that is finished ends with `state.enter` and `context.save`.
+    Batch loss and what constrains weights after every update are no verbs: they are arguments of the stages
+    (`der_fast.training.stage.Stage`) that the method runs.
+
+    Attributes:
+        joint: trained on the images of all classes seen so far; there is no rehearsal memory.
+    """
+
+    joint: bool
+
+    def begin(self, context: Context, model: Model, train: ImageSource) -> State:
+        """Return the parts of the next step, on the device: what is trained, where it starts, how the classifier grows."""
+        ...
+
+    def split(self, context: Context, model: Model, train: ImageSource) -> Split:
+        """Return the images to train on, labelled over all seen classes, and held-out ones or None."""
+        ...
+
+    def train(self, context: Context, model: Model, state: State, source: ImageSource) -> None:
+        """Do everything before the network is final, in named stages; raises DivergenceError, Stopped."""
+        ...
+
+    def pack(self, context: Context, model: Model, state: State, source: ImageSource) -> Packed:
+        """Return the finished network; called again where a step goes on in a later stage, and then gives the same."""
+        ...
+
+    def finish(self, context: Context, network: Network, state: State, source: ImageSource) -> None:
+        """Do what is done on the frozen network, in named stages: its classifier may change; raises DivergenceError, Stopped."""
+        ...
+
+    def readout(self, context: Context, model: Model, state: State) -> Readout:
+        """Return how the classifier is used at test time; `model` is the finished one, with its memory."""
+        ...
+
+    def facts(self, context: Context, state: State, packed: Packed) -> dict[str, Any]:
+        """Return the method's own figures of a step, by fields of `StepResult`."""
+        ...
+
+    def label(self, config: Config) -> str:
+        """Return what reports call the method under a configuration."""
+        ...
+
+
+def placed(context: Context, state: State) -> State:
+    """Move the parts of a step that begins to the device, and its extractor to the memory format of the run."""
+    for part in state.modules().values():
+        part.to(context.device)
+    if context.config.runtime.channels_last:
+        state.extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return state

@@ -1,0 +1,40 @@
+"""The upper bound: in every step one extractor is trained from scratch on all data of all seen classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from der_fast.config.schema import Config
+from der_fast.data.source import ImageSource
+from der_fast.model.readout import Readout, linear_readout
+from der_fast.training.context import Context
+from der_fast.training.method import Split
+from der_fast.training.methods.replay import Replay
+from der_fast.training.model import Model, Network
+from der_fast.training.rehearsal import labelled
+from der_fast.training.state import StepState
+
+
+class Bound(Replay):
+    """See `der_fast.training.method.Method`; replay of everything, and nothing is taken over from the step before."""
+
+    joint = True
+
+    def begin(self, context: Context, model: Model, train: ImageSource) -> StepState:
+        """Extractor and classifier start from scratch."""
+        return super().begin(context, replace(model, network=Network(model.network.architecture)), train)
+
+    def split(self, context: Context, model: Model, train: ImageSource) -> Split:
+        """The given images, which are those of all seen classes."""
+        return labelled(model, train), None
+
+    def finish(self, context: Context, network: Network, state: StepState, source: ImageSource) -> None:
+        """Nothing: the data is balanced as it is."""
+
+    def readout(self, context: Context, model: Model, state: StepState) -> Readout:
+        """The linear classifier."""
+        return linear_readout(state.head)
+
+    def label(self, config: Config) -> str:
+        """'bound'."""
+        return "bound"

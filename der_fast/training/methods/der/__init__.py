@@ -1,0 +1,1 @@
+"""DER: dynamically expandable representation, with channel masks."""

@@ -1,0 +1,72 @@
+"""DER's batch loss: L_DER = L_H + λ_a·L_Ha + λ_s·L_S (Yan et al. 2021; eq. 4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from der_fast.compaction.bank import FrozenBank
+from der_fast.model.classifier import auxiliary_targets
+from der_fast.training.batch_step import TrainedFeatures
+from der_fast.training.context import Context
+from der_fast.training.methods.der.pruning import final_keep
+from der_fast.training.methods.der.sparsity import SparsityController
+from der_fast.training.methods.der.state import DerState
+
+
+class DerLoss:
+    """From images and labels to loss and logits. Mask scale, λ_s and what it follows are scalars on the device.
+
+    The networks are those at hand when it is made: whoever replaces them makes a new one.
+
+    Args:
+        context: settings.
+        state: the step in progress.
+        bank: the frozen extractors.
+        known: number of classes known before this step.
+        controller: chooses λ_s.
+        settled: whether the masks are binary and stay as they are.
+    """
+
+    def __init__(
+        self, context: Context, state: DerState, bank: FrozenBank, known: int, controller: SparsityController, settled: bool
+    ) -> None:
+        self.context, self.state, self.bank, self.known = context, state, bank, known
+        self.controller, self.settled = controller, settled
+        self._scale = torch.ones((), device=context.device)
+        self._binary = self._binary_masks() if settled else None
+        self._features = TrainedFeatures(context, state.extractor)
+
+    def prepare(self, scale: float, batch: int) -> None:
+        """Say what comes next: mask scale s, and the batch's number, 0-based, over all epochs in which masks are learned."""
+        self._scale.fill_(scale)
+        self.controller.set_batch(batch)
+
+    def _binary_masks(self) -> Tensor | None:
+        """The masks of the settled epochs; None where the compact network, which has none, is trained."""
+        state = self.state
+        if state.masks is None or state.remainder is not None:
+            return None
+        return final_keep(state.masks, self.context.config.masks).float().to(self.context.device)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the logits (N, classes)."""
+        state, masks, sparsity = self.state, self._binary, None
+        if state.masks is not None and not self.settled:
+            self.controller.adapt(state.masks.logits.detach())
+            masks, sparsity = state.masks.with_sparsity(self._scale, backend=self._features.kernels)
+        new = self._features(images, masks)
+        logits = state.head(torch.cat([self.context.features(self.bank, images), new], 1))
+        loss = F.cross_entropy(logits, labels)
+        if state.auxiliary is not None:
+            auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))
+            loss = loss + self.context.config.method.aux_weight * auxiliary
+        if sparsity is not None:
+            loss = loss + self.controller.value.to(loss.dtype) * sparsity
+        return loss, logits
+
+    def constrain(self) -> None:
+        """Clamp the mask logits while they are learned."""
+        if self.state.masks is not None and not self.settled:
+            self.state.masks.clamp_logits()

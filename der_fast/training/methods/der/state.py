@@ -1,0 +1,113 @@
+"""A step of DER in progress: the new extractor with its masks, the classifiers, and what the settled network left behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from der_fast.compaction import plan
+from der_fast.errors import Spelling
+from der_fast.model.layout import MaskLayout
+from der_fast.model.masks import ChannelMasks
+from der_fast.training.methods.der.mask_log import FILE, MaskLog
+from der_fast.training.methods.der.settled import Remainder, extractor_like, merged, slice_inputs, take_over
+from der_fast.training.state import CLASSIFIER, StepFile, StepState, moved, named_part
+
+
+@dataclass
+class DerState(StepState):
+    """See `StepState`; its parts are 'extractor', 'masks' and 'auxiliary', if there are any, and 'head'.
+
+    Attributes:
+        remainder: what the compact network left behind of the full one; None while that is trained, and at the end of the stage.
+        sparsity_weight: λ_s where the state was last written down.
+        mask_log: how the mask logits went.
+    """
+
+    remainder: Remainder | None = None
+    sparsity_weight: float | None = None
+    mask_log: MaskLog = field(default_factory=MaskLog)
+
+    @property
+    def masks(self) -> ChannelMasks | None:
+        """The channel masks, or None."""
+        return cast("ChannelMasks | None", self.parts.get("masks"))
+
+    @property
+    def auxiliary(self) -> nn.Linear | None:
+        """The auxiliary classifier, or None."""
+        return cast("nn.Linear | None", self.parts.get("auxiliary"))
+
+    @property
+    def advice(self) -> tuple[str | Spelling, ...]:
+        """What may help where the stage in progress diverges."""
+        if self.stage == CLASSIFIER or self.masks is None:
+            return super().advice
+        # Deep networks do not survive a residual stream whose masks are all zero: behind it nothing varies any more.
+        return *super().advice, ", or masks.lr or masks.sparsity, or keep every residual stream alive with masks.floor=0.1"
+
+    def compact(self, keep: Tensor) -> bool:
+        """Go on with the compact network: extractor, classifiers and momentum lose the pruned channels.
+
+        Args:
+            keep: boolean (C,), the binary masks.
+
+        Returns:
+            False, and nothing is changed, where a residual stream kept nothing: there is no network left to be trained.
+        """
+        decision = plan(MaskLayout(self.extractor.architecture), keep)
+        if decision.constant:
+            return False
+        own = {part: named_part(self.momentum, f"{part}.") for part in self.modules()}
+        old = torch.ones(self.head.in_features - self.extractor.features, dtype=torch.bool)
+        self.extractor, own["extractor"], self.remainder = take_over(self.extractor, own["extractor"], decision)
+        self.head, own["head"] = slice_inputs(self.head, own["head"], torch.cat([old, decision.features]))
+        if self.auxiliary is not None:
+            self.parts["auxiliary"], own["auxiliary"] = slice_inputs(self.auxiliary, own["auxiliary"], decision.features)
+        self.momentum = {f"{part}.{name}": value for part, buffers in own.items() for name, value in buffers.items()}
+        return True
+
+    def expand(self) -> None:
+        """Return to the full network, with the compact one's weights in their places; momentum is dropped. Else does nothing."""
+        if self.remainder is None:
+            return
+        self.extractor, self.remainder, self.momentum = merged(self.extractor, self.remainder), None, {}
+
+    def files(self) -> dict[str, StepFile]:
+        """The mask trajectory, where there are masks."""
+        if self.masks is None:
+            return {}
+        layout = self.masks.layout
+        tensors = {**self.mask_log.tensors(), "offsets": torch.tensor(layout.offsets)}
+        return {FILE: (tensors, {"groups": json.dumps(list(layout.names))})}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state, by name, on the CPU and contiguous."""
+        tensors = {}
+        if self.remainder is not None:
+            tensors["keep"] = self.remainder.plan.keep
+            tensors.update({f"full.{name}": value for name, value in self.remainder.tensors.items()})
+            tensors.update({f"full_momentum.{name}": value for name, value in self.remainder.momentum.items()})
+        tensors.update({f"mask_log.{name}": value for name, value in self.mask_log.tensors().items()})
+        return {**super().tensors(), **{name: value.detach().cpu().contiguous() for name, value in tensors.items()}}
+
+    def facts(self) -> dict[str, Any]:
+        """Everything else, as plain JSON values."""
+        return {**super().facts(), "sparsity_weight": self.sparsity_weight}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take over a state that was written down; raises KeyError or RuntimeError where it does not fit."""
+        decision = plan(MaskLayout(self.extractor.architecture), tensors["keep"]) if "keep" in tensors else None
+        self.extractor = extractor_like(self.extractor, decision.widths if decision else None)
+        super().restore(tensors, facts)
+        self.remainder = None
+        if decision is not None:
+            device = self.head.weight.device
+            full, momentum = (moved(named_part(tensors, prefix), device) for prefix in ("full.", "full_momentum."))
+            self.remainder = Remainder(decision, full, momentum)
+        self.mask_log = MaskLog.of(named_part(tensors, "mask_log."))
+        self.sparsity_weight = facts["sparsity_weight"]

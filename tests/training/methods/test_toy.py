@@ -1,0 +1,129 @@
+"""A method that is not ours: registered by its name, it trains two steps, resumes, predicts, is saved and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import der_fast
+from der_fast.config import check
+from der_fast.config.schema import Config
+from der_fast.data import MemorySource
+from der_fast.data.source import ImageSource
+from der_fast.deployment.exporter import export
+from der_fast.errors import ConfigError
+from der_fast.model.readout import Readout
+from der_fast.training.batch_step import TrainedFeatures
+from der_fast.training.checkpoint import Checkpoints
+from der_fast.training.context import Context
+from der_fast.training.evaluation import features_by_class
+from der_fast.training.learner import Learner
+from der_fast.training.methods import METHODS, register
+from der_fast.training.methods.replay import Replay
+from der_fast.training.model import Model, Network
+from der_fast.training.packing import schedule_of
+from der_fast.training.progress import Observer
+from der_fast.training.run import run_protocol
+from der_fast.training.stage import Stage
+from der_fast.training.state import REPRESENTATION, StepState
+
+Tiny = Callable[..., Config]
+Images = Callable[..., MemorySource]
+TUNING = "tuning"
+
+
+class Toy(Replay):
+    """Two stages before the network is final; the first keeps the classifier's weights positive. Nearest class means at test time."""
+
+    def train(self, context: Context, model: Model, state: StepState, source: ImageSource) -> None:
+        features = TrainedFeatures(context, state.extractor)
+
+        def loss(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            logits = state.head(features(images))
+            return F.cross_entropy(logits, labels), logits
+
+        @torch.no_grad()
+        def constrain() -> None:
+            state.head.weight.clamp_(min=0)
+
+        schedule = schedule_of(context, state.step)
+        if state.stage == REPRESENTATION:
+            Stage(context, state, source, schedule, loss, constrain=constrain).run()
+            assert float(state.head.weight.detach().min()) == 0.0
+            state.enter(TUNING)
+            context.save(state)
+        if state.stage == TUNING:
+            Stage(context, state, source, schedule, loss, parts={"head": state.head}).run()
+
+    def finish(self, context: Context, network: Network, state: StepState, source: ImageSource) -> None:
+        pass
+
+    def readout(self, context: Context, model: Model, state: StepState) -> Readout:
+        assert model.memory is not None
+        rows = [F.normalize(features, dim=1).mean(0) for _, _, features in features_by_class(context, model.network.bank, model.memory)]
+        means = F.normalize(torch.stack(rows), dim=1).to(context.device)
+        return Readout(means, means.new_zeros(len(means)), normalise=True, temperature=0.5)
+
+    def facts(self, context: Context, state: StepState, packed: Any) -> dict[str, Any]:
+        return {"saved_seconds": 12.5}
+
+    def label(self, config: Config) -> str:
+        return "a toy"
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    register("toy", Toy())
+    yield
+    del METHODS["toy"]
+    check.METHODS.remove("toy")
+
+
+class Stop(Observer):
+    """Stops the run in the second step's second stage."""
+
+    def batch_ends(self, step: int, stage: str, epoch: int, epochs: int, batch: int, batches: int, images: int) -> None:
+        if (step, stage, epoch, batch) == (2, TUNING, 2, 1):
+            raise RuntimeError("stopped here")
+
+
+def test_two_steps_resumed_predicted_saved_and_exported(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
+    config = tiny({"method.name": "toy", "protocol.name": "B0-2"})
+    images = synthetic("abcd"), synthetic("abcd", 3, 8, 1)
+    straight = run_protocol(config, *images, tmp_path / "straight")
+    with pytest.raises(RuntimeError, match="stopped here"):
+        run_protocol(config, *images, tmp_path / "run", observer=Stop())
+    # Any number of stages; their checkpoints sort in the order in which they were written.
+    assert [stem.name for stem in Checkpoints(tmp_path / "run", 2).stems()] == ["002-2-tuning-0000", "002-2-tuning-0001"]
+    resumed = run_protocol(config, *images, tmp_path / "run", resume=True)
+    stages = [(record.step, record.stage) for record in resumed.records]
+    assert stages == [(step, stage) for step in (1, 2) for stage in (REPRESENTATION, TUNING) for _ in range(2)]
+    wanted = straight.predict(images[1].images, top=4)
+    assert resumed.predict(images[1].images, top=4) == wanted
+    loaded = Learner.load(tmp_path / "run", device="cpu")
+    assert loaded.predict(images[1].images, top=4) == wanted
+    assert loaded.model.ready.normalise and loaded.model.ready.temperature == 0.5
+    assert loaded.metrics()["name"] == "a toy" and loaded.metrics()["saved_seconds"] == [12.5, 12.5]
+    assert not list((tmp_path / "run").rglob("mask_logits*"))
+    done = export(loaded, tmp_path / "model.onnx", images=images[1].images)
+    assert done.difference < 1e-5
+    found = der_fast.load(tmp_path / "model.onnx").predict(images[1].images, top=4)
+    for one, other in zip(found, wanted, strict=True):
+        assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-5)
+
+
+def test_a_name_is_given_once_and_an_unknown_one_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match="there is a method 'toy' already"):
+        register("toy", Toy())
+    with pytest.raises(ConfigError, match=r"method.name takes one of der, replay, bound, .*not 'wa'"):
+        check.check(tiny({"method.name": "wa"}))
+
+
+def test_the_names_in_the_configuration_are_those_of_the_methods() -> None:
+    assert list(METHODS) == check.METHODS
