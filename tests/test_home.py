@@ -138,7 +138,16 @@ def test_every_text_option_that_may_be_a_path_knows_the_home_folder(at_home: Pat
 
 
 # Texts of the configuration that are no paths. A key that is neither here nor below makes the test fail.
-NO_PATHS = {"protocol.name", "model.backbone", "model.stem", "data.reader", "runtime.device", "runtime.backend", "runtime.precision"}
+NO_PATHS = {
+    "method.name",
+    "protocol.name",
+    "model.backbone",
+    "model.stem",
+    "data.reader",
+    "runtime.device",
+    "runtime.backend",
+    "runtime.precision",
+}
 
 
 def test_every_path_of_the_configuration_knows_the_home_folder(at_home: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, from_dict, key_methods, to_dict
-from der_fast.errors import ConfigError
+from der_fast.errors import ConfigError, Spelling
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "preact_resnet18", "resnet20", "resnet32")
 STEMS = ("auto", "imagenet", "small")
@@ -176,7 +176,8 @@ def refuse_others(config: Config, changes: Iterable[str]) -> None:
     foreign = {key: owner for key in changes if (owner := owners.get(key)) not in (None, config.method.name)}
     if foreign:
         rows = ", ".join(f"{key} is a key of {owner!r}" for key, owner in foreign.items())
-        raise ConfigError(f"{rows}, but method.name is {config.method.name!r}; leave it out, or choose that method with --method")
+        remedy = Spelling("--method", "method.name in settings")
+        raise ConfigError(f"{rows}, but method.name is {config.method.name!r}; leave it out, or choose that method with ", remedy)
 
 
 def refuse_repeats(order: Sequence[str], key: str = "protocol.class_order") -> None:
