@@ -29,7 +29,7 @@ class CMakeBuild(build_ext):
         settings = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(target),
-            # A build folder outlives the environment that pip made for it: what lay there must be named anew.
+            # A build folder outlives the environment that pip made for it: what lay there must be named again.
             "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),

@@ -49,7 +49,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch takes a second or two; --help and --version shall not wait for it.
+    # Importing torch takes a second or two; --help and --version should not wait for it.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'der_fast' has no attribute {name!r}")

@@ -81,7 +81,7 @@ def train(
         The metrics (percent, parameter counts, milliseconds, seconds), the learner and the folder.
 
     Raises:
-        UserError: anything that the caller can mend; the message says what, where and how.
+        UserError: anything that the caller can fix; the message says what, where and how.
         KeyboardInterrupt: Ctrl-C, after the running batch was finished and, where there is a folder, saved; a second one does not wait.
             Only in the main thread, and only where Python's own handler is in force.
     """
@@ -147,7 +147,7 @@ def _watched(config: Config, out: Path | None, observer: Observer | None) -> Ite
 
 
 def rename_class(run: str | Path, old: str, new: str, *, observer: Observer | None = None) -> RunResult:
-    """Call a class of a saved run by another name, wherever the run names it, and write its report anew; no weight changes.
+    """Call a class of a saved run by another name, wherever the run names it, and write its report again; no weight changes.
 
     Images of the run's own data set are still found under the old name. What was exported before keeps it.
 
@@ -161,7 +161,7 @@ def rename_class(run: str | Path, old: str, new: str, *, observer: Observer | No
 
 
 def forget_class(run: str | Path, *class_names: str, observer: Observer | None = None) -> RunResult:
-    """Take classes out of a saved run, with their exemplars in every file that it keeps, and write its report anew.
+    """Take classes out of a saved run, with their exemplars in every file that it keeps, and write its report again.
 
     No weight of the other classes changes, nor do their logits. What extractors learned from the images of these classes stays in them.
     Accuracy is measured on the other classes' test images, where the run's own data set can still be read.
@@ -194,7 +194,7 @@ def learn_run(
     observer: Observer | None = None,
     progress: bool | None = None,
 ) -> RunResult:
-    """Teach a saved run the classes of a folder, save it, and write its report anew.
+    """Teach a saved run the classes of a folder, save it, and write its report again.
 
     Images of classes that the run knows join its rehearsal memory. A folder of such images only refreshes memory and classifier, without
     a new extractor.
@@ -212,7 +212,7 @@ def learn_run(
     A process that is killed leaves the run as it was; the same call then goes on from the last checkpoint.
 
     Raises:
-        UserError: anything that the caller can mend: nothing that is new, a folder that cannot be used, a damaged run.
+        UserError: anything that the caller can fix: nothing that is new, a folder that cannot be used, a damaged run.
     """
     refuse_rerun()
     with watched(observer, progress) as watcher:

@@ -48,7 +48,7 @@ class DerFastError(Exception):
 
 
 class UserError(DerFastError):
-    """Something the caller can mend: the command line ends with exit code 2."""
+    """Something the caller can fix: the command line ends with exit code 2."""
 
 
 class ConfigError(UserError):

@@ -39,7 +39,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, remedy:
     """Let `write` fill a temporary file beside `path`, then rename it to `path`.
 
     Args:
-        path: where the file shall be; missing parent folders are made.
+        path: where the file should be; missing parent folders are made.
         write: called with the temporary path; must create that file.
         remedy: what to do where it fails, for the message; by default what a run that was stopped by it can do.
 

@@ -27,7 +27,7 @@ def warmed_up(run: Callable[[], object], device: torch.device, times: int = 2) -
 
 
 def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Result:
-    """Capture what `run` launches into `graph`, on `stream`; return what it returns, of which a replay writes the tensors anew.
+    """Capture what `run` launches into `graph`, on `stream`; return what it returns, of which a replay writes the tensors again.
 
     Other threads may use the device meanwhile, to load images for instance.
 

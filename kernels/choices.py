@@ -1,6 +1,6 @@
 """Which way of computing something is the fastest here: measured once, remembered in a file, and pinned where a run must repeat itself.
 
-The ways differ by rounding. A run that shall go on bit for bit, on the same kind of processor, keeps `record()` and hands it to `pin`
+The ways differ by rounding. A run that should go on bit for bit, on the same kind of processor, keeps `record()` and hands it to `pin`
 before it goes on.
 """
 

@@ -68,7 +68,7 @@ def require(device: torch.device, what: str) -> None:
 
 
 def forget() -> None:
-    """Ask anew whether Triton is there."""
+    """Ask again whether Triton is there."""
     _triton.cache_clear()
 
 

@@ -3,7 +3,7 @@
     python -m bench demo --seeds 1993 1 2 --thread-counts 1 2 --json bench/results/demo.json
 
 The number of threads changes the order of sums, and through it which images are learned by the end: as much as a seed does. Runs that
-FILE holds are not repeated. Seconds are wall time, so measure them on a machine that does nothing else (`--again` measures anew).
+FILE holds are not repeated. Seconds are wall time, so measure them on a machine that does nothing else (`--again` measures again).
 """
 
 from __future__ import annotations

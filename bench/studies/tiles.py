@@ -131,7 +131,7 @@ def search(problem: Problem, device: torch.device, quick: bool) -> dict[str, Any
         "chained": problem.chained,
         "default": default,
         "best": best,
-        # None where the default itself failed: then that is what must be mended first.
+        # None where the default itself failed: then that is what must be fixed first.
         "default_over_best": times[default] / times[best] if default in times else None,
         "tflops": problem.layer.flops(problem.batch) / times[best] / 1e9,
         "milliseconds": times,

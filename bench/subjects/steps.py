@@ -232,7 +232,7 @@ class Rival:
             return [branch(world.compact(number, self.dtype)) for number in range(count)]
         nets = [world.full(number) for number in range(count)]
         format = torch.channels_last if channels_last else torch.contiguous_format
-        # In the compute dtype: under autocast their weights would be cast anew in every step.
+        # In the compute dtype: under autocast their weights would be cast again in every step.
         return [net.to(self.device, self.dtype).to(memory_format=format) for net in nets]  # type: ignore[call-overload]
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ def _processor() -> dict[str, Any]:
 
     kept = keep_large_buffers()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    reason = "glibc keeps large buffers between batches" if kept else "needs glibc's mallopt; large buffers are mapped anew in every batch"
+    reason = "glibc keeps large buffers between batches" if kept else "needs glibc's mallopt; large buffers are mapped again in every batch"
     return {
         "model": processor_name(),
         "cores": f"{os.cpu_count()}, of which this process may use {usable}",

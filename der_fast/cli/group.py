@@ -26,7 +26,7 @@ _RESUME = "der_fast.resume"
 
 
 class Commands(TyperGroup):
-    """Ends with 2 on errors that the user can mend, 128 and its number on a signal, 1 where standard output is lost, and leaves
+    """Ends with 2 on errors that the user can fix, 128 and its number on a signal, 1 where standard output is lost, and leaves
     faults of ours to Python (traceback, 1)."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ def download(url: str, path: Path, *, md5: str) -> None:
 
     Args:
         url: an http(s) address.
-        path: where the file shall be; missing folders are made.
+        path: where the file should be; missing folders are made.
         md5: the expected checksum (hexadecimal).
 
     Raises:

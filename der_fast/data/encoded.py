@@ -50,7 +50,7 @@ def read_encoded(path: str, *, plainly: bool = True) -> Encoded:
 def open_upright(data: bytes) -> Image.Image:
     """Open an image and turn it as its EXIF data says; what costs nothing to leave undecoded is left so."""
     with warnings.catch_warnings():
-        # Pillow warns about odd EXIF blocks and palettes that it copes with. A picture of absurd size shall not fill the memory.
+        # Pillow warns about odd EXIF blocks and palettes that it copes with. A picture of absurd size should not fill the memory.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = open_image(io.BytesIO(data))

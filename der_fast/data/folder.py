@@ -114,7 +114,7 @@ def _source(what: str, folder: Path, listing: Listing, part: Part, decoded: Deco
     lost = [name for name, count in zip(names, counts, strict=True) if count == 0]
     if lost:
         raise DataError(
-            f"no readable {what} image of class {', '.join(map(repr, lost))} in {folder}; mend or replace these files:\n"
+            f"no readable {what} image of class {', '.join(map(repr, lost))} in {folder}; fix or replace these files:\n"
             + _listed(decoded.problems)
         )
     files = [listing.table.relative(int(part.rows[index])) for index in decoded.kept]
@@ -147,7 +147,7 @@ def judge_problems(problems: list[str], count: int, folder: Path) -> None:
     if not problems:
         return
     if len(problems) > max(3, count // 100):
-        raise DataError(f"{len(problems)} of {count} images in {folder} cannot be read; mend or remove them:\n{_listed(problems)}")
+        raise DataError(f"{len(problems)} of {count} images in {folder} cannot be read; fix or remove them:\n{_listed(problems)}")
     _log.warning("%d of %d images in %s could not be read and were left out:\n%s", len(problems), count, folder, _listed(problems))
 
 

@@ -1,4 +1,4 @@
-"""The index of a folder of class folders: every file's path and size, made once, kept in a file, and made anew when it is out of date.
+"""The index of a folder of class folders: every file's path and size, made once, kept in a file, and made again when it is out of date.
 
 A folder's own time of change tells whether files were added, removed or renamed in it, so a million files need no second listing. That
 goes for every folder of images, those below the class folders included.
@@ -183,7 +183,7 @@ def load_index(path: Path) -> FolderIndex | None:
                 tuple(Counter(left) for left in facts["left"]),
             )
         return index if table.checksum(np.arange(len(table))) == index.checksum else None
-    except Exception:  # a damaged archive raises almost anything; the folder can be listed anew
+    except Exception:  # a damaged archive raises almost anything; the folder can be listed again
         return None
 
 
@@ -247,7 +247,7 @@ def open_index(folder: Path, cache: Path | None, timeout: float = TIMEOUT) -> tu
             return found, f"index of {len(found.table):,} files: {path}"
         reason = found
     index = build_index(folder, timeout)
-    line = f"index of {len(index.table):,} files made{f' anew: {reason}' if reason else ''}"
+    line = f"index of {len(index.table):,} files made{f' again: {reason}' if reason else ''}"
     return index, line + not_kept(path, lambda place: save_index(place, index))
 
 

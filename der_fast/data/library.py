@@ -94,7 +94,7 @@ class Library:
                 self.broken[path] = reason
                 _log.warning("left out, cannot be read: %s: %s", path, reason)
         if found > max(3, total // 100):
-            raise DataError(f"{found} of the first images read, of {total} in all, cannot be read; mend or remove them:\n{self.listed()}")
+            raise DataError(f"{found} of the first images read, of {total} in all, cannot be read; fix or remove them:\n{self.listed()}")
 
     def listed(self) -> str:
         """Return the unreadable files, one a line."""
@@ -126,7 +126,7 @@ class Library:
         return self._resident[device]
 
     def close(self) -> None:
-        """Let go of threads, pipelines and cached images; the next walk makes them anew."""
+        """Let go of threads, pipelines and cached images; the next walk makes them again."""
         for part in (self._reader, *self._resident.values()):
             if part is not None:
                 part.close()

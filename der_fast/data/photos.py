@@ -88,7 +88,7 @@ class PhotoSource:
         """Return path → reason of the files of this data set that could not be read; it is written into as more are found.
 
         Args:
-            unreadable: what an interrupted run found of it; files that lie elsewhere now are left to be found anew.
+            unreadable: what an interrupted run found of it; files that lie elsewhere now are left to be found again.
         """
         roots = [Path(root) for root in self.table.roots]
         here = {path: reason for path, reason in unreadable.items() if any(Path(path).is_relative_to(root) for root in roots)}

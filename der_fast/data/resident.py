@@ -55,7 +55,7 @@ class Resident:
         wanted = {walk.path(position) for batch in walk.batches for position in batch.tolist()}
         missing = sorted(wanted - self._images.keys() - self._broken.keys())
         side = walk.transform.stored_size[0]
-        # By what is wanted and not by what is there already: a run that was interrupted shall read from where it read before.
+        # By what is wanted and not by what is there already: a run that was interrupted should read from where it read before.
         fits = len(wanted) * 3 * side * side * _USUAL_ASPECT <= self.budget
         if fits and not missing:
             return True
@@ -65,7 +65,7 @@ class Resident:
             self._too_many = len(wanted)
             self._forget_others(set())
             self.say(
-                f"resident cache: {len(wanted):,} images do not fit in {self.budget / 2**30:.3g} GiB, so they are decoded anew every time"
+                f"resident cache: {len(wanted):,} images do not fit in {self.budget / 2**30:.3g} GiB, so they are decoded again every time"
             )
             return False
         self.say(f"resident cache: {len(self._images):,} images decoded once, {self.used / 2**30:.3g} of {self.budget / 2**30:.3g} GiB")
@@ -150,7 +150,7 @@ def _decoded(path: str, side: int) -> Tensor | str:
         image.draft(None, (2 * side, 2 * side))
         rgb = to_rgb(image)
         scale = side / min(rgb.size)
-        # A strip of one pixel's width shall not become a picture of a gigabyte.
+        # A strip of one pixel's width should not become a picture of a gigabyte.
         size = tuple(min(max(side, round(length * scale)), 8 * side) for length in rgb.size)
         return torch.from_numpy(np.array(rgb.resize((size[0], size[1]), Image.Resampling.BILINEAR)))
     except MemoryError:

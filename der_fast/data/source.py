@@ -140,7 +140,7 @@ class ImageSource(Protocol):
                 the CPU, on one kind of processor.
             shuffle: draw a new order, for training. A last batch of a single image is then left out if it is not the only one, because
                 batch-norm cannot train on one value.
-            device: where images and labels shall be.
+            device: where images and labels should be.
             channels_last: memory layout of the images.
             start: where to begin, as a batch of the same pass said: what follows is what would have followed there, bit for bit on the
                 CPU, on one kind of processor. The generator must be in the state in which that pass found it.

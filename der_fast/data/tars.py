@@ -251,5 +251,5 @@ def _load(path: Path) -> TarIndex | None:
             "checksum"
         ]
         return index if whole and len(index.labels) == len(table) else None
-    except Exception:  # a damaged archive raises almost anything; the tars can be listed anew
+    except Exception:  # a damaged archive raises almost anything; the tars can be listed again
         return None

@@ -138,5 +138,5 @@ def _work(calls: _Calls, closed: threading.Event) -> None:
                 future.set_result(call())
             except BaseException as error:  # it is raised where the result is asked for
                 future.set_exception(error)
-        # A thread that waits shall hold no batch.
+        # A thread that waits should hold no batch.
         del entry, future, call

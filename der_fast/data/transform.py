@@ -69,7 +69,7 @@ class Transform:
             images: uint8, N × H × W × 3, on the CPU; H × W as `size`, or with `random_resized_crop` as `stored_size`.
             generator: CPU generator; required for training, unused otherwise.
             draw: these images' part of what `draw` returned for the epoch; default: drawn for the batch alone.
-            device: where the result shall be; pixels travel as uint8.
+            device: where the result should be; pixels travel as uint8.
             channels_last: memory layout of the result.
             dtype: of the result.
 

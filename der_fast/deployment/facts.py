@@ -165,7 +165,7 @@ class Facts:
             if not (facts.class_names and facts.temperature > 0 and math.isfinite(facts.temperature)):
                 raise ValueError("no classes, or a temperature that cannot be")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ExportError(f"{where} is damaged: its metadata cannot be read ({error!r}). Export the run anew") from error
+            raise ExportError(f"{where} is damaged: its metadata cannot be read ({error!r}). Export the run again") from error
         return facts
 
     def taking(self, kind: str) -> Facts:
@@ -177,7 +177,7 @@ _KEYS = ("class_names", "preprocessing", "temperature", "steps", "weights_sha256
 
 
 def facts_of(learner: Learner, weights_sha256: str) -> Facts:
-    """Say about a learner what its exported file shall say."""
+    """Say about a learner what its exported file should say."""
     assert learner.image_size is not None
     _, transform = transforms_for(learner.config.data, learner.image_size)
     preprocessing = Preprocessing(learner.image_size, transform.size, transform.mean, transform.std)

@@ -81,7 +81,7 @@ def read_onnx(path: Path, device: str | None = None) -> tuple[Facts, Run]:
         texts = dict(session.get_modelmeta().custom_metadata_map)
     except Exception as error:  # onnxruntime's errors have no common class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{path} is no ONNX file that onnxruntime can run: {reason}. Export the run anew") from error
+        raise ExportError(f"{path} is no ONNX file that onnxruntime can run: {reason}. Export the run again") from error
     facts = Facts.from_texts(texts, str(path))
     _check_seal(content, texts, path)
     _check_interface(session, facts, path)
@@ -107,7 +107,7 @@ def _check_seal(content: bytes, texts: dict[str, str], path: Path) -> None:
         size = len(_seal(b""))
         if content[-size:] != _seal(content[:-size]):
             raise ExportError(
-                f"{path} is damaged or was changed after the export: its checksum does not match. Export the run anew; or, if you changed "
+                f"{path} is damaged or was changed after the export: its checksum does not match. Export the run again; or, if you changed "
                 f"it on purpose, take {FILE_CHECKSUM!r} out of its metadata"
             )
 
@@ -117,7 +117,7 @@ def _check_interface(session: Any, facts: Facts, path: Path) -> None:
     outputs = {value.name: value.shape[1:] for value in session.get_outputs()}
     classes = [len(facts.class_names)]
     if inputs != {INPUT: [*facts.preprocessing.input_shape]} or outputs != {LOGITS: classes, PROBABILITIES: classes}:
-        raise ExportError(f"{path} does not have the inputs and outputs that its metadata tells of. Export the run anew")
+        raise ExportError(f"{path} does not have the inputs and outputs that its metadata tells of. Export the run again")
 
 
 def _runner(session: Any, facts: Facts) -> Run:

@@ -55,25 +55,25 @@ def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # What is loaded is a view of the file; whoever writes into the file later shall not reach it.
+            # What is loaded is a view of the file; whoever writes into the file later should not reach it.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ExportError(f"{path} is no .safetensors file that can be read: {error}. Export the run anew") from error
+        raise ExportError(f"{path} is no .safetensors file that can be read: {error}. Export the run again") from error
     try:
         texts = dict(json.loads(metadata.get(_KEY, "{}")))
     except (TypeError, ValueError) as error:
-        raise ExportError(f"{path} is damaged: its metadata cannot be read ({error!r}). Export the run anew") from error
+        raise ExportError(f"{path} is damaged: its metadata cannot be read ({error!r}). Export the run again") from error
     facts = Facts.from_texts(texts, str(path))
     written = texts.pop(_TEXTS_SHA256, None)
     try:
         network = _network(json.loads(texts[_NETWORK]), tensors, facts)
     except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
-        raise ExportError(f"{path} is damaged: its network cannot be built ({error!r}). Export the run anew") from error
+        raise ExportError(f"{path} is damaged: its network cannot be built ({error!r}). Export the run again") from error
     if network.checksum != facts.weights_sha256:
-        raise ExportError(f"{path} is damaged: the checksum of its weights is not the one that was written down. Export the run anew")
+        raise ExportError(f"{path} is damaged: the checksum of its weights is not the one that was written down. Export the run again")
     # Files of before have no checksum, and nothing else that is unknown either: where its key is damaged it counts as unknown.
     if written != _checksum(texts) and (written is not None or not set(texts) <= {*facts.to_texts(), _NETWORK}):
-        raise ExportError(f"{path} is damaged: the checksum of its metadata is not the one that was written down. Export the run anew")
+        raise ExportError(f"{path} is damaged: the checksum of its metadata is not the one that was written down. Export the run again")
     return facts, runner(network, facts.preprocessing.transform(), device)
 
 

@@ -18,7 +18,7 @@ def new_classifier(features: int, classes: int, generator: torch.Generator) -> n
 
 @torch.no_grad()
 def initialise_classifier(layer: nn.Linear, generator: torch.Generator) -> None:
-    """Draw a linear layer anew, in place."""
+    """Draw a linear layer again, in place."""
     bound = 1 / math.sqrt(max(layer.in_features, 1))
     for parameter in (layer.weight, layer.bias):
         parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)

@@ -67,7 +67,7 @@ def forget_in_run(
         test = test_images(learner)
         left = [] if test is None else [name for name in test.class_names if name not in class_names]
         if not left:
-            learner.observer.message("no test images of the classes that stay can be read here, so accuracy is not measured anew")
+            learner.observer.message("no test images of the classes that stay can be read here, so accuracy is not measured again")
         learner.forget(*class_names, test=test.of_classes(left) if test is not None and left else None)
         learner.save(run)
         _sweep(run)

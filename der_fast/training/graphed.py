@@ -66,7 +66,7 @@ class GraphedStep:
         if not self._captures:
             body(images, labels)
             return
-        # What a graph shall hold must not have been begun on the default stream, which no capture may wait for.
+        # What a graph should hold must not have been begun on the default stream, which no capture may wait for.
         here, side = torch.cuda.current_stream(self.device), self._side()
         side.wait_stream(here)
         with torch.cuda.stream(side):

@@ -117,7 +117,7 @@ class Learner(KnownClasses):
         begin: Callable[[StepState], bool] | None = None,
         save: Callable[[StepState], None] | None = None,
     ) -> StepResult:
-        """Learn the classes of `train` without forgetting the earlier ones.
+        """Learn the classes of `train`; finished extractors stay as they are.
 
         Images of known classes join the rehearsal memory's. Where there are no others, nothing is expanded: the rehearsal memory is
         chosen again, by herding over its own and the new images of these classes, and the classifier is retrained by the classifier

@@ -79,7 +79,7 @@ class NamedSGD:
                 self.sgd.state[self.parameters[name]]["momentum_buffer"] = buffer.clone()
 
     def forget(self, prefixes: tuple[str, ...]) -> None:
-        """Drop the momentum of parameters whose name starts with one of `prefixes` (after they were drawn anew)."""
+        """Drop the momentum of parameters whose name starts with one of `prefixes` (after they were drawn again)."""
         for name, parameter in self.parameters.items():
             if not name.startswith(prefixes):
                 continue

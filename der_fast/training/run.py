@@ -198,7 +198,7 @@ def finish_saving(learner: Learner, run: Path) -> None:
     if saved_steps(run)[-1] == len(learner.results):
         learner.save(run)
     else:
-        # The newest state is damaged. Whoever has a copy may still mend it, so it stays until it is learned anew.
+        # The newest state is damaged. Whoever has a copy may still fix it, so it stays until it is learned again.
         learner.save_results(run)
 
 

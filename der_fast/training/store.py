@@ -22,7 +22,7 @@ from der_fast.files import sha256_of, write_bytes, write_json
 def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tuple[bytes, str]:
     """Return a safetensors file's bytes and their SHA-256.
 
-    The checksum is of what shall be written, not of what was: a disk that lost a part of it is found out on reading.
+    The checksum is of what will be written, not of what was: a disk that lost a part of it is found out on reading.
     """
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     return data, hashlib.sha256(data).hexdigest()
@@ -65,7 +65,7 @@ def load_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
     try:
         if sha256_of(path) != checksum:
             raise CheckpointError(f"{path} is damaged: its checksum is not the one that was written down")
-        # What is loaded is a view of the file; whoever writes into the file later shall not reach it.
+        # What is loaded is a view of the file; whoever writes into the file later should not reach it.
         return {name: value.clone() for name, value in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

@@ -71,7 +71,7 @@ class MaskStructure:
         Args:
             widths: channels of every group, ≥ 0.
             convolutions: at least one.
-            device: where the tables shall be.
+            device: where the tables should be.
 
         Raises:
             ValueError: a group that is not there, one that comes twice in a convolution, or a network without parameters.

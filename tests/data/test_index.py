@@ -1,4 +1,4 @@
-"""The index of a folder: made, kept, and made anew when it is out of date."""
+"""The index of a folder: made, kept, and made again when it is out of date."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_change_is_noticed(folder, tmp_path, write_images, change):
     before, _ = indexing.open_index(folder, tmp_path / "run")
     change(folder)
     after, note = indexing.open_index(folder, tmp_path / "run")
-    assert "anew" in note
+    assert "made again" in note
     assert sorted(paths(after)) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     if change not in (touch, replace_unseen):
         assert after.checksum != before.checksum

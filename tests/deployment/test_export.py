@@ -125,7 +125,7 @@ def test_pt2(raw: bool, learner: Learner, random_network: Build, digits: Tensor,
 @pytest.mark.timeout(900)
 def test_aoti(learner: Learner, random_network: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes most of a minute on two cores, whatever the size of the network."""
-    # The compiler's cache is one folder for all processes of a user; what others do to it shall not matter here.
+    # The compiler's cache is one folder for all processes of a user; what others do to it should not matter here.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     learner, _ = small_learner(learner, random_network, monkeypatch)
     done = export(learner, tmp_path / "out" / "model.pt2", aoti=True)

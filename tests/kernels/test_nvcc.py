@@ -11,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "kernels"
 ARCHITECTURES = ("80", "90", "100")
-# Kernels of every source, each in all its instances, and the registers a thread may have for the blocks that shall fit.
+# Kernels of every source, each in all its instances, and the registers a thread may have for the blocks that should fit.
 SOURCES = {
     # At least 8 blocks of 128 threads on a multiprocessor.
     "compact/compact.cu": (["compact_kernel"], 64),

@@ -14,7 +14,7 @@ CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def anew():
+def again():
     triton_runtime.forget()
     yield
     triton_runtime.forget()
@@ -26,7 +26,7 @@ def compiled(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
 
 
-def test_without_triton(monkeypatch, anew):
+def test_without_triton(monkeypatch, again):
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 

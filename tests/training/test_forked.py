@@ -71,7 +71,7 @@ assert not os.WIFSIGNALED(status), "it hung"
 assert status == 0
 assert named(loaded) == wanted[1]
 """
-    # Threads that wait for others shall leave them the processor.
+    # Threads that wait for others should leave them the processor.
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

@@ -33,7 +33,7 @@ Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
 Facts = Callable[[Path], dict[str, Any]]
 
-# A warm-up at whose end classifiers start anew, an epoch that learns masks, one with binary masks; λ_s follows the budget.
+# A warm-up at whose end classifiers start again, an epoch that learns masks, one with binary masks; λ_s follows the budget.
 KEYS: dict[str, Any] = {
     "protocol.name": "B0-2", "masks.settle": 0.34, "masks.target_params": 0.5,
     **{f"{stage}.{name}": value for stage in ("first", "later")

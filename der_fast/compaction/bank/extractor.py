@@ -77,7 +77,7 @@ class CompactExtractor(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Views and the native program are made anew: copies of them would be a second set of weights.
+        # Views and the native program are made again: copies of them would be a second set of weights.
         return {**self.__dict__, "runnable": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -85,7 +85,7 @@ class GraphedBranches:
         return captured.features.clone()
 
     def forget(self) -> None:
-        """Give back the memory of all captured graphs; they are captured anew when they are needed."""
+        """Give back the memory of all captured graphs; they are captured again when they are needed."""
         self._captured.clear()
 
     def _capture(self, images: Tensor) -> _Captured:

@@ -27,5 +27,5 @@ def dali_reader(settings: ReadSettings) -> Reader:
     try:
         from der_fast.data.dali.reader import DaliReader
     except ImportError as error:
-        raise DataError(f"nvidia-dali is installed but does not load: {error}; mend it, or use data.reader='pillow'") from error
+        raise DataError(f"nvidia-dali is installed but does not load: {error}; fix it, or use data.reader='pillow'") from error
     return DaliReader(settings)

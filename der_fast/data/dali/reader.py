@@ -66,7 +66,7 @@ class Feed:
         reading: batches whose files are being read, in parts.
         fed: batches that the pipeline has and has not given back.
         again: batches that a pipeline that failed had; they come first.
-        stopped: nothing more shall be fed.
+        stopped: nothing more should be fed.
     """
 
     walk: Walk | None = None
