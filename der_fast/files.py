@@ -56,7 +56,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, remedy:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except BaseException as error:
-        # Where even the parent is no folder, unlinking raises too, and would hide what went wrong.
+        # Where even the parent is not a folder, unlinking raises too, and would hide what went wrong.
         with contextlib.suppress(OSError):
             temporary.unlink()
         if not isinstance(error, OSError):

@@ -119,7 +119,7 @@ def pack(jobs: list[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsi
         threads: at most this many; 0 for one per processor.
 
     Returns:
-        The first job with an entry that is no finite number, or -1.
+        The first job with an entry that is not a finite number, or -1.
 
     Raises:
         ValueError: an argument that does not fit.

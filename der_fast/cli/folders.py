@@ -36,7 +36,7 @@ def new_folder(ctx: typer.Context, parent: Path, name: str) -> Path:
         except FileExistsError as error:
             # Where the parent is a link to nowhere, no number will do.
             if not os.path.lexists(folder):
-                raise StorageError(f"cannot make {folder}: {parent} is no folder; give another --out") from error
+                raise StorageError(f"cannot make {folder}: {parent} is not a folder; give another --out") from error
             continue
         except OSError as error:
             raise StorageError(f"cannot make {folder}: {error.strerror or error}; give another --out") from error
@@ -95,7 +95,9 @@ def read_json(run: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{run} holds no {name}: it is no run, or the run was stopped before its first file was written") from error
+        raise CheckpointError(
+            f"{run} holds no {name}: it is not a run, or the run was stopped before its first file was written"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; restore it, or train again into another folder") from error
     if not isinstance(value, dict):

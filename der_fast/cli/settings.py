@@ -123,7 +123,7 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:
-        # A long list of names is no valid path.
+        # A long list of names is not a valid path.
         return False
 
 

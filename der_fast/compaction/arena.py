@@ -205,7 +205,7 @@ def _load(path: Path, sha256: str | None, architecture: Architecture | None) -> 
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT or file.keys() != ["arena"]:
-                raise CheckpointError(f"{path} is no arena of der_fast; name a file that Arena.save wrote")
+                raise CheckpointError(f"{path} is not an arena of der_fast; name a file that Arena.save wrote")
             if metadata.get("version") != str(VERSION):
                 raise CheckpointError(
                     f"{path} is an arena of version {metadata.get('version')}, but this der_fast reads version {VERSION}; "

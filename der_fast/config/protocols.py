@@ -111,5 +111,5 @@ def _is_file(text: str) -> bool:
     try:
         return expand(text).is_file()
     except (OSError, RuntimeError, ValueError):
-        # A long text is no valid path, and a home folder need not be known.
+        # A long text is not a valid path, and a home folder need not be known.
         return False

@@ -37,7 +37,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is no text in UTF-8 ({error.reason})"
+        reason = error.strerror if isinstance(error, OSError) else f"it is not text in UTF-8 ({error.reason})"
         raise ConfigError(
             f"cannot read the recipe {path}: {reason}; a recipe is a file of TOML, with keys as docs/configuration.md"
         ) from error

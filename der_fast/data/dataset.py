@@ -41,7 +41,7 @@ def from_dataset(
             index.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise DataError(f"{type(dataset).__name__} is no map-style data set: it needs len(dataset) and dataset[i] → (image, label)")
+        raise DataError(f"{type(dataset).__name__} is not a map-style data set: it needs len(dataset) and dataset[i] → (image, label)")
     count = len(dataset)
     if count == 0:
         raise DataError(f"the data set ({type(dataset).__name__}) is empty")

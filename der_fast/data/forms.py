@@ -65,7 +65,7 @@ def as_array(image: Any, what: str) -> NDArray[Any]:
             ) from error
         return array
     if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
-        raise DataError(f"{what} has shape {image.shape} and masked values, which are no pixels; fill them: image.filled(0)")
+        raise DataError(f"{what} has shape {image.shape} and masked values, which are not pixels; fill them: image.filled(0)")
     array = np.asarray(image)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 

@@ -252,7 +252,7 @@ def open_index(folder: Path, cache: Path | None, timeout: float = TIMEOUT) -> tu
 
 
 def not_kept(path: Path | None, save: Callable[[Path], None]) -> str:
-    """Save an index where there is a place for it; returns '', or why it could not be, which is no reason to stop."""
+    """Save an index where there is a place for it; returns '', or why it could not be, which is not a reason to stop."""
     if path is None:
         return ""
     try:

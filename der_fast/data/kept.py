@@ -50,7 +50,7 @@ def from_record(tensors: dict[str, Tensor], facts: dict[str, Any], library: Libr
     """The inverse of `record_of`; whether the files are still there is not asked.
 
     Raises:
-        KeyError, TypeError, ValueError: this is no such record.
+        KeyError, TypeError, ValueError: this is not such a record.
     """
     table = FileTable(
         tuple(facts["roots"]),

@@ -69,7 +69,7 @@ _RUBBISH = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 )
 
-# TGA has no signature, and others are no pictures of things.
+# TGA has no signature, and others are not pictures of things.
 _SNIFFED = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF", "QOI", "PCX", "SGI", "PSD", "ICO")
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 _HEAD = 64
@@ -102,9 +102,9 @@ def unread_kind(name: str) -> str | None:
 
 
 def kind_by_name(name: str) -> str:
-    """Return how a file that is no readable image is called in a count: by its kind of image, else by its suffix."""
+    """Return how a file that is not a readable image is called in a count: by its kind of image, else by its suffix."""
     suffix = suffix_of(name)
-    # A long one is no suffix but the end of a sentence.
+    # A long one is not a suffix but the end of a sentence.
     return _UNREAD_SUFFIXES.get(suffix) or (suffix if 1 < len(suffix) <= _MOST_SUFFIX else NO_SUFFIX)
 
 

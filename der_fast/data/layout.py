@@ -95,7 +95,7 @@ def _why_unused(entry: Path, parts: dict[str, Path]) -> str:
 
 
 def _holds(folder: Path) -> bool:
-    """Whether there is anything but notes in a folder, and it is no run and holds none."""
+    """Whether there is anything but notes in a folder, and it is not a run and holds none."""
     entries = [entry for entry in folder.iterdir() if not is_rubbish(entry.name) and not is_note(entry.name)]
     return bool(entries) and not is_run(folder) and not any(is_run(entry) for entry in entries if entry.is_dir())
 
@@ -167,7 +167,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 def _folders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        # A link that leads nowhere, or in a circle, is no folder.
+        # A link that leads nowhere, or in a circle, is not a folder.
         names = [entry.name for entry in entries if not is_rubbish(entry.name) and is_folder(entry)]
     return sorted(folder / name for name in names)
 

@@ -104,7 +104,7 @@ def folder_notes(index: FolderIndex, names: Sequence[str]) -> list[str]:
             below[name] += 0 if index.tops[number] else per_folder[number]
             if index.tops[number]:
                 spellings.setdefault((index.parts[number], name), []).append(index.table.folders[number][1])
-    notes = [*index.notes, *(f"{place} is no class: it is a run, or holds runs" for place in index.runs)]
+    notes = [*index.notes, *(f"{place} is not a class: it is a run, or holds runs" for place in index.runs)]
     if (line := left_out(left)) is not None:
         notes.append(line)
     if index.loose:

@@ -154,7 +154,7 @@ def read_tar(path: Path) -> tuple[list[_Sample], list[tuple[str, str]]]:
     """Return the class, the name in a table of files, and the size of every image in a tar, in its order, and (class, kind) of all others.
 
     Raises:
-        DataError: it is no tar, compressed, damaged or cut off, or a sample has not exactly one image and one class.
+        DataError: it is not a tar, compressed, damaged or cut off, or a sample has not exactly one image and one class.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -215,7 +215,7 @@ def _label(path: Path, name: str, data: bytes, known: str | None) -> str | None:
     try:
         value: Any = data.decode().strip() if name.endswith(".cls") else json.loads(data)
     except ValueError as error:
-        raise DataError(f"{path}: {name} is no text that could name a class: {error}") from error
+        raise DataError(f"{path}: {name} is not text that could name a class: {error}") from error
     if isinstance(value, dict):
         value = next((value[key] for key in _KEYS if key in value), None)
     return known if value is None or not str(value) else spelled(str(value))

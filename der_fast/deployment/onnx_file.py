@@ -81,7 +81,7 @@ def read_onnx(path: Path, device: str | None = None) -> tuple[Facts, Run]:
         texts = dict(session.get_modelmeta().custom_metadata_map)
     except Exception as error:  # onnxruntime's errors have no common class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{path} is no ONNX file that onnxruntime can run: {reason}. Export the run again") from error
+        raise ExportError(f"{path} is not an ONNX file that onnxruntime can run: {reason}. Export the run again") from error
     facts = Facts.from_texts(texts, str(path))
     _check_seal(content, texts, path)
     _check_interface(session, facts, path)

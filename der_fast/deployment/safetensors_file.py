@@ -58,7 +58,7 @@ def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
             # What is loaded is a view of the file; whoever writes into the file later should not reach it.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ExportError(f"{path} is no .safetensors file that can be read: {error}. Export the run again") from error
+        raise ExportError(f"{path} is not a .safetensors file that can be read: {error}. Export the run again") from error
     try:
         texts = dict(json.loads(metadata.get(_KEY, "{}")))
     except (TypeError, ValueError) as error:

@@ -266,7 +266,7 @@ def _read_metrics(path: Path) -> Mapping[str, Any]:
 
 def _strict_json(file: Path) -> Any:
     def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no JSON number")
+        raise ValueError(f"{constant} is not a JSON number")
 
     return json.loads(file.read_text(encoding="utf-8"), parse_constant=refuse)
 

@@ -87,7 +87,7 @@ def _refuse_forgotten(learner: Learner, run: Path, class_names: Sequence[str]) -
 def _whole(run: Path, observer: Observer | None) -> Iterator[Learner]:
     """Hold a run's folder and yield its learner, whose newest state must be readable: what is changed is all that the folder keeps."""
     if not saved.saved_steps(run):
-        # Nothing may be made in a folder that is no run.
+        # Nothing may be made in a folder that is not a run.
         Learner.load(run)
     with held(run):
         learner = Learner.load(run, observer=observer)

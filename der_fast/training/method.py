@@ -24,7 +24,7 @@ class Method(Protocol[State]):
 
     A step that was interrupted is begun again and its state restored; then train, pack and finish are called as ever and do what
     remains. So each of them looks at `state.stage` first, and a stage that is finished ends with `state.enter` and `context.save`.
-    Batch loss and what constrains weights after every update are no verbs: they are arguments of the stages
+    Batch loss and what constrains weights after every update are not verbs: they are arguments of the stages
     (`der_fast.training.stage.Stage`) that the method runs.
 
     Attributes:

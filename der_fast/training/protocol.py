@@ -68,7 +68,7 @@ def split_steps(order: Sequence[str], protocol: str) -> list[tuple[str, ...]]:
             '10,10,5'.
 
     Raises:
-        ConfigError: the text is no protocol, or the classes cannot be divided that way; the message names what would fit.
+        ConfigError: the text is not a protocol, or the classes cannot be divided that way; the message names what would fit.
     """
     sizes, even = parse_sizes(protocol), parse_even(protocol)
     if sizes is not None:

@@ -214,7 +214,7 @@ class Stage:
         self.context.save(self.state)
         self.state.position = None
         self._saved = time.perf_counter()
-        # Saving is no training.
+        # Saving is not training.
         meter.started += self._saved - now
 
     def finish(self, meter: EpochMeter, lr: float) -> None:

@@ -95,7 +95,7 @@ class Standing(Observer):
         """Move on in work outside of epochs."""
         self.title = f"step {self._step}/{self.steps} {work}" if self._step else work
         self._where = f"{done:,} of {images:,} images"
-        # What an evaluation shows are no figures of training.
+        # What an evaluation shows are not figures of training.
         self._stage, self.record, self._done = "", None, (0.0, 0)
         self.moved(done, images)
 

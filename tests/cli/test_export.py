@@ -97,7 +97,7 @@ def test_what_cannot_be_exported(arguments: list[str], words: str, run: Run, tra
 def test_files_that_cannot_predict(run: Run, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("no model")
     for arguments, words in (
-        (["model.onnx"], "no ONNX file that onnxruntime can run"),
+        (["model.onnx"], "not an ONNX file that onnxruntime can run"),
         (["model.onnx", "--backend", "reference"], "--backend is for runs"),
         (["none.onnx"], "there is no file or folder none.onnx"),
         (["photo.png"], "unknown kind of file"),

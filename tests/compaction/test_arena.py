@@ -225,7 +225,7 @@ def test_other_safetensors_files_are_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     for tensors, metadata in (({"arena": torch.zeros(64, dtype=torch.uint8)}, None), ({"w": torch.zeros(3)}, {"format": "der_fast-arena"})):
         save_file(tensors, path, metadata)
-        with pytest.raises(CheckpointError, match="weights.safetensors is no arena of der_fast"):
+        with pytest.raises(CheckpointError, match="weights.safetensors is not an arena of der_fast"):
             Arena.load(path)
 
 

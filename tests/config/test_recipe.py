@@ -140,7 +140,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     for name, words in {
         "missing": "No such file or directory",
-        "bytes": "no text in UTF-8",
+        "bytes": "not text in UTF-8",
         "folder": "Is a directory|Permission denied",
     }.items():
         with pytest.raises(ConfigError, match=rf"cannot read the recipe .*{name}\.toml: .*({words})"):

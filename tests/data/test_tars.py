@@ -200,8 +200,8 @@ def test_a_broken_image_in_a_tar_is_left_out_and_counted(photos, tmp_path, open_
         ([("1.jpg", b"x")], "sample '/1' has no class"),
         ([("1.jpg", b"x"), ("1.json", b'{"other": 1}')], "sample '/1' has no class"),
         ([("a/1.jpg", b"x"), ("a/1.png", b"x"), ("a/1.cls", b"0")], "sample 'a/1' has 2 images"),
-        ([("1.jpg", b"x"), ("1.cls", b"\xff\xfe")], r"1\.cls is no text"),
-        ([("1.jpg", b"x"), ("1.json", b"{")], r"1\.json is no text"),
+        ([("1.jpg", b"x"), ("1.cls", b"\xff\xfe")], r"1\.cls is not text"),
+        ([("1.jpg", b"x"), ("1.json", b"{")], r"1\.json is not text"),
         ([("1.cls", b"0"), ("README", b"hello")], "no images in the tars"),
     ],
 )

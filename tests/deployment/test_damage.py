@@ -75,7 +75,7 @@ def test_files_that_are_cut_off(name: str, files: dict[str, bytes], tmp_path: Pa
 
 def test_text_that_is_called_onnx(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("this is no model")
-    assert "no ONNX file that onnxruntime can run" in refusal(tmp_path / "model.onnx")
+    assert "not an ONNX file that onnxruntime can run" in refusal(tmp_path / "model.onnx")
 
 
 def test_somebody_elses_onnx(tmp_path: Path) -> None:

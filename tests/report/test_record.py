@@ -77,7 +77,7 @@ def test_missing_folder_and_missing_metrics(tmp_path):
     [
         ('{"top1": [90.0', "damaged"),
         ("\x00\x01", "damaged"),
-        ('{"top1": [NaN]}', "NaN is no JSON number"),
+        ('{"top1": [NaN]}', "NaN is not a JSON number"),
         ("[1, 2]", "list where a table"),
         ("{}", "no 'top1'.*no step has finished"),
         ('{"top1": [], "steps": []}', "no step has finished"),
