@@ -163,7 +163,7 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
         (3, ConfigError, "not int"),
         ([Pictures(), Pictures()], ConfigError, "pair .train, test., not list"),
         ((Pictures(),), ConfigError, "not tuple"),
-        ((Pictures(), 5), DataError, "no map-style data set"),
+        ((Pictures(), 5), DataError, "is not a map-style data set"),
         ((Pictures(0), Pictures()), DataError, "is empty"),
     ],
 )

@@ -133,7 +133,7 @@ def test_mixed_sizes_become_square():
 @pytest.mark.parametrize(
     ("dataset", "keys", "message"),
     [
-        (iter([]), {}, "no map-style data set"),
+        (iter([]), {}, "is not a map-style data set"),
         (Pairs([], []), {}, "is empty"),
         (Pairs(list(pixels()), [0, 1, 2, 0], ["a", "b"]), {}, r"label 2 of image 2 is out of range.* 0 … 1"),
         (Pairs(list(pixels()), [0, -1, 0, 0]), {}, "label -1 of image 1 is negative"),
