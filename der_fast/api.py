@@ -30,7 +30,7 @@ from der_fast.training.provenance import GIVEN, moved, origin_of
 from der_fast.training.run import check_out, learn_more, run_protocol
 from der_fast.training.runtime import refuse_rerun
 from der_fast.training.sources import as_source, without_empty_classes
-from der_fast.training.store import load_manifest
+from der_fast.training.storage.named_files import load_manifest
 from der_fast.training.watching import watched
 
 _LIMITS = ("train_per_class", "test_per_class", "test_share")

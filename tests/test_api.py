@@ -20,7 +20,7 @@ from der_fast.errors import CheckpointError, ConfigError, DataError
 from der_fast.training import latency
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
-from der_fast.training.store import load_manifest, save_manifest
+from der_fast.training.storage.named_files import load_manifest, save_manifest
 
 TINY = {
     "model.backbone": "resnet20", "model.width": 2, "data.train_per_class": 6, "data.test_per_class": 4, "memory.total": 20,

@@ -23,7 +23,21 @@ LAYERS = [
     ["api"],
     ["cli"],
 ]
+# The files and folders of der_fast/data/, in the same manner.
+DATA_LAYERS = [
+    ["io", "sizes", "shards"],
+    ["catalogue", "augment", "selection"],
+    ["decode"],
+    ["read"],
+    ["source"],
+    ["photos"],
+    ["duplicates", "identity", "kept", "renamed"],
+    ["sets"],
+    ["load"],
+    ["whole"],
+]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
+DATA_HEIGHT = {part: height for height, parts in enumerate(DATA_LAYERS) for part in parts}
 # The face of the package: it may name everything, and nothing inside may import it.
 FACE = "der_fast"
 
@@ -66,6 +80,11 @@ def part_of(name: str) -> str:
     return name.split(".")[1] if "." in name else FACE
 
 
+def room_of(name: str) -> str:
+    """Return the file or folder of its part that a module belongs to: 'read' for der_fast.data.read.walk."""
+    return name.split(".")[2] if name.count(".") > 1 else ""
+
+
 def faults_in(modules: Mapping[str, str]) -> list[str]:
     """Return what breaks the rules: unknown parts, imports upwards or sideways, imports of what does not exist, circles."""
     faults = [f"{name} belongs to no layer" for name in modules if part_of(name) not in {*HEIGHT, FACE}]
@@ -85,6 +104,10 @@ def _complaints(name: str, target: str, modules: Mapping[str, str]) -> Iterator[
         yield "there is no such module"
     elif part_of(name) != part_of(target) and HEIGHT.get(part_of(target), 99) >= HEIGHT.get(part_of(name), -1):
         yield "imports go downwards only"
+    elif part_of(name) == part_of(target) == "data":
+        here, there = room_of(name), room_of(target)
+        if here and here != there and DATA_HEIGHT.get(there, 99) >= DATA_HEIGHT.get(here, -1):
+            yield "within data/, imports go downwards only"
 
 
 def circles_in(graph: Mapping[str, set[str]]) -> list[list[str]]:
@@ -151,6 +174,8 @@ def test_every_part_of_the_tree_was_seen() -> None:
             "downwards only",
         ),
         ({"der_fast.model.a": "from ..training import b", "der_fast.training": "", "der_fast.training.b": ""}, "downwards only"),
+        ({"der_fast.data.io.a": "from der_fast.data.read import b", "der_fast.data.read": "", "der_fast.data.read.b": ""}, "within data/"),
+        ({"der_fast.data.read": "", "der_fast.data.odds": "from der_fast.data import read"}, "within data/"),
         ({"der_fast.odds.a": ""}, "belongs to no layer"),
         ({"der_fast.model.a": "import der_fast", "der_fast": ""}, "face"),
         ({"der_fast.model.a": "from der_fast.model.gone import X"}, "no such module"),

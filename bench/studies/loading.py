@@ -31,8 +31,8 @@ from bench.harness.arguments import study_parser
 from der_fast import api
 from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset, transforms_for
-from der_fast.data.dali import is_installed
-from der_fast.data.draws import random_windows, uniform
+from der_fast.data.augment.draws import random_windows, uniform
+from der_fast.data.read.dali import is_installed
 from der_fast.seeds import generator
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

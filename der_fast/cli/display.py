@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from der_fast.cli.console import errors, output, say_note
-from der_fast.data.progress import bars_told_to, no_bars, takes_a_bar
+from der_fast.data.io.progress import bars_told_to, no_bars, takes_a_bar
 from der_fast.training.display import LiveDisplay, LogLines
 from der_fast.training.plain import write_line
 from der_fast.training.progress import Observer

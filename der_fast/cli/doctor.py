@@ -145,8 +145,8 @@ def _optional_parts() -> dict[str, Any]:
 
 def _files() -> dict[str, Any]:
     import der_fast
-    from der_fast.data.cifar import ARCHIVES
     from der_fast.data.load import archive_folder
+    from der_fast.data.sets.cifar import ARCHIVES
     from der_fast.home import cache_folder
 
     cache = cache_folder()

@@ -36,7 +36,7 @@ def predict(
 
     Files that cannot be read, and those of other kinds, are reported on standard error; the exit code is 2 only if none could be read.
     """
-    from der_fast.data.found import find_images
+    from der_fast.data.catalogue.found import find_images
 
     found = find_images(paths)
     files = found.files

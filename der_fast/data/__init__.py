@@ -6,27 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from der_fast.data.convert import load_folder_images
-    from der_fast.data.dataset import from_dataset
+    from der_fast.data.augment.transform import Transform, transforms_for
+    from der_fast.data.decode.convert import load_folder_images
+    from der_fast.data.decode.parts import as_image_batch, file_parts, image_parts
     from der_fast.data.load import load_dataset
-    from der_fast.data.parts import as_image_batch, file_parts, image_parts
+    from der_fast.data.sets.dataset import from_dataset
     from der_fast.data.sizes import stored_side
     from der_fast.data.source import Batch, ImageSource, MemorySource
-    from der_fast.data.transform import Transform, transforms_for
 
 _HOMES = {
     "Batch": "source",
     "ImageSource": "source",
     "MemorySource": "source",
-    "Transform": "transform",
-    "as_image_batch": "parts",
-    "file_parts": "parts",
-    "from_dataset": "dataset",
-    "image_parts": "parts",
+    "Transform": "augment.transform",
+    "as_image_batch": "decode.parts",
+    "file_parts": "decode.parts",
+    "from_dataset": "sets.dataset",
+    "image_parts": "decode.parts",
     "load_dataset": "load",
-    "load_folder_images": "convert",
+    "load_folder_images": "decode.convert",
     "stored_side": "sizes",
-    "transforms_for": "transform",
+    "transforms_for": "augment.transform",
 }
 
 __all__ = [

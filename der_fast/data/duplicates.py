@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from der_fast.data.members import read_bytes
+from der_fast.data.io.members import read_bytes
+from der_fast.data.io.threads import mapped
 from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource, MemorySource
-from der_fast.data.threads import mapped
 
 
 def held_already(source: ImageSource, memory: ImageSource) -> Tensor:

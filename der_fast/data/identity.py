@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from der_fast.data.decode import decode_files
-from der_fast.data.files import Int64s
-from der_fast.data.members import split_member
+from der_fast.data.catalogue.file_table import Int64s
+from der_fast.data.decode.pixels import decode_files
+from der_fast.data.io.members import split_member
+from der_fast.data.io.threads import mapped
 from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
-from der_fast.data.threads import mapped
 
 # Sources of files are told apart by the files' bytes, all others by the pixels that they hold.
 FILE, PIXELS = "file", "pixels"

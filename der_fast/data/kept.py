@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from der_fast.data.files import FileTable
-from der_fast.data.library import Library
-from der_fast.data.members import is_same_size, read_bytes
+from der_fast.data.catalogue.file_table import FileTable
+from der_fast.data.io.members import is_same_size, read_bytes
+from der_fast.data.io.threads import mapped
 from der_fast.data.photos import PhotoSource
-from der_fast.data.threads import mapped
+from der_fast.data.read.library import Library
 from der_fast.errors import DataError, Spelling
 
 _MOST_NAMED = 5

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from der_fast.data.decode import decode_files
-from der_fast.data.draws import Ints, key_of
-from der_fast.data.files import FileTable
-from der_fast.data.library import Library
-from der_fast.data.names import spelled
-from der_fast.data.place import BEGINNING, Place
-from der_fast.data.reading import Walk
+from der_fast.data.augment.draws import Ints, key_of
+from der_fast.data.augment.transform import Transform
+from der_fast.data.catalogue.file_table import FileTable
+from der_fast.data.decode.pixels import decode_files
+from der_fast.data.io.names import spelled
+from der_fast.data.read.library import Library
+from der_fast.data.read.place import BEGINNING, Place
+from der_fast.data.read.walk import Walk
 from der_fast.data.selection import check_indices, positions_of, selection_of
 from der_fast.data.shards import check_process, shard_of
 from der_fast.data.source import Batch, check_same_names
-from der_fast.data.transform import Transform
 from der_fast.errors import DataError
 
 

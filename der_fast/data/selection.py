@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from der_fast.data.names import spelled
+from der_fast.data.io.names import spelled
 from der_fast.errors import DataError
 
 

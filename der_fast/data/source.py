@@ -11,11 +11,11 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from der_fast.data.names import spelled
-from der_fast.data.place import BEGINNING, Place
+from der_fast.data.augment.transform import Transform
+from der_fast.data.io.names import spelled
+from der_fast.data.read.place import BEGINNING, Place
 from der_fast.data.selection import check_indices, check_names, few, positions_of, selection_of
 from der_fast.data.shards import check_process, shard_of
-from der_fast.data.transform import Transform
 from der_fast.errors import DataError
 
 Source = TypeVar("Source", bound="ImageSource")

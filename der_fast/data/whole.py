@@ -11,20 +11,20 @@ import torch
 
 from der_fast.config.datasets import KNOWN_NAMES
 from der_fast.config.schema import DataConfig
-from der_fast.data.decode import decode_files
-from der_fast.data.files import FileTable, Int64s
-from der_fast.data.folder import judge_problems
-from der_fast.data.index import open_index
-from der_fast.data.layout import TEST, TRAIN, WHOLE, find_tars, lone_test_folder
-from der_fast.data.library import Library, read_settings
-from der_fast.data.listing import folder_notes, read_text
+from der_fast.data.catalogue.file_table import FileTable, Int64s
+from der_fast.data.catalogue.index import open_index
+from der_fast.data.catalogue.layout import TEST, TRAIN, WHOLE, find_tars, lone_test_folder
+from der_fast.data.catalogue.listing import folder_notes, read_text
+from der_fast.data.catalogue.split import held_out
+from der_fast.data.catalogue.tars import index_tars
+from der_fast.data.decode.pixels import decode_files
+from der_fast.data.io.progress import progress_bar
 from der_fast.data.load import found_place, load_dataset
 from der_fast.data.photos import PhotoSource
-from der_fast.data.progress import progress_bar
+from der_fast.data.read.library import Library, read_settings
+from der_fast.data.sets.folder import judge_problems
 from der_fast.data.sizes import SMALL_SIDE, refuse_too_much, stored_side
 from der_fast.data.source import ImageSource, MemorySource
-from der_fast.data.split import held_out
-from der_fast.data.tars import index_tars
 from der_fast.errors import DataError
 from der_fast.home import expand
 

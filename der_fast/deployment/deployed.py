@@ -19,7 +19,7 @@ from der_fast.kernels.backend import resolve_device
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.training.learner import Learner
 from der_fast.training.prediction import Prediction, check_top, predictions_of
-from der_fast.training.saved import saved_steps
+from der_fast.training.storage.saved import saved_steps
 
 _BATCH = 64
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from der_fast.data.transform import Transform, transforms_for
+from der_fast.data.augment.transform import Transform, transforms_for
 from der_fast.errors import ExportError, Spelling
 from der_fast.training.learner import Learner
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from der_fast.config.schema import Config
-from der_fast.data.place import BEGINNING, Place
+from der_fast.data.augment.transform import Transform
+from der_fast.data.read.place import BEGINNING, Place
 from der_fast.data.source import Batch, ImageSource
-from der_fast.data.transform import Transform
 from der_fast.kernels.backend import Backend
 from der_fast.training.progress import Observer
 from der_fast.training.state import StepState

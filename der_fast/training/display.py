@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from der_fast.config.schema import Config
-from der_fast.data.progress import is_terminal
+from der_fast.data.io.progress import is_terminal
 from der_fast.training.standing import Standing, shortened, step_line
 
 # Redrawing costs CPU time that training on two cores would miss.

@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from der_fast.config.tree import from_dict
-from der_fast.data.index import FILE as INDEX
+from der_fast.data.catalogue.index import FILE as INDEX
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, DataError
 from der_fast.files import held, remove_leftovers
-from der_fast.training import saved
-from der_fast.training.checkpoint import FOLDER, Checkpoints
 from der_fast.training.events import FORGOTTEN
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
 from der_fast.training.provenance import FOLDER as LEARNED
 from der_fast.training.rename import check_known
 from der_fast.training.run import finish_saving
-from der_fast.training.store import load_manifest
+from der_fast.training.storage import saved
+from der_fast.training.storage.checkpoint import FOLDER, Checkpoints
+from der_fast.training.storage.named_files import load_manifest
 
 
 def rename_in_run(run: Path, old: str, new: str, *, observer: Observer | None = None) -> Learner:

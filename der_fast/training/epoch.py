@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from der_fast.data.place import BEGINNING, Place
+from der_fast.data.read.place import BEGINNING, Place
 from der_fast.data.source import Batch
 from der_fast.training.position import Position
 

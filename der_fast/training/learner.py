@@ -21,10 +21,9 @@ from der_fast.home import expand
 from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture, build_architecture
-from der_fast.training import events, provenance, saved
+from der_fast.training import events, provenance
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
-from der_fast.training.history import write_history
 from der_fast.training.known import KnownClasses
 from der_fast.training.measuring import measure
 from der_fast.training.memory import check_quota, scarcity_note
@@ -40,6 +39,8 @@ from der_fast.training.runtime import apply_runtime, refuse_rerun
 from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
 from der_fast.training.state import StepFile, StepState
 from der_fast.training.step import learn_step
+from der_fast.training.storage import saved
+from der_fast.training.storage.history import write_history
 from der_fast.training.watching import watched
 
 # Up to this input side the stem is the small one (3×3, stride 1).

@@ -13,7 +13,7 @@ import torch
 from der_fast.config.datasets import absolute
 from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset
-from der_fast.data.files import Int64s
+from der_fast.data.catalogue.file_table import Int64s
 from der_fast.data.identity import FILE, identities
 from der_fast.data.photos import PhotoSource
 from der_fast.data.selection import few

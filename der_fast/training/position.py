@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from der_fast.data.place import Place
+from der_fast.data.read.place import Place
 
 
 @dataclass(frozen=True)

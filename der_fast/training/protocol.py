@@ -10,7 +10,7 @@ import torch
 from der_fast.config.check import refuse_repeats
 from der_fast.config.protocols import FORMS, parse_even, parse_sizes
 from der_fast.config.schema import ProtocolConfig
-from der_fast.data.names import spelled
+from der_fast.data.io.names import spelled
 from der_fast.errors import ConfigError
 from der_fast.seeds import generator
 

@@ -24,7 +24,7 @@ from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, DataError
 from der_fast.training.sources import counts_by_class
-from der_fast.training.store import load_tensors, save_named_tensors
+from der_fast.training.storage.named_files import load_tensors, save_named_tensors
 
 FOLDER = "learned"
 # The data set's name in the configuration of a run that was given image sources or data sets.

@@ -16,9 +16,7 @@ from der_fast.data.source import ImageSource
 from der_fast.errors import OUT, RESUME, CheckpointError, ConfigError, DataError, DivergenceError, Spelling
 from der_fast.files import held, remove_leftovers
 from der_fast.stopping import deferred, heeding
-from der_fast.training.checkpoint import FOLDER, Checkpoints, task_of
 from der_fast.training.events import names_now, names_then, present
-from der_fast.training.history import HistoryFile
 from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.methods import method_of
@@ -27,10 +25,12 @@ from der_fast.training.protocol import steps_of
 from der_fast.training.provenance import FOLDER as LEARNED
 from der_fast.training.provenance import Origin, origin_of
 from der_fast.training.runtime import refuse_several_processes
-from der_fast.training.saved import saved_steps
 from der_fast.training.sources import counts_by_class
 from der_fast.training.state import StepState
-from der_fast.training.store import load_manifest, save_manifest
+from der_fast.training.storage.checkpoint import FOLDER, Checkpoints, task_of
+from der_fast.training.storage.history import HistoryFile
+from der_fast.training.storage.named_files import load_manifest, save_manifest
+from der_fast.training.storage.saved import saved_steps
 
 # Where the images lie. They may be moved: checksums tell whether they are still the same.
 PLACE_KEYS = ("data.name", "data.root", "data.test_list")

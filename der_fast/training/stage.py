@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from der_fast.config.schema import ScheduleConfig
-from der_fast.data.place import Place
+from der_fast.data.read.place import Place
 from der_fast.data.source import Batch, ImageSource
 from der_fast.errors import DivergenceError
 from der_fast.model.classifier import initialise_classifier

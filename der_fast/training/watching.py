@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from der_fast.data.progress import bars_told_to, no_bars, takes_a_bar
+from der_fast.data.io.progress import bars_told_to, no_bars, takes_a_bar
 from der_fast.training.display import LiveDisplay, LogLines, NotebookDisplay
 from der_fast.training.plain import write_line
 from der_fast.training.progress import Observer, Observers

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.harness.facts import ROOT
 from bench.reports.cpu_table import table
-from der_fast.data.dali import is_installed
+from der_fast.data.read.dali import is_installed
 
 
 def loading(*arguments):

@@ -256,7 +256,7 @@ def test_a_single_unreadable_image_is_left_out_and_named(here: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(here: Path) -> None:
-    from der_fast.training.checkpoint import Checkpoints
+    from der_fast.training.storage.checkpoint import Checkpoints
 
     class Stopped(Checkpoints):
         def save(self, state: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from der_fast.cli.display import OnlyMessages, watching
-from der_fast.data.progress import progress_bar
+from der_fast.data.io.progress import progress_bar
 from der_fast.training.display import LogLines
 
 

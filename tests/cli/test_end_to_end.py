@@ -136,7 +136,7 @@ def test_predict_as_json(trained: Path, pictures: Path) -> None:
 
 
 def test_predict_as_table_in_parts(trained: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from der_fast.data import parts
+    from der_fast.data.decode import parts
 
     whole = json.loads(command("predict", trained, pictures, "--json").stdout)
     # Three digits of 8 × 8 pixels.

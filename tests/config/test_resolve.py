@@ -16,7 +16,7 @@ from der_fast.config.rescale import rescaled_keys, unreached_note
 from der_fast.config.resolve import preset_for, resolve_config
 from der_fast.config.schema import Config, ScheduleConfig
 from der_fast.config.tree import replace_keys
-from der_fast.data.cifar import ARCHIVES
+from der_fast.data.sets.cifar import ARCHIVES
 from der_fast.errors import ConfigError
 
 

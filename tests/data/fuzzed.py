@@ -15,7 +15,7 @@ import torch
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset, transforms_for
-from der_fast.data.library import Library
+from der_fast.data.read.library import Library
 from der_fast.seeds import generator
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from der_fast.config.schema import DataConfig
-from der_fast.data import decode, folder, found, index, listing, load_dataset, scan, tars
-from der_fast.data.decode import decode_files
-from der_fast.data.found import find_images
-from der_fast.data.index import build_index
+from der_fast.data import load_dataset
+from der_fast.data.catalogue import found, index, listing, scan, tars
+from der_fast.data.catalogue.found import find_images
+from der_fast.data.catalogue.index import build_index
+from der_fast.data.decode import pixels as decode
+from der_fast.data.decode.pixels import decode_files
+from der_fast.data.sets import folder
 from der_fast.errors import DataError
 
 NO_ANSWER = r"took longer than data\.timeout=0\.2 seconds"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from der_fast.data.decode import decode
-from der_fast.data.place import Place
+from der_fast.data.decode.pixels import decode
+from der_fast.data.read.place import Place
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from der_fast.config.schema import DataConfig
 from der_fast.data.identity import FILE, PIXELS, UNREADABLE, identities, kind_of, of_file, of_pixels
-from der_fast.data.members import member_name
+from der_fast.data.io.members import member_name
 from der_fast.data.source import MemorySource
 from der_fast.data.whole import in_memory, load_whole
 

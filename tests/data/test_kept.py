@@ -11,7 +11,7 @@ import torch
 
 from der_fast.data import kept as keeping
 from der_fast.data.kept import from_record, located, record_of
-from der_fast.data.library import Library
+from der_fast.data.read.library import Library
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 

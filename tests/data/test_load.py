@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset, transforms_for
-from der_fast.data.split import held_out
+from der_fast.data.catalogue.split import held_out
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 

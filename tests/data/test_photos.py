@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from der_fast.data import load_dataset, members
-from der_fast.data.dali import is_installed
-from der_fast.data.place import Place
+from der_fast.data import load_dataset
+from der_fast.data.io import members
+from der_fast.data.read.dali import is_installed
+from der_fast.data.read.place import Place
 from der_fast.data.source import MemorySource
 from der_fast.errors import DataError
 from der_fast.seeds import generator
@@ -216,7 +217,7 @@ def test_a_drive_that_does_not_answer_ends_in_an_error(photos, open_photos, monk
             time.sleep(1.5)
         return read(path)
 
-    monkeypatch.setattr("der_fast.data.encoded.read_bytes", slow)
+    monkeypatch.setattr("der_fast.data.decode.encoded.read_bytes", slow)
     train, _, transform, _ = open_photos(photos, "dali", timeout=0.4, workers=1)
     with pytest.raises(DataError, match=r"data\.timeout"):
         epoch(train, transform)
@@ -242,8 +243,8 @@ def test_without_dali_pillow_reads_the_same_folders_and_says_so(photos, open_pho
 
 
 def test_a_dali_that_does_not_load_is_named(photos, open_photos, monkeypatch):
-    monkeypatch.setattr("der_fast.data.dali.is_installed", lambda: True)
-    monkeypatch.setitem(sys.modules, "der_fast.data.dali.reader", None)
+    monkeypatch.setattr("der_fast.data.read.dali.is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "der_fast.data.read.dali.reader", None)
     train, _, transform, _ = open_photos(photos, "dali")
     with pytest.raises(DataError, match=r"does not load: .*data\.reader='pillow'"):
         epoch(train, transform)
@@ -254,7 +255,7 @@ def test_dali_is_imported_by_whoever_decodes_with_it_only(photos):
 import sys
 from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset, transforms_for
-import der_fast.data.dali
+import der_fast.data.read.dali
 config = DataConfig(name={str(photos)!r}, reader="auto", image_size=48, random_resized_crop=True, workers=1)
 train, _ = load_dataset(config)
 assert "nvidia.dali" not in sys.modules
@@ -360,7 +361,7 @@ def test_the_transform_must_fit(photos, open_photos):
 def test_a_pipeline_that_was_given_back_is_let_alone(photos, open_photos, monkeypatch):
     """Whoever takes it may have begun before the walk that gave it back has ended."""
     pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
-    from der_fast.data.dali.reader import DaliReader
+    from der_fast.data.read.dali.reader import DaliReader
 
     give_back, walks = DaliReader._give_back, []
 
@@ -379,7 +380,7 @@ def test_a_pipeline_that_was_given_back_is_let_alone(photos, open_photos, monkey
 def test_nothing_of_a_walk_that_was_left_comes_in_the_next(photos, open_photos):
     """A pass over files that DALI refuses is left while it sorts them out; others read the same pipeline afterwards."""
     pytest.importorskip("nvidia.dali", reason="needs nvidia-dali (the extra 'dali'), which has no package for this system or Python")
-    from der_fast.data.dali.reader import Feed, Prepared
+    from der_fast.data.read.dali.reader import Feed, Prepared
 
     train, _, transform, _ = open_photos(photos, "dali")
     feed = Feed()

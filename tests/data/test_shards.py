@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import MemorySource, transforms_for
-from der_fast.data.files import FileTable
+from der_fast.data.catalogue.file_table import FileTable
 from der_fast.data.photos import PhotoSource
-from der_fast.data.reading import Loaded
+from der_fast.data.read.walk import Loaded
 from der_fast.data.shards import shard_of
 from der_fast.seeds import generator
 

@@ -7,7 +7,7 @@ import torch
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import MemorySource, transforms_for
-from der_fast.data.place import BEGINNING, Place
+from der_fast.data.read.place import BEGINNING, Place
 from der_fast.errors import DataError
 
 NAMES = ("ant", "bee", "cat")

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps, features
 from torch import Tensor
 
 import der_fast
-from der_fast.data.decode import decode
-from der_fast.data.kinds import IMAGE_SUFFIXES
+from der_fast.data.catalogue.kinds import IMAGE_SUFFIXES
+from der_fast.data.decode.pixels import decode
 from der_fast.deployment.exporter import export
 from der_fast.errors import DataError
 from der_fast.training.learner import Learner

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 import der_fast
-from der_fast.data import as_image_batch, decode, parts
+from der_fast.data import as_image_batch
+from der_fast.data.decode import parts
+from der_fast.data.decode import pixels as decode
 from der_fast.deployment import exporter
 from der_fast.deployment.deployed import DeployedModel
 from der_fast.errors import ConfigError, DataError

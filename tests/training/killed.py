@@ -20,9 +20,11 @@ import torch
 
 from der_fast import files
 from der_fast.config.schema import Config
-from der_fast.training import checkpoint, latency, learner, saved, store
+from der_fast.training import latency, learner
 from der_fast.training.progress import Observer
 from der_fast.training.run import learn_more, run_protocol
+from der_fast.training.storage import checkpoint, saved
+from der_fast.training.storage import named_files as store
 
 TINY = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource
-from der_fast.data.progress import bars_told_to, progress_bar, takes_a_bar
+from der_fast.data.io.progress import bars_told_to, progress_bar, takes_a_bar
 from der_fast.training.display import LiveDisplay, LogLines, NotebookDisplay, StepLines
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.run import run_protocol

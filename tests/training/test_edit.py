@@ -15,13 +15,13 @@ import pytest
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
-from der_fast.data.index import FILE as INDEX
+from der_fast.data.catalogue.index import FILE as INDEX
 from der_fast.errors import CheckpointError, DataError, StorageError
 from der_fast.training.edit import forget_in_run, rename_in_run
 from der_fast.training.learner import Learner
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.run import learn_more, run_protocol
-from der_fast.training.saved import saved_steps
+from der_fast.training.storage.saved import saved_steps
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]

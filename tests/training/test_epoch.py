@@ -11,7 +11,7 @@ import torch
 from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config
 from der_fast.data import Batch, MemorySource
-from der_fast.data.place import BEGINNING
+from der_fast.data.read.place import BEGINNING
 from der_fast.errors import DivergenceError
 from der_fast.model.architecture import build_architecture
 from der_fast.training.context import Context

@@ -306,7 +306,7 @@ def test_a_folder_without_a_learner(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_not_guessed_at(copy: Path) -> None:
-    from der_fast.training.store import load_manifest, save_manifest
+    from der_fast.training.storage.named_files import load_manifest, save_manifest
 
     for path in copy.glob("steps/*/learner.json"):
         save_manifest(path, {**load_manifest(path), "format": 99})

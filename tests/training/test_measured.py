@@ -18,8 +18,9 @@ from PIL import Image
 from der_fast import api
 from der_fast.data import MemorySource
 from der_fast.errors import CheckpointError, DataError
-from der_fast.training import provenance, saved
+from der_fast.training import provenance
 from der_fast.training.learner import Learner
+from der_fast.training.storage import saved
 
 KEYS: dict[str, Any] = {
     "protocol.class_order_seed": None, "model.backbone": "resnet20", "model.width": 2, "model.stem": "small", "masks.bn_images": 8,

@@ -13,11 +13,10 @@ import torch
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
-from der_fast.data.place import Place
+from der_fast.data.read.place import Place
 from der_fast.errors import DivergenceError
 from der_fast.model.architecture import build_architecture
 from der_fast.training import epoch as epochs
-from der_fast.training.checkpoint import Checkpoints
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, tally
 from der_fast.training.learner import Learner
@@ -28,6 +27,7 @@ from der_fast.training.progress import Observer
 from der_fast.training.run import run_protocol
 from der_fast.training.stage import Stage
 from der_fast.training.state import StepState
+from der_fast.training.storage.checkpoint import Checkpoints
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]

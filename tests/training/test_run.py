@@ -17,7 +17,7 @@ from der_fast.files import held
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
 from der_fast.training.run import FREE_KEYS, learn_more, run_protocol
-from der_fast.training.store import load_manifest, save_manifest
+from der_fast.training.storage.named_files import load_manifest, save_manifest
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]

@@ -8,8 +8,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from der_fast.training.history import write_history
 from der_fast.training.progress import EpochRecord
+from der_fast.training.storage.history import write_history
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
 

@@ -20,7 +20,6 @@ from der_fast.deployment.exporter import export
 from der_fast.errors import ConfigError
 from der_fast.model.readout import Readout
 from der_fast.training.batch_step import TrainedFeatures
-from der_fast.training.checkpoint import Checkpoints
 from der_fast.training.context import Context
 from der_fast.training.evaluation import features_by_class
 from der_fast.training.learner import Learner
@@ -32,6 +31,7 @@ from der_fast.training.progress import Observer
 from der_fast.training.run import run_protocol
 from der_fast.training.stage import Stage
 from der_fast.training.state import REPRESENTATION, StepState
+from der_fast.training.storage.checkpoint import Checkpoints
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]

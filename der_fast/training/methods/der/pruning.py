@@ -12,8 +12,8 @@ from der_fast.compaction.plan import with_floor
 from der_fast.compaction.program import live_widths, lost_branch
 from der_fast.compaction.rounding import round_channels
 from der_fast.config.schema import MasksConfig
+from der_fast.data.augment.transform import Transform
 from der_fast.data.source import ImageSource
-from der_fast.data.transform import Transform
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks

@@ -1,0 +1,1 @@
+"""Random crops, flips and jitter, and the normalisation in front of the network."""

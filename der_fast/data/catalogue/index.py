@@ -1,0 +1,262 @@
+"""The index of a folder of class folders: every file's path and size, made once, kept in a file, and made again when it is out of date.
+
+A folder's own time of change tells whether files were added, removed or renamed in it, so a million files need no second listing. That
+goes for every folder of images, those below the class folders included.
+Whether a file was overwritten is asked of every file in small data sets, and of some thousand spread over large ones.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from der_fast.data.catalogue.file_table import FileTable, Int64s, absolute_root, last_change
+from der_fast.data.catalogue.kinds import READABLE_KINDS
+from der_fast.data.catalogue.layout import Layout, find_layout
+from der_fast.data.catalogue.scan import Identity, Tree, identity_of, list_trees, size_and_time
+from der_fast.data.io.names import spelled
+from der_fast.data.io.progress import progress_bar
+from der_fast.data.io.threads import TIMEOUT, mapped
+from der_fast.errors import DataError, StorageError
+from der_fast.files import write_bytes
+
+FILE = "index.npz"
+FORMAT = 3
+
+_FILES_ASKED = 4096
+# Within this time a change may leave a folder's time stamp as it was: file systems count in steps.
+_STEP_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class FolderIndex:
+    """What lies in a folder of class folders.
+
+    Args:
+        table: the files, class by class; within a class folder by folder, sorted by name in each.
+        parts: for every folder of the table which part it belongs to: 'train', 'test', or 'whole'.
+        classes: for every folder its class name; several folders may have the same.
+        changed: (N,) int64: when every file was last changed, in ns.
+        folders_changed: when every folder was last changed, in ns.
+        listed: when the listing began, in ns.
+        checksum: SHA-256 over the files' relative paths and sizes.
+        tops: for every folder whether it is a class folder, and not one that lies in it.
+        left: for every folder how many of its files are left out, by kind.
+        runs: folders beside the class folders that are runs, or hold runs.
+        notes: what else lies there; asked whenever the index is opened.
+        loose: images beside the class folders; likewise.
+    """
+
+    table: FileTable
+    parts: tuple[str, ...]
+    classes: tuple[str, ...]
+    changed: Int64s
+    folders_changed: tuple[int, ...]
+    listed: int
+    checksum: str
+    tops: tuple[bool, ...]
+    left: tuple[Mapping[str, int], ...]
+    runs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    loose: int = 0
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return Path(self.table.roots[0])
+
+
+def build_index(folder: Path, timeout: float = TIMEOUT) -> FolderIndex:
+    """List a folder, its class folders in parallel.
+
+    Args:
+        folder: the data set.
+        timeout: seconds to wait for one folder.
+
+    Raises:
+        DataError: there are no class folders, or one could not be listed in time.
+        OSError: a folder that cannot be listed.
+    """
+    listed, root = time.time_ns(), Path(absolute_root(folder))
+    (layout,) = mapped(find_layout, [root], timeout)
+    trees, runs = _class_trees(root, layout, timeout)
+    if not trees:
+        raise DataError(f"{root} holds no class folders but only runs; put the images of every class into a folder of its own")
+    folders = [found for _, tree in trees for found in tree.folders]
+    table = FileTable.of(
+        str(root),
+        [found.path.relative_to(root).as_posix() for found in folders],
+        np.repeat(np.arange(len(folders), dtype=np.int64), [len(found.images) for found in folders]),
+        [os.fsencode(name) for found in folders for name, _, _ in found.images],
+        _column(size for found in folders for _, size, _ in found.images),
+    )
+    return FolderIndex(
+        table,
+        tuple(part for part, tree in trees for _ in tree.folders),
+        tuple(spelled(tree.path.name) for _, tree in trees for _ in tree.folders),
+        _column(changed for found in folders for _, _, changed in found.images),
+        tuple(found.changed for found in folders),
+        listed,
+        table.checksum(np.arange(len(table))),
+        tuple(number == 0 for _, tree in trees for number in range(len(tree.folders))),
+        tuple(found.left for found in folders),
+        runs,
+        layout.notes,
+        layout.loose,
+    )
+
+
+def _column(values: Iterable[int]) -> Int64s:
+    return np.fromiter(values, np.int64)
+
+
+def _class_trees(root: Path, layout: Layout, timeout: float) -> tuple[list[tuple[str, Tree]], tuple[str, ...]]:
+    """List the class folders; return them, and those folders that turned out to be runs."""
+    places = [place for _, place in layout.classes]
+    above = mapped(_identity, sorted({*root.parents, root, *(place.parent for place in places)}) if places else [], timeout)
+    with progress_bar(f"listing {root.name}", len(places)) as advance:
+        trees = list_trees(places, timeout, above=above, advance=advance)
+    classes = [(part, tree) for (part, _), tree in zip(layout.classes, trees, strict=True) if not tree.is_run]
+    return classes, tuple(str(tree.path) for tree in trees if tree.is_run)
+
+
+def _identity(folder: Path) -> Identity:
+    return identity_of(folder, folder.stat())
+
+
+def save_index(path: Path, index: FolderIndex) -> None:
+    """Write an index; raises StorageError."""
+    table = index.table
+    facts = {
+        "format": FORMAT,
+        "root": table.roots[0],
+        "folders": [entry for _, entry in table.folders],
+        "parts": index.parts,
+        "classes": index.classes,
+        "folders_changed": index.folders_changed,
+        "listed": index.listed,
+        "checksum": index.checksum,
+        "tops": index.tops,
+        "left": index.left,
+        "readable": READABLE_KINDS,
+    }
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    folder = table.folder.astype(np.int32)
+    np.savez(buffer, facts=text, changed=index.changed, folder=folder, names=table.names, ends=table.ends, sizes=table.sizes)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_index(path: Path) -> FolderIndex | None:
+    """Read an index; None where there is none, or none that verifies."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            facts = json.loads(arrays["facts"].tobytes())
+            # What is an image depends on what else is installed.
+            if facts["format"] != FORMAT or facts["readable"] != list(READABLE_KINDS):
+                return None
+            table = FileTable(
+                (facts["root"],),
+                tuple((0, entry) for entry in facts["folders"]),
+                arrays["folder"].astype(np.int64),
+                arrays["names"],
+                arrays["ends"],
+                arrays["sizes"],
+            )
+            index = FolderIndex(
+                table,
+                tuple(facts["parts"]),
+                tuple(facts["classes"]),
+                arrays["changed"],
+                tuple(facts["folders_changed"]),
+                facts["listed"],
+                facts["checksum"],
+                tuple(facts["tops"]),
+                tuple(Counter(left) for left in facts["left"]),
+            )
+        return index if table.checksum(np.arange(len(table))) == index.checksum else None
+    except Exception:  # a damaged archive raises almost anything; the folder can be listed again
+        return None
+
+
+def difference(index: FolderIndex, timeout: float = TIMEOUT) -> str | FolderIndex:
+    """Say what of the folder is no longer as the index has it, or return the index if nothing is seen to have changed.
+
+    Args:
+        index: as it was read.
+        timeout: seconds to wait for a folder beside the class folders.
+
+    Returns:
+        A line, or the index with what lies beside the class folders today.
+    """
+    try:
+        layout = find_layout(index.root)
+        known = [row for row, top in enumerate(index.tops) if top]
+        had = {(index.parts[row], index.table.folders[row][1]) for row in known}
+        others = [entry for entry in layout.classes if (entry[0], entry[1].relative_to(index.root).as_posix()) not in had]
+        classes, runs = _class_trees(index.root, replace(layout, classes=tuple(others)), timeout)
+        if classes or len(layout.classes) - len(others) != len(had):
+            return "class folders were added or removed"
+        for (_, entry), changed in zip(index.table.folders, index.folders_changed, strict=True):
+            place = index.root / entry
+            facts = place.stat()
+            if last_change(facts) != changed:
+                return f"files were added to or removed from {place}"
+            if facts.st_mtime_ns > index.listed - _STEP_NS:
+                return f"{place} had just been changed when it was listed"
+    except (OSError, DataError) as error:
+        return str(error)
+    count = len(index.table)
+    asked = np.unique(np.linspace(0, count - 1, min(count, _FILES_ASKED)).astype(np.int64)) if count else np.zeros(0, np.int64)
+    return _changed_file(index, asked.tolist()) or replace(index, runs=runs, notes=layout.notes, loose=layout.loose)
+
+
+def _changed_file(index: FolderIndex, rows: Sequence[int]) -> str | None:
+    for row in rows:
+        path = index.table.path(row)
+        if size_and_time(Path(path))[:2] != (int(index.table.sizes[row]), int(index.changed[row])):
+            return f"{path} was changed"
+    return None
+
+
+def open_index(folder: Path, cache: Path | None, timeout: float = TIMEOUT) -> tuple[FolderIndex, str]:
+    """Return a folder's index, from `cache` if it is there and not out of date, and a line that says where it came from.
+
+    Args:
+        folder: the data set.
+        cache: the folder that keeps the index, or None to keep none. Where it cannot be written to, none is kept.
+        timeout: seconds to wait for one class folder, and for the question whether the index is out of date.
+
+    Raises:
+        DataError, OSError: see `build_index`.
+    """
+    path = None if cache is None else cache / FILE
+    old = None if path is None or not path.is_file() else load_index(path)
+    reason = None
+    if old is not None and old.root == Path(absolute_root(folder)):
+        (found,) = mapped(lambda _: difference(old, timeout), [old.root], timeout)
+        if isinstance(found, FolderIndex):
+            return found, f"index of {len(found.table):,} files: {path}"
+        reason = found
+    index = build_index(folder, timeout)
+    line = f"index of {len(index.table):,} files made{f' again: {reason}' if reason else ''}"
+    return index, line + not_kept(path, lambda place: save_index(place, index))
+
+
+def not_kept(path: Path | None, save: Callable[[Path], None]) -> str:
+    """Save an index where there is a place for it; returns '', or why it could not be, which is not a reason to stop."""
+    if path is None:
+        return ""
+    try:
+        save(path)
+    except StorageError as error:
+        return f"; not kept: {error}"
+    return ""

@@ -1,0 +1,1 @@
+"""From a file, or what a caller holds, to RGB pixels."""

@@ -1,0 +1,1 @@
+"""Reading bytes: threads that never hang, members of tars, downloads, progress."""
