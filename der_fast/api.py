@@ -15,7 +15,9 @@ from der_fast.config.rescale import stretched
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
 from der_fast.config.tree import from_dict, replace_keys
-from der_fast.data import MemorySource, load_dataset
+from der_fast.data import load_dataset
+from der_fast.data.joined import joined
+from der_fast.data.sets.dataset import as_source
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, ConfigError, DataError, Spelling
 from der_fast.home import expand
@@ -24,12 +26,12 @@ from der_fast.report import write_report
 from der_fast.training.edit import forget_in_run, rename_in_run
 from der_fast.training.evaluation import Evaluation
 from der_fast.training.learner import Learner
-from der_fast.training.measured import held_out_images, images_of, joined, without_limits
+from der_fast.training.measured import held_out_images, images_of, without_limits
 from der_fast.training.progress import Observer, Observers
 from der_fast.training.provenance import GIVEN, moved, origin_of
 from der_fast.training.run import check_out, learn_more, run_protocol
 from der_fast.training.runtime import refuse_rerun
-from der_fast.training.sources import as_source, without_empty_classes
+from der_fast.training.sources import without_empty_classes
 from der_fast.training.storage.named_files import load_manifest
 from der_fast.training.watching import watched
 
@@ -225,7 +227,7 @@ def _learn_run(run: Path, folder: str | Path, data: str | Path | None, overrides
         overrides["data.name"] = absolute(str(data))
     config = replace_keys(saved.config, stretched(saved.config, overrides))
     refuse_others(config, overrides)
-    if isinstance(saved.model.memory, MemorySource):
+    if saved.model.memory is not None and not saved.model.memory.in_files:
         # New images are put together with the memory, so they are held as it is.
         config = replace_keys(config, {"data.reader": "memory"})
     limits = {key: None for key in ("data.train_per_class", "data.test_per_class") if key not in overrides}

@@ -10,14 +10,15 @@ if TYPE_CHECKING:
     from der_fast.data.decode.convert import load_folder_images
     from der_fast.data.decode.parts import as_image_batch, file_parts, image_parts
     from der_fast.data.load import load_dataset
+    from der_fast.data.memory_source import MemorySource
     from der_fast.data.sets.dataset import from_dataset
     from der_fast.data.sizes import stored_side
-    from der_fast.data.source import Batch, ImageSource, MemorySource
+    from der_fast.data.source import Batch, ImageSource
 
 _HOMES = {
     "Batch": "source",
     "ImageSource": "source",
-    "MemorySource": "source",
+    "MemorySource": "memory_source",
     "Transform": "augment.transform",
     "as_image_batch": "decode.parts",
     "file_parts": "decode.parts",

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from der_fast.data.io.members import read_bytes
 from der_fast.data.io.threads import mapped
+from der_fast.data.memory_source import MemorySource
 from der_fast.data.photos import PhotoSource
-from der_fast.data.source import ImageSource, MemorySource
+from der_fast.data.source import ImageSource
 
 
 def held_already(source: ImageSource, memory: ImageSource) -> Tensor:

@@ -1,4 +1,4 @@
-"""A source of files as it is written down with a run, and found again: relative paths, sizes and checksums instead of pixels."""
+"""A source as it is saved with a run, and found again: pixels, or of files their relative paths, sizes and checksums instead of pixels."""
 
 from __future__ import annotations
 
@@ -15,20 +15,30 @@ from torch import Tensor
 from der_fast.data.catalogue.file_table import FileTable
 from der_fast.data.io.members import is_same_size, read_bytes
 from der_fast.data.io.threads import mapped
+from der_fast.data.memory_source import MemorySource
 from der_fast.data.photos import PhotoSource
 from der_fast.data.read.library import Library
+from der_fast.data.read.walk import ReadSettings
+from der_fast.data.source import ImageSource
 from der_fast.errors import DataError, Spelling
 
 _MOST_NAMED = 5
 _DIGEST_BYTES = 32
 
 
-def record_of(source: PhotoSource) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def record_of(source: ImageSource) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a source as tensors and plain JSON values; files that nobody has looked at are read for their checksums.
 
     Raises:
         DataError: a file's bytes did not come in time.
     """
+    if isinstance(source, PhotoSource):
+        tensors, facts = _record_of_files(source)
+        return tensors, {"files": facts}
+    return {"images": source.pixels(torch.arange(len(source))), "labels": source.labels}, {"class_names": list(source.class_names)}
+
+
+def _record_of_files(source: PhotoSource) -> tuple[dict[str, Tensor], dict[str, Any]]:
     table = source.table.taken(source.rows)
     paths = [table.path(row) for row in range(len(table))]
     digests = source.library.digests
@@ -46,12 +56,22 @@ def record_of(source: PhotoSource) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {**facts, "class_names": list(source.class_names)}
 
 
-def from_record(tensors: dict[str, Tensor], facts: dict[str, Any], library: Library) -> PhotoSource:
+def from_record(tensors: dict[str, Tensor], facts: dict[str, Any], settings: ReadSettings) -> ImageSource:
     """The inverse of `record_of`; whether the files are still there is not asked.
+
+    Args:
+        tensors, facts: what it returned.
+        settings: how files are read.
 
     Raises:
         KeyError, TypeError, ValueError: this is not such a record.
     """
+    if "files" in facts:
+        return _from_files(tensors, facts["files"], Library(settings))
+    return MemorySource(tensors["images"], tensors["labels"], facts["class_names"])
+
+
+def _from_files(tensors: dict[str, Tensor], facts: dict[str, Any], library: Library) -> PhotoSource:
     table = FileTable(
         tuple(facts["roots"]),
         tuple((int(root), str(path)) for root, path in facts["folders"]),
@@ -66,8 +86,8 @@ def from_record(tensors: dict[str, Tensor], facts: dict[str, Any], library: Libr
     return PhotoSource.of(table, np.arange(len(table)), tensors["labels"], facts["class_names"], size, library)
 
 
-def located(source: PhotoSource, places: Sequence[str]) -> PhotoSource:
-    """Return the source with its files where they are now.
+def located(source: ImageSource, places: Sequence[str]) -> ImageSource:
+    """Return the source with its files where they are now; images in memory are returned as they are.
 
     A root whose files are gone is looked for at `places`. A few files that are missing or changed are put down as unreadable ones are.
 
@@ -78,6 +98,8 @@ def located(source: PhotoSource, places: Sequence[str]) -> PhotoSource:
     Raises:
         DataError: more than three and more than 1 % of the files are gone, or have other contents; or a drive does not answer.
     """
+    if not isinstance(source, PhotoSource):
+        return source
     table, digests = source.table, dict(source.library.digests)
     for root in table.roots:
         if not _bearable(_missing(table, source), len(source)):

@@ -11,11 +11,12 @@ from der_fast.config.datasets import KNOWN_NAMES
 from der_fast.config.schema import DataConfig
 from der_fast.data.decode.convert import fit_batch
 from der_fast.data.io.threads import mapped
+from der_fast.data.memory_source import MemorySource
 from der_fast.data.sets.cifar import ARCHIVES, load_cifar
 from der_fast.data.sets.digits import load_digits
 from der_fast.data.sets.folder import load_folder
 from der_fast.data.sizes import refuse_too_much, stored_side
-from der_fast.data.source import ImageSource, MemorySource
+from der_fast.data.source import ImageSource
 from der_fast.errors import DataError, Spelling
 from der_fast.home import cache_folder, expand, older_cache_folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from der_fast.data.io.names import spelled
 from der_fast.data.read.library import Library
 from der_fast.data.read.place import BEGINNING, Place
 from der_fast.data.read.walk import Walk
-from der_fast.data.selection import check_indices, positions_of, selection_of
+from der_fast.data.selection import check_indices, check_names, positions_of, selection_of
 from der_fast.data.shards import check_process, shard_of
 from der_fast.data.source import Batch, check_same_names
 from der_fast.errors import DataError
@@ -75,6 +75,21 @@ class PhotoSource:
         return tuple(self.table.relative(row) for row in self.rows.tolist())
 
     @property
+    def in_files(self) -> bool:
+        """Whether the images stay in their files: yes."""
+        return True
+
+    @property
+    def sizes(self) -> Ints:
+        """Bytes of every image's file, (N,) int64."""
+        return self.table.sizes[self.rows]
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders in which the files lie."""
+        return self.table.roots
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         """Files of this data set that could not be read so far, each as "path: reason"."""
         return tuple(f"{path}: {reason}" for path, reason in self.library.broken.items())
@@ -84,7 +99,11 @@ class PhotoSource:
         """How the images are read, for the report."""
         return tuple(self.library.notes)
 
-    def recall(self, unreadable: Mapping[str, str]) -> dict[str, str]:
+    def say(self, line: str) -> None:
+        """Add a line to the notes, once, and tell whoever listens."""
+        self.library.say(line)
+
+    def recall(self, unreadable: dict[str, str]) -> dict[str, str]:
         """Return path → reason of the files of this data set that could not be read; it is written into as more are found.
 
         Args:
@@ -102,8 +121,13 @@ class PhotoSource:
 
     def relabelled(self, class_names: Sequence[str]) -> PhotoSource:
         """Return the same images with labels into `class_names`; see `ImageSource.relabelled`."""
-        position = positions_of(self.class_names, class_names)
-        return replace(self, labels=position[self.labels], class_names=tuple(map(spelled, class_names)))
+        return self.with_labels(positions_of(self.class_names, class_names)[self.labels], class_names)
+
+    def with_labels(self, labels: Tensor, class_names: Sequence[str]) -> PhotoSource:
+        """Return the same images with other labels; see `ImageSource.with_labels`."""
+        names = tuple(map(spelled, class_names))
+        check_names(names)
+        return replace(self, labels=labels, class_names=names)
 
     def subset(self, indices: Tensor) -> PhotoSource:
         """Return the images at `indices`; see `ImageSource.subset`."""

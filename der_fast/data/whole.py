@@ -20,11 +20,12 @@ from der_fast.data.catalogue.tars import index_tars
 from der_fast.data.decode.pixels import decode_files
 from der_fast.data.io.progress import progress_bar
 from der_fast.data.load import found_place, load_dataset
+from der_fast.data.memory_source import MemorySource
 from der_fast.data.photos import PhotoSource
 from der_fast.data.read.library import Library, read_settings
 from der_fast.data.sets.folder import judge_problems
 from der_fast.data.sizes import SMALL_SIDE, refuse_too_much, stored_side
-from der_fast.data.source import ImageSource, MemorySource
+from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
 from der_fast.home import expand
 
@@ -175,23 +176,3 @@ def _in_memory(
     kept = torch.tensor(decoded.kept, dtype=torch.int64)
     files = [table.relative(int(rows[index])) for index in decoded.kept]
     return MemorySource(decoded.images, torch.from_numpy(labels)[kept], names, files=files, skipped=decoded.problems)
-
-
-def with_labels(source: ImageSource, labels: torch.Tensor, names: Sequence[str]) -> ImageSource:
-    """Return a source's images with other labels, (N,) int64 into other class names."""
-    if isinstance(source, PhotoSource):
-        return PhotoSource.of(source.table, source.rows, labels, names, source.image_size, source.library)
-    pixels = source.images if isinstance(source, MemorySource) else source.pixels(torch.arange(len(source)))
-    return MemorySource(pixels, labels, names, files=getattr(source, "files", None), skipped=getattr(source, "skipped", ()))
-
-
-def in_memory(source: ImageSource) -> MemorySource:
-    """Return a source with its images decoded at its image size; files that cannot be read are left out and named in `skipped`."""
-    if isinstance(source, MemorySource):
-        return source
-    if isinstance(source, PhotoSource):
-        paths = [Path(source.table.path(row)) for row in source.rows.tolist()]
-        decoded = decode_files(paths, source.image_size)
-        kept = torch.tensor(decoded.kept, dtype=torch.int64)
-        return MemorySource(decoded.images, source.labels[kept], source.class_names, skipped=decoded.problems)
-    return MemorySource(source.pixels(torch.arange(len(source))), source.labels, source.class_names)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from der_fast.config.schema import Config
 from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
 from der_fast.training import provenance
@@ -15,18 +14,17 @@ from der_fast.training.context import Context
 from der_fast.training.events import FORGOTTEN, REFRESHED, RENAMED, Event, latest, names_now, with_names
 from der_fast.training.events import present as present_names
 from der_fast.training.forget import forgotten_model
-from der_fast.training.method import Method
-from der_fast.training.model import Model
-from der_fast.training.progress import EpochRecord, Observer
+from der_fast.training.hooks import Hooks
+from der_fast.training.progress import EpochRecord
 from der_fast.training.refresh import begin_refresh, check_refresh, only_new_images, refresh
 from der_fast.training.rename import renamed_model
 from der_fast.training.results import StepResult, times_of
-from der_fast.training.state import StepState
+from der_fast.training.trained import TrainedModel
 
 _MOST_NAMED = 5
 
 
-class KnownClasses:
+class KnownClasses(TrainedModel):
     """The part of a learner that changes known classes; `Learner` has the rest.
 
     Attributes:
@@ -36,29 +34,12 @@ class KnownClasses:
         learned: of every step, the images it was trained on and those that were held out.
     """
 
-    config: Config
-    observer: Observer
     results: list[StepResult]
     records: list[EpochRecord]
     notes: list[str]
     events: list[Event]
     lesson: str
     learned: list[provenance.Learned]
-    _model: Model | None
-
-    @property
-    def method(self) -> Method[Any]:
-        """What the configuration names."""
-        raise NotImplementedError
-
-    @property
-    def model(self) -> Model:
-        """The model so far; raises DerFastError before the first step."""
-        raise NotImplementedError
-
-    def _measured(self, context: Context | None, model: Model, test: Any, seconds: float) -> StepResult:
-        """Measure a model whose last change was no step."""
-        raise NotImplementedError
 
     @property
     def latest(self) -> StepResult:
@@ -148,14 +129,10 @@ class KnownClasses:
         """Whether there are no new classes among these (checked) images."""
         return self._model is not None and not self.method.joint and set(train.class_names) <= set(self._model.class_names)
 
-    def _refresh(
-        self, context: Context, train: ImageSource, test: ImageSource | None, begin: Callable[[StepState], bool] | None, started: float
-    ) -> StepResult:
+    def _refresh(self, context: Context, train: ImageSource, test: ImageSource | None, hooks: Hooks, started: float) -> StepResult:
         """Do what `learn` does where all classes are known."""
         model = self.model
-        state = begin_refresh(context, model)
-        if begin is not None and not begin(state):
-            state = begin_refresh(context, model)
+        state = hooks.begun(lambda: begin_refresh(context, model))
         before = state.spent
         refreshed = refresh(context, model, state, train)
         result = self._measured(context, refreshed, test, before + time.perf_counter() - started)

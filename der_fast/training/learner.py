@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from der_fast.config.check import check
 from der_fast.config.schema import Config, RuntimeConfig
 from der_fast.config.tree import flatten, to_dict
-from der_fast.data import MemorySource, image_parts, transforms_for
+from der_fast.data.kept import located
+from der_fast.data.sets.dataset import as_source
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
@@ -22,22 +23,18 @@ from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training import events, provenance
-from der_fast.training.context import Context
-from der_fast.training.evaluation import Evaluation, logits_of, score
+from der_fast.training.hooks import Hooks
 from der_fast.training.known import KnownClasses
 from der_fast.training.measuring import measure
 from der_fast.training.memory import check_quota, scarcity_note
-from der_fast.training.method import Method
-from der_fast.training.methods import method_of
 from der_fast.training.model import Model, Network
 from der_fast.training.precision import precision_note
-from der_fast.training.prediction import Prediction, check_top, predictions_of
 from der_fast.training.progress import EpochRecord, Observer
 from der_fast.training.reference_model import train_reference
 from der_fast.training.results import StepResult, device_name, metrics_of, times_of, unmeasured_note
 from der_fast.training.runtime import apply_runtime, refuse_rerun
-from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, find_files, without_empty_classes
-from der_fast.training.state import StepFile, StepState
+from der_fast.training.sources import check_test, check_train, counts_by_class, without_empty_classes
+from der_fast.training.state import StepFile
 from der_fast.training.step import learn_step
 from der_fast.training.storage import saved
 from der_fast.training.storage.history import write_history
@@ -90,34 +87,7 @@ class Learner(KnownClasses):
         self._memory_found = True
         self._precision_said = False
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Every known class, in learning order."""
-        return self._model.class_names if self._model else ()
-
-    @property
-    def method(self) -> Method[Any]:
-        """What the configuration names."""
-        return method_of(self.config)
-
-    @property
-    def model(self) -> Model:
-        """The model so far; raises DerFastError before the first step."""
-        if self._model is None:
-            raise DerFastError("nothing has been learned yet: call learn() first")
-        return self._model
-
-    def learn(
-        self,
-        train: Any,
-        test: Any = None,
-        *,
-        progress: bool | None = None,
-        announce: bool = True,
-        origin: provenance.Origin | None = None,
-        begin: Callable[[StepState], bool] | None = None,
-        save: Callable[[StepState], None] | None = None,
-    ) -> StepResult:
+    def learn(self, train: Any, test: Any = None, *, progress: bool | None = None) -> StepResult:
         """Learn the classes of `train`; finished extractors stay as they are.
 
         Images of known classes join the rehearsal memory's. Where there are no others, nothing is expanded: the rehearsal memory is
@@ -130,11 +100,6 @@ class Learner(KnownClasses):
             test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
             progress: show progress on standard error or in the notebook; None: where somebody looks on and the learner has no observer
                 (see `der_fast.train`).
-            announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
-            origin: where the images come from, for later measurements; default: they were given, and the test images of the classes of
-                `train` were held out.
-            begin: called with the step as it begins; may bring it to a checkpoint and then returns True.
-            save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
 
         Raises:
             DataError: images of another size than before, an empty source, or nothing that is new.
@@ -145,41 +110,32 @@ class Learner(KnownClasses):
         Whatever is raised, the learner is as it was before the call.
         """
         refuse_rerun()
-        fit_to_compute(self.device)
         before = self.observer
         with watched(None if before is _NOBODY else before, progress) as self.observer:
             try:
                 if self.observer is not before:
                     self.observer.run_begins(len(self.results) + 1, self.config)
-                return self._learn(train, test, announce, origin, begin, save)
+                return self._learn(train, test, Hooks())
             finally:
                 self.observer = before
 
-    def _learn(
-        self,
-        train: Any,
-        test: Any,
-        announce: bool,
-        origin: provenance.Origin | None,
-        begin: Callable[[StepState], bool] | None,
-        save: Callable[[StepState], None] | None,
-    ) -> StepResult:
+    def _learn(self, train: Any, test: Any, hooks: Hooks) -> StepResult:
+        """Do what `learn` does, as a run wants it: with checkpoints, and knowing where the images come from."""
         started = time.perf_counter()
+        fit_to_compute(self.device)
         train, test = self._checked(train, test)
         lesson = train.fingerprint()
         self._find_memory(train)
-        self._check_memory(train, announce)
+        self._check_memory(train, hooks.announce)
         train = self._new_images(train)
-        context = self._context(train, save)
+        context = self._context(train, hooks.save)
         if self._is_refresh(train):
-            result = self._refresh(context, train, test, begin, started)
-            return self._learned(result, lesson, train, test, origin, refreshed=True)
+            result = self._refresh(context, train, test, hooks, started)
+            return self._learned(result, lesson, train, test, hooks.origin, refreshed=True)
         model = self._model or Model(Network(self._architecture(context.test_transform.size)))
         self._say_precision(model.network.architecture, context.test_transform.size)
         method = self.method
-        state = method.begin(context, model, train)
-        if begin is not None and not begin(state):
-            state = method.begin(context, model, train)
+        state = hooks.begun(lambda: method.begin(context, model, train))
         before = state.spent
         finished, packed, facts = learn_step(context, method, model, state, train)
         seconds = before + time.perf_counter() - started
@@ -194,7 +150,7 @@ class Learner(KnownClasses):
         self.results.append(result)
         self.records += [*state.records, *records]
         self.notes += state.notes
-        return self._learned(result, lesson, train, test, origin, refreshed=False)
+        return self._learned(result, lesson, train, test, hooks.origin, refreshed=False)
 
     def _learned(
         self,
@@ -216,45 +172,6 @@ class Learner(KnownClasses):
             self.observer.message(note)
         self.observer.step_ends({**_summary(result), "refreshed": refreshed})
         return result
-
-    def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
-        """Name the class of every image.
-
-        Args:
-            images: one image or many, in any form that `der_fast.data.image_parts` lists: paths, Pillow images, arrays and tensors, alone
-                or in a list or generator. Many photos are decoded a part at a time, in several threads.
-            top: how many of the best classes to return for each, at least 1.
-
-        Returns:
-            One prediction per image, in order.
-
-        Raises:
-            ConfigError: `top` below 1.
-            DataError: images of another form, or a file that cannot be read.
-        """
-        top = check_top(top)
-        fit_to_compute(self.device)
-        model = self.model
-        assert self.image_size is not None
-        rows: list[Prediction] = []
-        for pixels in image_parts(images, self.image_size):
-            source = MemorySource(pixels, torch.zeros(len(pixels), dtype=torch.int64), model.class_names)
-            logits, _ = logits_of(self._context(source), model.network.bank, model.ready, source)
-            rows += predictions_of(model.ready.probabilities(logits), model.class_names, top)
-        return rows
-
-    def evaluate(self, test: Any) -> Evaluation:
-        """Return accuracy over all known classes on a test set whose classes are all known.
-
-        Raises:
-            DataError: no images, images of another size than the learned ones, or a class that was never learned.
-        """
-        fit_to_compute(self.device)
-        model = self.model
-        assert self.image_size is not None
-        source = without_empty_classes(as_source(test, self.config.data, self.image_size))
-        check_test(source, model.class_names, self.image_size)
-        return self._evaluate(self._context(source), model, source)
 
     def save(self, folder: str | Path) -> Path:
         """Write the learner, its metrics and its history; whatever the folder held before stays readable until then.
@@ -386,7 +303,7 @@ class Learner(KnownClasses):
     def _find_memory(self, train: ImageSource) -> None:
         """Look once where the files of a memory that was read from a run's folder are now; raises DataError where they are not."""
         if self._model is not None and self._model.memory is not None and not self._memory_found:
-            self._model = replace(self._model, memory=find_files(self._model.memory, train, self.config.data.name))
+            self._model = replace(self._model, memory=located(self._model.memory, [*train.roots, self.config.data.name]))
         self._memory_found = True
 
     def _check_memory(self, train: ImageSource, announce: bool) -> None:
@@ -400,36 +317,15 @@ class Learner(KnownClasses):
         if note is not None:
             self.observer.message(note)
 
-    def _context(self, source: ImageSource, save: Callable[[StepState], None] | None = None) -> Context:
-        train_transform, test_transform = transforms_for(self.config.data, source.image_size)
-        return Context(self.config, self.device, train_transform, test_transform, self.observer, save or (lambda state: None), self.backend)
-
-    def _evaluate(self, context: Context, model: Model, test: ImageSource) -> Evaluation:
-        named = test.relabelled(model.class_names)
-        logits, read = logits_of(context, model.network.bank, model.ready, named)
-        return score(logits, named.labels[read], model.class_names, model.class_sets)
-
-    def _measured(self, context: Context | None, model: Model, test: Any, seconds: float) -> StepResult:
-        source = None
-        if test is not None:
-            source = without_empty_classes(as_source(test, self.config.data, self.image_size))
-            check_test(source, model.class_names, self.image_size or source.image_size)
-        height, width = self.image_size or (0, 0)
-        blank = MemorySource(torch.zeros(1, height, width, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("",))
-        context = context or self._context(blank)
-        outcome = self._evaluate(context, model, source) if source is not None else None
-        result = measure(context, model, None, outcome, None, seconds)
-        return replace(result, class_names=())
-
 
 def _value(config: Config, key: str) -> Any:
     return flatten(to_dict(config))[key]
 
 
 def _notes(source: ImageSource) -> list[str]:
-    skipped = getattr(source, "skipped", ())
+    skipped = source.skipped
     count = [f"{len(skipped)} image file(s) could not be read and were left out"] if skipped else []
-    return [*getattr(source, "notes", ()), *count, *(f"skipped {entry}" for entry in skipped)]
+    return [*source.notes, *count, *(f"skipped {entry}" for entry in skipped)]
 
 
 def _summary(result: StepResult) -> dict[str, Any]:

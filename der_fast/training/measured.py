@@ -15,10 +15,10 @@ from der_fast.config.schema import DataConfig
 from der_fast.data import load_dataset
 from der_fast.data.catalogue.file_table import Int64s
 from der_fast.data.identity import FILE, identities
-from der_fast.data.photos import PhotoSource
+from der_fast.data.joined import joined
 from der_fast.data.selection import few
-from der_fast.data.source import ImageSource
-from der_fast.data.whole import WholeSet, in_memory, load_whole, with_labels
+from der_fast.data.source import ImageSource, renamed
+from der_fast.data.whole import WholeSet, load_whole
 from der_fast.errors import DataError
 from der_fast.training.provenance import GIVEN, Learned
 from der_fast.training.sources import without_empty_classes
@@ -127,7 +127,7 @@ def _found_again(entries: list[Learned], names: Sequence[str], config: DataConfi
     if not there.any():
         return []
     chosen = source.subset(torch.from_numpy(position[there]))
-    return [with_labels(chosen, torch.from_numpy(wanted.labels[there]), names)]
+    return [chosen.with_labels(torch.from_numpy(wanted.labels[there]), names)]
 
 
 def _search(whole: WholeSet, wanted: _Wanted, kind: str) -> tuple[ImageSource, Int64s, set[tuple[str, str]]]:
@@ -158,8 +158,8 @@ def _search(whole: WholeSet, wanted: _Wanted, kind: str) -> tuple[ImageSource, I
 def _candidates(source: ImageSource, wanted: _Wanted, kind: str) -> tuple[Int64s, Int64s]:
     """Return the positions and identities of the images that may be wanted: of files, those of a size that is wanted."""
     positions = np.arange(len(source), dtype=np.int64)
-    if isinstance(source, PhotoSource) and kind == FILE:
-        positions = np.flatnonzero(np.isin(source.table.sizes[source.rows], wanted.sizes))
+    if kind == FILE:
+        positions = np.flatnonzero(np.isin(source.sizes, wanted.sizes))
     found = identities(source, kind, torch.from_numpy(positions))
     if found is None:
         raise DataError("it was learned from files, and there are only images in memory now")
@@ -206,16 +206,6 @@ def _as_split_now(names: Sequence[str], config: DataConfig, run: Path, notes: li
     return [test.of_classes(present)] if present else []
 
 
-def joined(sources: Sequence[ImageSource], names: Sequence[str]) -> ImageSource:
-    """Put sources together, labelled into `names`; images in files are decoded where others are in memory."""
-    if len({isinstance(source, PhotoSource) for source in sources}) > 1:
-        sources = [in_memory(source) for source in sources]
-    whole, *others = [source.relabelled(names) for source in sources]
-    for source in others:
-        whole = whole.concatenated(source)
-    return whole
-
-
 def images_of(learner: Learner, config: DataConfig) -> Measured:
     """Return the images of a data set that is given to be measured, without those that the learner was trained on.
 
@@ -243,7 +233,7 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
         called = {**_seen_as(learner, source, found, entries), **called}
     if called:
         notes += [f"class {there!r} of {config.name} is the one that the run calls {name!r}" for there, name in sorted(called.items())]
-        source = with_labels(source, source.labels, [called.get(name, name) for name in source.class_names])
+        source = renamed(source, called)
     if unwritten:
         what = (
             "what would be held out of it today is measured"

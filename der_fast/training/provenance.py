@@ -20,7 +20,6 @@ from torch import Tensor
 from der_fast.config.datasets import absolute, data_folder
 from der_fast.config.schema import DataConfig
 from der_fast.data.identity import FILE, UNREADABLE, identities, kind_of
-from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, DataError
 from der_fast.training.sources import counts_by_class
@@ -118,7 +117,7 @@ def learned(step: int, train: ImageSource, origin: Origin) -> Learned:
     if test is not None and (found := identities(test, kind)) is not None:
         read = found != UNREADABLE
         held_out, labels = found[read], test.relabelled(names).labels.numpy().astype(np.int32)[read]
-        sizes = test.table.sizes[test.rows][read] if isinstance(test, PhotoSource) and kind == FILE else np.zeros_like(held_out)
+        sizes = test.sizes[read] if kind == FILE else np.zeros_like(held_out)
     return Learned(
         step,
         None if origin.data is None else _facts(origin.data),

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from der_fast.config.schema import Config
 from der_fast.data.duplicates import held_already
-from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import ConfigError, DataError, Spelling
 from der_fast.model.classifier import new_classifier
@@ -42,8 +41,7 @@ def refresh(context: Context, model: Model, state: StepState, train: ImageSource
         DivergenceError: the loss is no longer finite.
     """
     source = rehearsal(model, train)
-    if isinstance(source, PhotoSource):
-        state.unreadable = source.recall(state.unreadable)
+    state.unreadable = source.recall(state.unreadable)
     context.observer.step_begins(state.step, state.step, train.class_names, len(source))
     train_classifier(context, state, model.network.bank, source)
     memory = refill(context, model, model.memory, train)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.training.context import Context
 from der_fast.training.evaluation import features_by_class
@@ -56,8 +55,8 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
         parts.append(train.subset(positions[herding(features, count)]).relabelled(names))
         # Herding ranks in double precision, twice: as given and normalised.
         largest = max(largest, features.numel() * (features.element_size() + 2 * 8))
-    if isinstance(train, PhotoSource):
-        train.library.say(f"herding over {len(train):,} images, class by class: at most {largest / 2**20:.1f} MiB of features at a time")
+    if train.in_files:
+        train.say(f"herding over {len(train):,} images, class by class: at most {largest / 2**20:.1f} MiB of features at a time")
     chosen = parts[0]
     for part in parts[1:]:
         chosen = chosen.concatenated(part)

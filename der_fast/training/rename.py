@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from der_fast.data.renamed import renamed
+from der_fast.data.source import renamed
 from der_fast.errors import DataError
 from der_fast.training.model import Model
 

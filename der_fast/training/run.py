@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from der_fast.config.former import present_keys
 from der_fast.config.rescale import unreached_note
 from der_fast.config.schema import Config
 from der_fast.config.tree import flatten, to_dict
-from der_fast.data.renamed import renamed
-from der_fast.data.source import ImageSource
+from der_fast.data.source import ImageSource, renamed
 from der_fast.errors import OUT, RESUME, CheckpointError, ConfigError, DataError, DivergenceError, Spelling
 from der_fast.files import held, remove_leftovers
 from der_fast.stopping import deferred, heeding
 from der_fast.training.events import names_now, names_then, present
+from der_fast.training.hooks import Hooks
 from der_fast.training.learner import Learner
 from der_fast.training.memory import check_quota, scarcity_note
 from der_fast.training.methods import method_of
@@ -118,9 +119,9 @@ def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: Imag
         images = train.of_classes(seen if learner.method.joint else steps[number])
         origin = origin_of(config.data, test.of_classes(steps[number]))
         if out is None:
-            learner.learn(images, test.of_classes(seen), announce=False, origin=origin)
+            learner._learn(images, test.of_classes(seen), Hooks(origin, announce=False))
         else:
-            _learn_and_save(learner, images, test.of_classes(seen), out, announce=False, origin=origin)
+            _learn_and_save(learner, images, test.of_classes(seen), out, Hooks(origin, announce=False))
 
 
 def _say_unreached(config: Config, stages: tuple[str, ...], watcher: Observer) -> None:
@@ -133,10 +134,8 @@ def _how(learner: Learner) -> str:
     return f"backend {learner.backend.name} ({learner.backend.reason}), device {learner.device}"
 
 
-def _learn_and_save(
-    learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, *, announce: bool, origin: Origin | None
-) -> None:
-    """Learn one step, from its last checkpoint if there is one, and save the learner; see `Learner.learn`."""
+def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, hooks: Hooks) -> None:
+    """Learn one step, from its last checkpoint if there is one, and save the learner."""
     # Which classes arrive in other steps is nothing to this one; its own are in the images' checksum.
     free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in (*FREE_KEYS, "protocol.steps")}
     task = task_of({"config": free, "known": names_then(learner.class_names, learner.events), "train": train.fingerprint()})
@@ -144,14 +143,14 @@ def _learn_and_save(
     watcher = learner.observer
     history = HistoryFile(out, learner.records, watcher.message)
 
-    def begin(state: StepState) -> bool:
+    def restore(state: StepState) -> bool:
         restored = checkpoints.restore(state, warn=watcher.message)
         history.go_on_from(state.records if restored else [])
         return restored
 
     learner.observer = Observers([watcher, history])
     try:
-        learner.learn(train, test, announce=announce, origin=origin, begin=begin, save=checkpoints.save)
+        learner._learn(train, test, replace(hooks, restore=restore, save=checkpoints.save))
     finally:
         learner.observer = watcher
     with deferred():
@@ -313,7 +312,7 @@ def learn_more(
         run: the learner's folder.
         train: images of new classes, of known ones, or of both.
         test: images of any known or new classes, or None.
-        origin: where the images come from; see `Learner.learn`.
+        origin: where the images come from; see `Hooks`.
         config: the configuration of this step; backbone and image size must be those of the run.
         observer: told about progress.
 
@@ -332,5 +331,5 @@ def learn_more(
         watcher.message(_how(learner))
         _say_unreached(config, ("later", "classifier"), watcher)
         with _advising(f"{run} is as it was: learn the classes again, with the lower value."):
-            _learn_and_save(learner, train, test, run, announce=True, origin=origin)
+            _learn_and_save(learner, train, test, run, Hooks(origin))
     return learner

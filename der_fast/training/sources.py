@@ -1,38 +1,13 @@
-"""Images as callers hand them over, turned into image sources and checked before work starts."""
+"""Image sources, counted and checked before work starts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from der_fast.config.schema import DataConfig
-from der_fast.data import from_dataset, stored_side
-from der_fast.data.kept import located
-from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
-
-
-def as_source(data: Any, config: DataConfig, stored_size: tuple[int, int] | None = None) -> ImageSource:
-    """Return an image source as it is, and read a map-style dataset of (image, label) into memory.
-
-    Args:
-        data: an image source or a map-style dataset.
-        config: `image_size`, `random_resized_crop` and `max_gib` are used.
-        stored_size: (height, width) in pixels of images that these have to match; default: what `config` asks for.
-
-    Raises:
-        DataError: see `from_dataset`.
-    """
-    if hasattr(data, "batches") and hasattr(data, "class_names"):
-        source: ImageSource = data
-        return source
-    if stored_size is None and config.image_size is not None:
-        side = stored_side(config.image_size, config.random_resized_crop)
-        stored_size = (side, side)
-    return from_dataset(data, image_size=stored_size, max_gib=config.max_gib)
 
 
 def counts_by_class(source: ImageSource) -> dict[str, int]:
@@ -48,22 +23,6 @@ def without_empty_classes(source: ImageSource) -> ImageSource:
     return source if len(names) == len(counts) else source.of_classes(names)
 
 
-def find_files(memory: ImageSource, train: ImageSource, name: str) -> ImageSource:
-    """Return a saved memory with its files where they are now, should it be one of files.
-
-    Args:
-        memory: the rehearsal memory, as it was read from a run's folder.
-        train: images of the next step: what was moved may lie where these lie.
-        name: the data set's name, or where it lies.
-
-    Raises:
-        DataError: the files are gone, or have other contents.
-    """
-    if not isinstance(memory, PhotoSource):
-        return memory
-    return located(memory, [*(train.table.roots if isinstance(train, PhotoSource) else ()), name])
-
-
 def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] | None, *, joint: bool) -> None:
     """Refuse training images that a step, or the refreshing of known classes, cannot learn.
 
@@ -71,12 +30,12 @@ def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] 
         train: the images.
         known: names of the classes learned before.
         size: (height, width) in pixels of the images learned before, or None.
-        bound: the upper bound is trained: on the images of all seen classes.
+        joint: the method trains on the images of all seen classes.
 
     Raises:
         DataError: a shard, too few images, a class without images, no new class for the upper bound, or images of another size.
     """
-    if getattr(train, "world", 1) > 1:
+    if train.world > 1:
         raise DataError("a step is trained by one process on all of its images; give the source itself instead of a shard of it (sharded)")
     repeated = [name for name in train.class_names if name in known]
     if len(train) < 2 and not (train.class_names and len(repeated) == len(train.class_names)):

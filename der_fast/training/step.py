@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 from der_fast.training.context import Context
 from der_fast.training.method import Method, State
@@ -35,8 +34,7 @@ def learn_step(
     """
     new = new_names(model, train)
     source, _ = method.split(context, model, train)
-    if isinstance(source, PhotoSource):
-        state.unreadable = source.recall(state.unreadable)
+    state.unreadable = source.recall(state.unreadable)
     context.observer.step_begins(state.step, state.step, new, len(source))
     method.train(context, model, state, source)
     packed = method.pack(context, model, state, source)

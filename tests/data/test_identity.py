@@ -14,8 +14,9 @@ from PIL import Image
 from der_fast.config.schema import DataConfig
 from der_fast.data.identity import FILE, PIXELS, UNREADABLE, identities, kind_of, of_file, of_pixels
 from der_fast.data.io.members import member_name
-from der_fast.data.source import MemorySource
-from der_fast.data.whole import in_memory, load_whole
+from der_fast.data.joined import in_memory
+from der_fast.data.memory_source import MemorySource
+from der_fast.data.whole import load_whole
 
 
 @pytest.mark.parametrize("size", [1, 1000, 65536, 65537, 200_001])

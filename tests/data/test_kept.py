@@ -11,7 +11,6 @@ import torch
 
 from der_fast.data import kept as keeping
 from der_fast.data.kept import from_record, located, record_of
-from der_fast.data.read.library import Library
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 
@@ -23,7 +22,7 @@ def kept(photos, open_photos):
     """Five images as they are read back, and the source they were chosen from."""
     train, *_ = open_photos(photos, "pillow")
     chosen = train.subset(torch.tensor([20, 0, 3, 8, 1]))
-    return from_record(*record_of(chosen), Library(train.library.settings)), chosen
+    return from_record(*record_of(chosen), train.library.settings), chosen
 
 
 def test_it_comes_back_as_it_was(kept, open_photos, photos):
@@ -72,7 +71,7 @@ def test_files_of_two_roots(kept, photos, open_photos, tmp_path):
     other = shutil.copytree(photos, tmp_path / "second")
     second, *_ = open_photos(other, "pillow")
     both = kept[1].concatenated(second.subset(torch.tensor([2, 9])))
-    back = from_record(*record_of(both), Library(second.library.settings))
+    back = from_record(*record_of(both), second.library.settings)
     assert back.table.roots == (str(photos), str(other)) and back.files == both.files
     moved = photos.rename(tmp_path / "third")
     assert located(back, [str(moved)]).table.roots == (str(moved), str(other))

@@ -13,9 +13,9 @@ import torch
 
 from der_fast.data import load_dataset
 from der_fast.data.io import members
+from der_fast.data.memory_source import MemorySource
 from der_fast.data.read.dali import is_installed
 from der_fast.data.read.place import Place
-from der_fast.data.source import MemorySource
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 

@@ -7,7 +7,7 @@ import torch
 
 from der_fast.config.schema import DataConfig
 from der_fast.data import MemorySource, load_dataset
-from der_fast.data.renamed import renamed
+from der_fast.data.source import renamed
 from der_fast.errors import DataError
 
 
@@ -37,11 +37,3 @@ def test_files_are_renamed_too(photos: Path) -> None:
     assert new.class_names == ("new", *rest)
     with pytest.raises(DataError, match="comes more than once"):
         renamed(train, {first: rest[0]})
-
-
-def test_other_kinds_of_sources_keep_their_names() -> None:
-    class Other:
-        class_names = ("a",)
-
-    with pytest.raises(DataError, match="classes of a Other cannot be renamed"):
-        renamed(Other(), {"a": "b"})  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ import torch
 
 from der_fast import files
 from der_fast.config.schema import Config
-from der_fast.training import latency, learner
+from der_fast.training import latency, learner, trained
 from der_fast.training.progress import Observer
 from der_fast.training.run import learn_more, run_protocol
 from der_fast.training.storage import checkpoint, saved
@@ -90,7 +90,7 @@ SCENARIOS: dict[str, Callable[[], Observer | None]] = {
     "between the two files of a checkpoint": lambda: before(store, "save_manifest", ends_with("002-1-representation-0002.json")),
     "before the classifier stage": lambda: before(checkpoint, "save_record", ends_with("002-2-classifier-0000")),
     "within the classifier stage": lambda: DieInBatch(2, "classifier", 2),
-    "while a step is measured": lambda: before(learner, "score", always, 2),
+    "while a step is measured": lambda: before(trained, "score", always, 2),
     "in the middle of a file": lambda: setattr(files, "_store", half_a_file),
     "before a step's manifest": lambda: before(saved, "save_manifest", ends_with("02/learner.json")),
     "before old states are deleted": lambda: before(saved, "_forget_others", always, 2),

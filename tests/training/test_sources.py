@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ from PIL import Image
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource, transforms_for
+from der_fast.data.kept import from_record, record_of
+from der_fast.data.read.library import read_settings
+from der_fast.data.sets.dataset import as_source
 from der_fast.errors import DataError
 from der_fast.training.learner import Learner
-from der_fast.training.sources import as_source, check_test, check_train, counts_by_class, without_empty_classes
+from der_fast.training.sources import check_test, check_train, counts_by_class, without_empty_classes
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -37,6 +41,42 @@ class Pictures:
 def test_a_source_is_taken_as_it_is(tiny: Tiny, synthetic: Images) -> None:
     source = synthetic("ab")
     assert as_source(source, tiny().data, (3, 3)) is source
+
+
+def test_a_source_that_lacks_something_is_refused(tiny: Tiny) -> None:
+    class Half:
+        class_names = ("a",)
+
+        def batches(self) -> None: ...
+
+    with pytest.raises(DataError, match="Half is not a whole image source .* lacks concatenated, files, .*, with_labels"):
+        as_source(Half(), tiny().data)
+
+
+class Own:
+    """A source of a caller's own kind."""
+
+    def __init__(self, inner: MemorySource) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
+def test_a_source_of_ones_own_is_learned_and_its_memory_saved(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
+    learner = Learner(tiny())
+    learner.learn(Own(synthetic("ab")))
+    learner.learn(Own(synthetic("cd")), Own(synthetic("abcd", seed=1)))
+    back = Learner.load(learner.save(tmp_path))
+    assert learner.model.memory is not None and back.model.memory is not None
+    assert back.model.memory.fingerprint() == learner.model.memory.fingerprint()
+    # Whatever holds the images, what is saved are their pixels.
+    tensors, facts = record_of(Own(synthetic("ab")))
+    assert from_record(tensors, facts, read_settings(tiny().data)).fingerprint() == synthetic("ab").fingerprint()
+    assert back.predict(synthetic("abcd").images) == learner.predict(synthetic("abcd").images)
 
 
 @pytest.mark.parametrize(

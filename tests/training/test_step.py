@@ -10,6 +10,7 @@ from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.model.extractor import Extractor
 from der_fast.training.context import Context
+from der_fast.training.hooks import Hooks
 from der_fast.training.learner import Learner
 from der_fast.training.methods.der.method import Der, begin_step
 from der_fast.training.methods.der.pruning import kept_share
@@ -201,7 +202,8 @@ def test_an_extractor_without_channels(empty_step: int, backbone: str, tiny: Tin
     config = tiny({"masks.lr": 0.0, "masks.floor": 0.0, "model.backbone": backbone, "later.epochs": 4})
     learner = Learner(config, observer=watcher)
     for step, names in enumerate(("ab", "cd", "ef"), 1):
-        learner.learn(synthetic(names), synthetic("abcdef"[: 2 * step], seed=1), begin=emptied if step == empty_step else None)
+        hooks = Hooks(restore=emptied) if step == empty_step else Hooks()
+        learner._learn(synthetic(names), synthetic("abcdef"[: 2 * step], seed=1), hooks)
     widths = learner.model.network.bank.widths
     assert [width == 0 for width in widths] == [step == empty_step for step in (1, 2, 3)]
     assert learner.results[empty_step - 1].params_added == 0
@@ -219,7 +221,7 @@ def test_an_extractor_without_channels(empty_step: int, backbone: str, tiny: Tin
 
 def test_the_classifier_of_an_empty_first_extractor_is_its_bias(tiny: Tiny, synthetic: Images) -> None:
     learner = Learner(tiny({"masks.lr": 0.0, "masks.floor": 0.0}))
-    learner.learn(synthetic("ab"), begin=emptied)
+    learner._learn(synthetic("ab"), None, Hooks(restore=emptied))
     model: Model = learner.model
     assert tuple(model.network.head.weight.shape) == (2, 0)
     wanted = torch.softmax(model.network.head.bias.detach(), 0).max()

@@ -122,7 +122,7 @@ def before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, step: int) ->
 
 # Where Ctrl-C comes between the stages, and what of step 2 is learned again after it.
 BETWEEN = {
-    "as a step begins": (runs.Learner, "learn", 9),
+    "as a step begins": (runs.Learner, "_learn", 9),
     "as masks settle for good": (der, "_end_representation", 24),
     "in herding": (rehearsals, "herding", 32),
     "in the measurement": (learners, "measure", 32),

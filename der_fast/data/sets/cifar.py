@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from der_fast.data.io.download import download
-from der_fast.data.source import MemorySource
+from der_fast.data.memory_source import MemorySource
 from der_fast.errors import DataError, Spelling
 
 _SIDE = 32

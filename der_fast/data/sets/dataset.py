@@ -11,15 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from der_fast.config.schema import DataConfig
 from der_fast.config.tree import plain
 from der_fast.data.decode.convert import to_pil
 from der_fast.data.decode.pixels import Pixels, fit
 from der_fast.data.io.names import spelled
 from der_fast.data.io.progress import progress_bar
+from der_fast.data.memory_source import MemorySource
 from der_fast.data.selection import few
-from der_fast.data.sizes import default_side, refuse_too_much
-from der_fast.data.source import MemorySource
+from der_fast.data.sizes import default_side, refuse_too_much, stored_side
+from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
+
+_MEMBERS = sorted(name for name in vars(ImageSource) if not name.startswith("_"))
 
 
 def from_dataset(
@@ -69,6 +73,29 @@ def from_dataset(
     names = class_names if class_names is not None else names_within(dataset)
     numbers, known = _numbered(labels, None if names is None else [str(name) for name in names])
     return MemorySource(pixels, numbers, known)
+
+
+def as_source(data: Any, config: DataConfig, stored_size: tuple[int, int] | None = None) -> ImageSource:
+    """Return an image source as it is, and read a map-style data set of (image, label) into memory.
+
+    Args:
+        data: an image source or a map-style data set.
+        config: `image_size`, `random_resized_crop` and `max_gib` are used.
+        stored_size: (height, width) in pixels of images that these have to match; default: what `config` asks for.
+
+    Raises:
+        DataError: a source that lacks something of `ImageSource`; see also `from_dataset`.
+    """
+    if hasattr(data, "batches") and hasattr(data, "class_names"):
+        missing = [name for name in _MEMBERS if not hasattr(data, name)]
+        if missing:
+            raise DataError(f"{type(data).__name__} is not a whole image source (der_fast.data.ImageSource): it lacks {', '.join(missing)}")
+        source: ImageSource = data
+        return source
+    if stored_size is None and config.image_size is not None:
+        side = stored_side(config.image_size, config.random_resized_crop)
+        stored_size = (side, side)
+    return from_dataset(data, image_size=stored_size, max_gib=config.max_gib)
 
 
 def names_within(dataset: Any) -> list[str] | None:

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits as sklearn_digits
 
 from der_fast.data.catalogue.split import held_out
-from der_fast.data.source import MemorySource
+from der_fast.data.memory_source import MemorySource
 
 
 def load_digits(test_share: float) -> tuple[MemorySource, MemorySource]:

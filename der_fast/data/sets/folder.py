@@ -19,10 +19,11 @@ from der_fast.data.decode.pixels import Decoded, decode_files
 from der_fast.data.io.members import openable
 from der_fast.data.io.progress import progress_bar
 from der_fast.data.io.threads import Some, mapped, some
+from der_fast.data.memory_source import MemorySource
 from der_fast.data.photos import PhotoSource
 from der_fast.data.read.library import Library, read_settings
 from der_fast.data.sizes import LARGE_SIDE, SMALL_SIDE, default_side, refuse_too_much, stored_side
-from der_fast.data.source import ImageSource, MemorySource
+from der_fast.data.source import ImageSource
 from der_fast.errors import DataError
 from der_fast.home import expand
 

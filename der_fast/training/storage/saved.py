@@ -27,9 +27,8 @@ from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.config import schema
 from der_fast.config.tree import from_dict, to_dict
 from der_fast.data.kept import from_record, record_of
-from der_fast.data.photos import PhotoSource
-from der_fast.data.read.library import Library, read_settings
-from der_fast.data.source import ImageSource, MemorySource
+from der_fast.data.read.library import read_settings
+from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, Spelling, UserError
 from der_fast.files import write_bytes
 from der_fast.kernels import choices
@@ -121,13 +120,8 @@ def _save_extractors(run: Path, step: int, bank: FrozenBank) -> list[dict[str, A
 def _save_memory(folder: Path, memory: ImageSource | None) -> dict[str, Any] | None:
     if memory is None:
         return None
-    if isinstance(memory, PhotoSource):
-        tensors, facts = record_of(memory)
-        return {**save_named_tensors(folder, "memory", tensors), "files": facts}
-    if not isinstance(memory, MemorySource):
-        raise CheckpointError(f"a memory of kind {type(memory).__name__} cannot be saved")
-    row = save_named_tensors(folder, "memory", {"images": memory.images, "labels": memory.labels})
-    return {**row, "class_names": list(memory.class_names)}
+    tensors, facts = record_of(memory)
+    return {**save_named_tensors(folder, "memory", tensors), **facts}
 
 
 def _forget_others(run: Path, newest: dict[str, Any]) -> None:
@@ -239,10 +233,7 @@ def rename_before(run: Path, step: int, names: Mapping[str, str]) -> None:
 
 
 def _load_memory(folder: Path, row: dict[str, Any], config: schema.Config) -> ImageSource:
-    tensors = load_tensors(folder / row["file"], row["sha256"])
-    if "files" in row:
-        return from_record(tensors, row["files"], Library(read_settings(config.data)))
-    return MemorySource(tensors["images"], tensors["labels"], row["class_names"])
+    return from_record(load_tensors(folder / row["file"], row["sha256"]), row, read_settings(config.data))
 
 
 def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any], config: schema.Config) -> CompactExtractor:

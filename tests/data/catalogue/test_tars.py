@@ -12,8 +12,7 @@ import torch
 
 from der_fast.config.resolve import preset_for
 from der_fast.data.kept import from_record, located, record_of
-from der_fast.data.read.library import Library
-from der_fast.data.source import MemorySource
+from der_fast.data.memory_source import MemorySource
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 
@@ -145,14 +144,14 @@ def test_the_list_is_kept_and_made_anew_for_other_tars(shards, tmp_path):
 def test_a_rehearsal_memory_is_found_where_the_tars_were_moved(shards, open_photos, tmp_path):
     train, *_ = open_photos(shards, "pillow")
     chosen = train.subset(torch.tensor([20, 0, 3]))
-    back = from_record(*record_of(chosen), Library(train.library.settings))
+    back = from_record(*record_of(chosen), train.library.settings)
     moved = shards.rename(tmp_path / "moved")
     with pytest.raises(DataError, match="3 of 3 images of the rehearsal memory are not where they were"):
         located(back, [])
     found = located(back, [str(moved)])
     assert found.table.roots == (str(moved),) and found.files == chosen.files
     (moved / "train" / "0000.tar").write_bytes(bytes((moved / "train" / "0000.tar").stat().st_size))
-    assert len(located(from_record(*record_of(found), Library(train.library.settings)), [])) == 3
+    assert len(located(from_record(*record_of(found), train.library.settings), [])) == 3
 
 
 @pytest.mark.parametrize("what", ["in an image", "in a header", "between two", "its end", "a header", "nothing is left"])
