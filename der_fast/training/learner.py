@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training import events, provenance, saved
 from der_fast.training.context import Context
 from der_fast.training.evaluation import Evaluation, logits_of, score
+from der_fast.training.figures import SUMMARY, names_for
 from der_fast.training.history import write_history
 from der_fast.training.known import KnownClasses
 from der_fast.training.measuring import measure
@@ -185,9 +186,9 @@ class Learner(KnownClasses):
         wanted = self.config.method.fwt and state.step > 1
         reference, records = train_reference(context, model, train, test) if wanted else (None, [])
         outcome = self._evaluate(context, finished, test) if test is not None else None
-        result = replace(measure(context, finished, packed, outcome, reference, seconds), **facts)
         spent, waited = times_of(state.records)
-        result = replace(result, training_seconds=spent, data_seconds=waited)
+        result = measure(context, finished, packed, outcome, reference, seconds)
+        result = replace(result, training_seconds=spent, data_seconds=waited, facts=facts)
         self._model, self.image_size = finished, train.image_size
         self._step_files[state.step] = state.files()
         self.results.append(result)
@@ -432,5 +433,4 @@ def _notes(source: ImageSource) -> list[str]:
 
 
 def _summary(result: StepResult) -> dict[str, Any]:
-    names: Sequence[str] = ("step", "top1", "top5", "params", "params_unpruned", "kept_share", "seconds", "latency_ms")
-    return {name: getattr(result, name) for name in names}
+    return {name: getattr(result, name) for name in ("step", *names_for(SUMMARY))}
