@@ -15,6 +15,7 @@ from typing import Any
 
 from der_fast.data.augment.transform import Transform, transforms_for
 from der_fast.errors import ExportError, Spelling
+from der_fast.training.figures import EXPORT, names_for
 from der_fast.training.learner import Learner
 
 LINEAR_FORMAT, FORMAT = 1, 2
@@ -181,7 +182,7 @@ def facts_of(learner: Learner, weights_sha256: str) -> Facts:
     assert learner.image_size is not None
     _, transform = transforms_for(learner.config.data, learner.image_size)
     preprocessing = Preprocessing(learner.image_size, transform.size, transform.mean, transform.std)
-    names = ("step", "class_names", "top1", "top5", "params", "params_added", "kept_share")
+    names = ("step", "class_names", *names_for(EXPORT))
     steps = tuple({name: getattr(result, name) for name in names} for result in learner.results)
     readout = learner.model.ready
     return Facts(

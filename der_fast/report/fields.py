@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,14 @@ class Fields:
             found = f"has {len(values)} of {steps} values" if values else "is absent"
             self.missing.append(f"{key}: {found} in metrics.json.")
         return values + (None,) * (steps - len(values))
+
+    def numbers(self, declared: type, **defaults: float | None) -> dict[str, Any]:
+        """Return a number, or its default, for every figure that a dataclass declares (`der_fast.training.figures`)."""
+        return {each.name: self.number(each.name, defaults.get(each.name)) for each in dataclasses.fields(declared)}
+
+    def lists(self, declared: type, steps: int) -> dict[str, Any]:
+        """Return one number per step, as `per_step` does, for every figure that a dataclass declares."""
+        return {each.name: self.per_step(each.name, steps, each.metadata["needed"]) for each in dataclasses.fields(declared)}
 
     def steps(self, finished: int) -> tuple[tuple[str, ...], ...]:
         """Return the class names of every finished step; raises CheckpointError where they are absent or too few."""

@@ -14,6 +14,7 @@ from der_fast.errors import RESUME, CheckpointError, Spelling
 from der_fast.home import expand
 from der_fast.report.fields import Fields, Values
 from der_fast.report.trajectory import MaskTrajectory, read_trajectories
+from der_fast.training.figures import RunFigures, StepFigures
 
 
 @dataclass(frozen=True)
@@ -32,33 +33,25 @@ class EpochRow:
     settled: bool
 
 
-@dataclass(frozen=True)
-class EventRow:
+@dataclass(frozen=True, kw_only=True)
+class EventRow(StepFigures["float | None", "float | None"]):
     """A change of classes beside the steps: `kind` 'refreshed', 'renamed' (class names: old, new) or 'forgotten', after `step` steps.
 
-    What was measured afterwards is as in `RunRecord`, None where nothing was; `images` is how many new ones there were.
+    The figures are those that were measured afterwards, None where nothing was; `images` is how many new ones there were.
     """
 
     kind: str
     step: int
     class_names: tuple[str, ...]
     images: float | None
-    top1: float | None
-    top5: float | None
-    params: float | None
-    params_added: float | None
-    latency_ms: float | None
-    seconds: float | None
-    memory_per_class: float | None
 
 
-@dataclass(frozen=True)
-class RunRecord:
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(StepFigures[Values, Values], RunFigures):
     """A run, as far as it got.
 
-    Lists indexed by step have one entry per *finished* step (T entries), `None` where the run did not say. Accuracies are in
-    percent, parameters are counts, latencies milliseconds per image at batch size 1, `seconds` wall time. `compaction_error` is the
-    largest relative difference between the masked network and its compacted form.
+    Lists indexed by step have one entry per *finished* step (T entries), `None` where the run did not say. `saved_seconds` and `kept`
+    are known of pruned runs only.
     """
 
     path: Path
@@ -67,36 +60,10 @@ class RunRecord:
     dataset: str
     steps: tuple[tuple[str, ...], ...]
     planned_steps: int
-    top1: Values
-    top5: Values
-    average_top1: float | None
-    last_top1: float | None
-    average_top5: float | None
-    bwt: float | None
-    fwt: float | None
-    params: Values
-    params_unpruned: Values
-    params_added: Values
-    bytes: Values
-    bytes_unpruned: Values
-    average_params: float | None
-    final_params: float | None
-    latency_ms: Values
-    latency_added_ms: Values
-    latency_unpruned_ms: Values
-    latency_added_unpruned_ms: Values
-    latency_spread_ms: Values
-    latency_added_spread_ms: Values
-    latency_added_unpruned_spread_ms: Values
-    seconds: Values
     saved_seconds: Values
-    training_seconds: Values
-    data_seconds: Values
-    memory_per_class: Values
     class_set_top1: tuple[Values, ...]
     confusion: tuple[tuple[int, ...], ...]
     kept: tuple[Mapping[str, tuple[int, int]], ...]
-    compaction_error: Values
     backend: str
     device: str
     notes: tuple[str, ...]
@@ -174,36 +141,12 @@ def read_run(run: str | Path) -> RunRecord:
         dataset=fields.text("dataset", "unknown data set"),
         steps=steps,
         planned_steps=max(planned_steps(fields.text("protocol", "")), fields.list_length("steps")),
-        top1=top1,
-        top5=fields.per_step("top5", len(top1)),
-        average_top1=fields.number("average_top1", default=_mean(top1)),
-        last_top1=fields.number("last_top1", default=top1[-1]),
-        average_top5=fields.number("average_top5"),
-        bwt=fields.number("bwt"),
-        fwt=fields.number("fwt"),
-        params=fields.per_step("params", len(top1)),
-        params_unpruned=fields.per_step("params_unpruned", len(top1)),
-        params_added=fields.per_step("params_added", len(top1)),
-        bytes=fields.per_step("bytes", len(top1), needed=False),
-        bytes_unpruned=fields.per_step("bytes_unpruned", len(top1), needed=False),
-        average_params=fields.number("average_params"),
-        final_params=fields.number("final_params"),
-        latency_ms=fields.per_step("latency_ms", len(top1)),
-        latency_added_ms=fields.per_step("latency_added_ms", len(top1)),
-        latency_unpruned_ms=fields.per_step("latency_unpruned_ms", len(top1)),
-        latency_added_unpruned_ms=fields.per_step("latency_added_unpruned_ms", len(top1), needed=False),
-        latency_spread_ms=fields.per_step("latency_spread_ms", len(top1), needed=False),
-        latency_added_spread_ms=fields.per_step("latency_added_spread_ms", len(top1), needed=False),
-        latency_added_unpruned_spread_ms=fields.per_step("latency_added_unpruned_spread_ms", len(top1), needed=False),
-        seconds=fields.per_step("seconds", len(top1)),
+        **fields.lists(StepFigures, len(top1)),
+        **fields.numbers(RunFigures, average_top1=_mean(top1), last_top1=top1[-1]),
         saved_seconds=fields.per_step("saved_seconds", len(top1), needed=False),
-        training_seconds=fields.per_step("training_seconds", len(top1), needed=False),
-        data_seconds=fields.per_step("data_seconds", len(top1), needed=False),
-        memory_per_class=fields.per_step("memory_per_class", len(top1)),
         class_set_top1=fields.class_sets(len(top1)),
         confusion=fields.confusion(sum(map(len, steps))),
         kept=kept,
-        compaction_error=fields.per_step("compaction_error", len(top1), needed=False),
         backend=fields.text("backend", "unknown backend"),
         device=fields.text("device", "unknown device"),
         notes=fields.texts("notes"),
@@ -316,13 +259,7 @@ def _event_row(fields: Fields) -> EventRow:
         step=int(fields.number("step") or 0),
         class_names=fields.texts("class_names"),
         images=fields.number("images"),
-        top1=fields.number("top1"),
-        top5=fields.number("top5"),
-        params=fields.number("params"),
-        params_added=fields.number("params_added"),
-        latency_ms=fields.number("latency_ms"),
-        seconds=fields.number("seconds"),
-        memory_per_class=fields.number("memory_per_class"),
+        **fields.numbers(StepFigures),
     )
 
 

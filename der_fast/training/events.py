@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from der_fast.training.figures import EVENT, names_for
 from der_fast.training.results import StepResult
 
 REFRESHED, RENAMED, FORGOTTEN = "refreshed", "renamed", "forgotten"
-_SHOWN = ("top1", "top5", "params", "params_added", "latency_ms", "seconds", "memory_per_class")
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,14 @@ class Event:
 
 def to_json(events: Iterable[Event]) -> list[dict[str, Any]]:
     """Turn events into plain JSON values."""
-    return [asdict(event) for event in events]
+    return [{**vars(event), "result": None if event.result is None else event.result.to_json()} for event in events]
 
 
 def from_json(rows: Iterable[Mapping[str, Any]]) -> list[Event]:
     """The inverse of `to_json`; raises KeyError or TypeError where something is missing or cannot be."""
     events = []
     for row in rows:
-        result = row["result"]
-        if result is not None:
-            result = StepResult(**{**result, "class_names": tuple(result["class_names"])})
+        result = None if row["result"] is None else StepResult.from_json(row["result"])
         events.append(Event(row["kind"], row["step"], tuple(row["class_names"]), row["images"], result))
     return events
 
@@ -55,7 +53,7 @@ def rows_of(events: Iterable[Event]) -> list[dict[str, Any]]:
             "step": event.step,
             "class_names": list(event.class_names),
             "images": event.images,
-            **{name: None if event.result is None else getattr(event.result, name) for name in _SHOWN},
+            **{name: None if event.result is None else getattr(event.result, name) for name in names_for(EVENT)},
         }
         for event in events
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from der_fast.kernels.backend import resolve, resolve_device
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training import events, provenance
+from der_fast.training.figures import SUMMARY, names_for
 from der_fast.training.hooks import Hooks
 from der_fast.training.known import KnownClasses
 from der_fast.training.measuring import measure
@@ -142,9 +142,9 @@ class Learner(KnownClasses):
         wanted = self.config.method.fwt and state.step > 1
         reference, records = train_reference(context, model, train, test) if wanted else (None, [])
         outcome = self._evaluate(context, finished, test) if test is not None else None
-        result = replace(measure(context, finished, packed, outcome, reference, seconds), **facts)
         spent, waited = times_of(state.records)
-        result = replace(result, training_seconds=spent, data_seconds=waited)
+        result = measure(context, finished, packed, outcome, reference, seconds)
+        result = replace(result, training_seconds=spent, data_seconds=waited, facts=facts)
         self._model, self.image_size = finished, train.image_size
         self._step_files[state.step] = state.files()
         self.results.append(result)
@@ -329,5 +329,4 @@ def _notes(source: ImageSource) -> list[str]:
 
 
 def _summary(result: StepResult) -> dict[str, Any]:
-    names: Sequence[str] = ("step", "top1", "top5", "params", "params_unpruned", "kept_share", "seconds", "latency_ms")
-    return {name: getattr(result, name) for name in names}
+    return {name: getattr(result, name) for name in ("step", *names_for(SUMMARY))}

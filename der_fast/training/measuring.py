@@ -58,7 +58,7 @@ def measure(
         params_added=counts[-1] if packed else 0,
         bytes=network.bank.nbytes + 4 * readout.parameters,
         bytes_unpruned=4 * (len(network.bank) * folded_parameters(network.architecture) + readout_unpruned.parameters),
-        kept=None,
+        kept=packed.newest.kept if packed else None,
         kept_share=counts[-1] / full if packed else 0.0,
         compaction_error=packed.newest.error if packed else 0.0,
         latency_ms=latency.median,

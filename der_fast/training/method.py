@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -29,9 +30,11 @@ class Method(Protocol[State]):
 
     Attributes:
         joint: trained on the images of all classes seen so far; there is no rehearsal memory.
+        figures: what `facts` returns of every step: name in ``metrics.json`` → its unit and its meaning.
     """
 
     joint: bool
+    figures: Mapping[str, tuple[str, str]]
 
     def begin(self, context: Context, model: Model, train: ImageSource) -> State:
         """Return the parts of the next step, on the device: what is trained, where it starts, how the classifier grows."""
@@ -58,7 +61,7 @@ class Method(Protocol[State]):
         ...
 
     def facts(self, context: Context, state: State, packed: Packed) -> dict[str, Any]:
-        """Return the method's own figures of a step, by fields of `StepResult`."""
+        """Return the method's own figures of a step, as plain JSON values, by the names that `figures` declares."""
         ...
 
     def label(self, config: Config) -> str:

@@ -34,11 +34,13 @@ class PackedExtractor:
         extractor: as it is used from now on.
         plan: what was kept.
         error: relative error of the compact extractor against the trained one.
+        kept: channels kept and in all, by group; None where nothing was to be cut.
     """
 
     extractor: CompactExtractor
     plan: CompactionPlan
     error: float
+    kept: dict[str, list[int]] | None
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ def packed_extractor(context: Context, state: StepState, source: ImageSource, ke
         DerFastError: the compact network does not compute what the trained one does.
     """
     layout = MaskLayout(state.extractor.architecture)
+    cut = keep is not None
     if keep is None:
         keep = torch.ones(layout.channels, dtype=torch.bool)
     decision = plan(layout, keep)
+    kept = {name: [decision.widths[name], width] for name, width in layout.architecture.groups.items()}
     try:
         exact = CompactExtractor(pack(state.extractor, decision))
     except DivergenceError as problem:
@@ -97,7 +101,7 @@ def packed_extractor(context: Context, state: StepState, source: ImageSource, ke
         raise DivergenceError(f"step {state.step}: {problem}. Lower the learning rate (now {lr:g}) with ", LEARNING_RATE, ".") from problem
     error = checked_error(context, state, keep, exact, decision, _some_images(context, source))
     arena = _final_arena(context, state.extractor, decision, exact.arena)
-    return PackedExtractor(CompactExtractor(arena, context.dtype), decision, error)
+    return PackedExtractor(CompactExtractor(arena, context.dtype), decision, error, kept if cut else None)
 
 
 def _final_arena(context: Context, extractor: Extractor, decision: CompactionPlan, exact: Arena) -> Arena:

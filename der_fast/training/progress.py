@@ -69,7 +69,7 @@ class Observer:
         """Work outside of epochs ('evaluation', 'herding', …) has done so many of its images; called often, must be cheap."""
 
     def step_ends(self, summary: dict[str, Any]) -> None:
-        """A step ended: step, top1, top5, params, params_unpruned, kept_share, seconds, latency_ms."""
+        """A step ended: `step`, whether known classes were `refreshed`, and the figures that `figures.py` declares for SUMMARY."""
 
     def message(self, text: str) -> None:
         """Something that a person should know: the backend chosen, a skipped image, a checkpoint that was damaged."""

@@ -3,75 +3,55 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from typing import Any
 
 import torch
 
+from der_fast.training.figures import RunFigures, StepFigures, figure
 from der_fast.training.progress import EpochRecord
 
 _MOST_NAMED = 10
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """One finished step.
+@dataclass(frozen=True, kw_only=True)
+class StepResult(StepFigures[int, "float | None"]):
+    """One finished step: the figures of `StepFigures`, and what is not one number.
 
     Attributes:
         step: 1-based.
         class_names: the classes that arrived.
-        top1, top5: percent over the test images of all seen classes; None without a test set.
-        class_set_top1: percent for the classes of step 1 … this one; None where the test set has none of them.
         confusion: counts, rows true, columns predicted; None without a test set.
-        params: parameters used at inference (all extractors and the classifier).
-        params_unpruned: the same without pruning.
-        params_added: of this step's extractor.
-        bytes, bytes_unpruned: size of the weights as they are deployed, batch-norm folded, float32, and the same without pruning.
-        kept: channels kept and in all, by group; None without masks.
-        kept_share: share of the new extractor's parameters that was kept.
-        compaction_error: max relative difference between the masked and the compact extractor on a real batch.
-        latency_ms: one image through the whole model, median.
-        latency_added_ms: one image through this step's extractor, median.
-        latency_added_unpruned_ms: one image through one unpruned extractor, median, timed in turn with the others.
-        latency_spread_ms, latency_added_spread_ms, latency_added_unpruned_spread_ms: half of the range of the middle half of the rounds.
-        latency_unpruned_ms: one image through as many unpruned extractors and a classifier, median, timed in turn with the others.
-        saved_seconds: of the settled epochs, how much longer they would have taken on the masked network; None where there were none.
-        seconds: wall time of learning the step; neither measuring it nor the forward-transfer reference model are in it.
-        memory_per_class: exemplars of each class after the step.
-        training_seconds: wall time of the step's epochs; None where they were not measured.
-        data_seconds: of these, spent waiting for images.
         reference_top1: percent of the forward-transfer reference model on this step's classes, or None.
+        facts: the method's own figures, which it declares in `Method.figures`.
     """
 
     step: int
     class_names: tuple[str, ...]
-    top1: float | None
-    top5: float | None
-    class_set_top1: list[float | None]
     confusion: list[list[int]] | None
-    params: int
-    params_unpruned: int
-    params_added: int
-    bytes: int
-    bytes_unpruned: int
-    kept: dict[str, list[int]] | None
-    kept_share: float
-    compaction_error: float
-    latency_ms: float
-    latency_added_ms: float
-    latency_unpruned_ms: float
-    seconds: float
-    memory_per_class: int
-    saved_seconds: float | None = None
+    class_set_top1: list[float | None] = figure("percent", "of the classes of step 1 … this one; null where the test set has none of them")
+    kept: dict[str, list[int]] | None = figure("channels", "kept and in all, by group; null where nothing is pruned", needed=False)
     reference_top1: float | None = None
-    training_seconds: float | None = None
-    data_seconds: float | None = None
-    latency_added_unpruned_ms: float | None = None
-    latency_spread_ms: float | None = None
-    latency_added_spread_ms: float | None = None
-    latency_added_unpruned_spread_ms: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, the method's own beside the others."""
+        row = asdict(self)
+        return {**row.pop("facts"), **row}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> StepResult:
+        """The inverse of `to_json`; raises KeyError or TypeError where something is missing or cannot be."""
+        known = {each.name for each in fields(cls)}
+        values = {name: value for name, value in row.items() if name in known}
+        own = {name: value for name, value in row.items() if name not in known}
+        return cls(**{**values, "class_names": tuple(row["class_names"]), "facts": own})
+
+
+# What metrics.json says of every step.
+LISTED = tuple(each for each in fields(StepResult) if "meaning" in each.metadata)
 
 
 def backward_transfer(class_set_top1: Sequence[Sequence[float | None]], gone: Collection[int] = ()) -> float | None:
@@ -128,42 +108,24 @@ def metrics_of(results: Sequence[StepResult], facts: dict[str, Any], last: StepR
     """
     last = last or results[-1]
     table = [result.class_set_top1 for result in results]
-    top1, top5 = [r.top1 for r in results], [r.top5 for r in results]
+    run = RunFigures(
+        average_top1=mean([r.top1 for r in results]),
+        last_top1=last.top1,
+        average_top5=mean([r.top5 for r in results]),
+        bwt=backward_transfer(table, {number for number, result in enumerate(results) if not result.class_names}),
+        fwt=forward_transfer([row[-1] if row else None for row in table], [r.reference_top1 for r in results]),
+        average_params=mean([r.params for r in results]),
+        final_params=last.params,
+    )
+    own = dict.fromkeys(name for result in results for name in result.facts)
     return {
         **facts,
         "class_names": [name for result in results for name in result.class_names],
         "steps": [list(result.class_names) for result in results],
-        "top1": top1,
-        "top5": top5,
-        "average_top1": mean(top1),
-        "last_top1": last.top1,
-        "average_top5": mean(top5),
-        "bwt": backward_transfer(table, {number for number, result in enumerate(results) if not result.class_names}),
-        "fwt": forward_transfer([row[-1] if row else None for row in table], [r.reference_top1 for r in results]),
-        "params": [r.params for r in results],
-        "params_unpruned": [r.params_unpruned for r in results],
-        "params_added": [r.params_added for r in results],
-        "bytes": [r.bytes for r in results],
-        "bytes_unpruned": [r.bytes_unpruned for r in results],
-        "average_params": mean([r.params for r in results]),
-        "final_params": last.params,
-        "latency_ms": [r.latency_ms for r in results],
-        "latency_added_ms": [r.latency_added_ms for r in results],
-        "latency_unpruned_ms": [r.latency_unpruned_ms for r in results],
-        "latency_added_unpruned_ms": [r.latency_added_unpruned_ms for r in results],
-        "latency_spread_ms": [r.latency_spread_ms for r in results],
-        "latency_added_spread_ms": [r.latency_added_spread_ms for r in results],
-        "latency_added_unpruned_spread_ms": [r.latency_added_unpruned_spread_ms for r in results],
-        "seconds": [r.seconds for r in results],
-        "saved_seconds": [r.saved_seconds for r in results],
-        "training_seconds": [r.training_seconds for r in results],
-        "data_seconds": [r.data_seconds for r in results],
-        "class_set_top1": table,
+        **{each.name: [getattr(result, each.name) for result in results] for each in LISTED},
+        **{name: [result.facts.get(name) for result in results] for name in own},
+        **asdict(run),
         "confusion": last.confusion,
-        "kept": [r.kept for r in results],
-        "kept_share": [r.kept_share for r in results],
-        "compaction_error": [r.compaction_error for r in results],
-        "memory_per_class": [r.memory_per_class for r in results],
         "versions": versions(),
     }
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from der_fast.data.source import ImageSource
+from der_fast.errors import DerFastError
 from der_fast.training.context import Context
 from der_fast.training.method import Method, State
 from der_fast.training.model import Model
@@ -30,7 +31,7 @@ def learn_step(
 
     Raises:
         DivergenceError: the loss is no longer finite.
-        DerFastError: the compact network does not compute what the trained one does.
+        DerFastError: the compact network does not compute what the trained one does, or the method's figures are not those it declares.
     """
     new = new_names(model, train)
     source, _ = method.split(context, model, train)
@@ -42,4 +43,7 @@ def learn_step(
     finished = replace(model, network=packed.network, class_sets=[*model.class_sets, new])
     finished.memory = None if method.joint else refill(context, finished, model.memory, train)
     finished.readout = method.readout(context, finished, state)
-    return finished, packed, method.facts(context, state, packed)
+    facts = method.facts(context, state, packed)
+    if facts.keys() != method.figures.keys():
+        raise DerFastError(f"a method's facts must be the figures that it declares, {sorted(method.figures)}, not {sorted(facts)}")
+    return finished, packed, facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 
 from der_fast.errors import CheckpointError
 from der_fast.report.record import read_run
+from der_fast.training.figures import StepFigures
 
 CLASSES = [["cat", "dog"], ["hen", "owl"]]
 
@@ -31,6 +33,15 @@ def test_reads_everything(tmp_path, make_run):
     # 0.6 and 1.2 s of twice 30 s.
     assert run.data_share == pytest.approx(3.0)
     assert run.missing == ()
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(StepFigures)])
+def test_every_figure_of_a_step_is_read_as_it_is_declared(tmp_path, make_run, name):
+    make_run(tmp_path / "run", CLASSES, **{name: [1.5, 2.5]})
+    assert getattr(read_run(tmp_path / "run"), name) == (1.5, 2.5)
+    make_run(tmp_path / "damaged", CLASSES, **{name: [1.5, "2.5"]})
+    with pytest.raises(CheckpointError, match=f"'{name}' should be a number, not '2.5'"):
+        read_run(tmp_path / "damaged")
 
 
 @pytest.mark.parametrize("changes", [{"data_seconds": None}, {"training_seconds": [30.0]}, {"data_seconds": [None, 1.0]}])

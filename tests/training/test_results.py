@@ -39,7 +39,7 @@ def test_a_mean_with_a_gap_is_unknown() -> None:
 
 def result(step: int, **rest: object) -> StepResult:
     values: dict[str, object] = {field.name: 0 for field in dataclasses.fields(StepResult)}
-    values.update(step=step, class_names=(f"a{step}", f"b{step}"), confusion=None, kept=None, reference_top1=None)
+    values.update(step=step, class_names=(f"a{step}", f"b{step}"), confusion=None, kept=None, reference_top1=None, facts={})
     return StepResult(**{**values, **rest})  # type: ignore[arg-type]
 
 

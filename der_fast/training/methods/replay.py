@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from der_fast.compaction.bank import FrozenBank
@@ -25,6 +26,7 @@ class Replay:
     """See `der_fast.training.method.Method`."""
 
     joint = False
+    figures: Mapping[str, tuple[str, str]] = {}
 
     def begin(self, context: Context, model: Model, train: ImageSource) -> StepState:
         """Go on with the extractor; the classifier grows."""

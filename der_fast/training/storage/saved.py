@@ -268,10 +268,9 @@ def _step_files(run: Path, step: int) -> list[Path]:
 
 def results_to_json(results: list[StepResult], records: list[EpochRecord]) -> dict[str, Any]:
     """Turn results and epoch records into plain JSON values."""
-    return {"results": [asdict(result) for result in results], "records": [asdict(record) for record in records]}
+    return {"results": [result.to_json() for result in results], "records": [asdict(record) for record in records]}
 
 
 def results_from_json(facts: dict[str, Any]) -> tuple[list[StepResult], list[EpochRecord]]:
     """The inverse of `results_to_json`."""
-    results = [StepResult(**{**row, "class_names": tuple(row["class_names"])}) for row in facts["results"]]
-    return results, [EpochRecord(**row) for row in facts["records"]]
+    return [StepResult.from_json(row) for row in facts["results"]], [EpochRecord(**row) for row in facts["records"]]

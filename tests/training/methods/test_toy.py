@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.data.source import ImageSource
 from der_fast.deployment.exporter import export
-from der_fast.errors import ConfigError
+from der_fast.errors import ConfigError, DerFastError
 from der_fast.model.readout import Readout
 from der_fast.training.batch_step import TrainedFeatures
 from der_fast.training.context import Context
@@ -40,6 +41,8 @@ TUNING = "tuning"
 
 class Toy(Replay):
     """Two stages before the network is final; the first keeps the classifier's weights positive. Nearest class means at test time."""
+
+    figures: Mapping[str, tuple[str, str]] = {"held_out_top1": ("percent", "of held-out images")}
 
     def train(self, context: Context, model: Model, state: StepState, source: ImageSource) -> None:
         features = TrainedFeatures(context, state.extractor)
@@ -71,7 +74,7 @@ class Toy(Replay):
         return Readout(means, means.new_zeros(len(means)), normalise=True, temperature=0.5)
 
     def facts(self, context: Context, state: StepState, packed: Any) -> dict[str, Any]:
-        return {"saved_seconds": 12.5}
+        return {"held_out_top1": 12.5 * state.step}
 
     def label(self, config: Config) -> str:
         return "a toy"
@@ -109,7 +112,10 @@ def test_two_steps_resumed_predicted_saved_and_exported(tiny: Tiny, synthetic: I
     loaded = Learner.load(tmp_path / "run", device="cpu")
     assert loaded.predict(images[1].images, top=4) == wanted
     assert loaded.model.ready.normalise and loaded.model.ready.temperature == 0.5
-    assert loaded.metrics()["name"] == "a toy" and loaded.metrics()["saved_seconds"] == [12.5, 12.5]
+    assert loaded.metrics()["name"] == "a toy" and loaded.metrics()["held_out_top1"] == [12.5, 25.0]
+    row = json.loads((tmp_path / "run" / "steps" / "02" / "learner.json").read_text())["results"][1]
+    assert row["held_out_top1"] == 25.0 and "facts" not in row
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["held_out_top1"] == [12.5, 25.0]
     assert not list((tmp_path / "run").rglob("mask_logits*"))
     done = export(loaded, tmp_path / "model.onnx", images=images[1].images)
     assert done.difference < 1e-5
@@ -121,8 +127,22 @@ def test_two_steps_resumed_predicted_saved_and_exported(tiny: Tiny, synthetic: I
 def test_a_name_is_given_once_and_an_unknown_one_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ConfigError, match="there is a method 'toy' already"):
         register("toy", Toy())
+
+    class Taking(Toy):
+        figures: Mapping[str, tuple[str, str]] = {"bwt": ("", "a run's"), "kept": ("", "a step's"), "own": ("", "")}
+
+    with pytest.raises(ConfigError, match="'taking' calls figures of its own bwt, kept, which every run has"):
+        register("taking", Taking())
+    assert list(METHODS) == check.METHODS and "taking" not in METHODS
     with pytest.raises(ConfigError, match=r"method.name takes one of der, replay, bound, .*not 'wa'"):
         check.check(tiny({"method.name": "wa"}))
+
+
+def test_facts_that_are_not_declared_are_refused(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Toy, "figures", {"held_out_top5": ("percent", "of held-out images")})
+    learner = Learner(tiny({"method.name": "toy", "protocol.name": "B0-2"}))
+    with pytest.raises(DerFastError, match=r"declares, \['held_out_top5'\], not \['held_out_top1'\]"):
+        learner.learn(synthetic("ab"))
 
 
 def test_the_names_in_the_configuration_are_those_of_the_methods() -> None:
