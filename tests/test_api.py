@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 
 import der_fast
-from der_fast.api import GIVEN, evaluate_run, learn_run, train, train_run
+from der_fast.api import evaluate_run, learn_run, train
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import DataConfig
 from der_fast.data import MemorySource, load_dataset
 from der_fast.errors import CheckpointError, ConfigError, DataError
+from der_fast.runs import train_run
 from der_fast.training import latency
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
+from der_fast.training.provenance import GIVEN
 from der_fast.training.storage.named_files import load_manifest, save_manifest
 
 TINY = {
@@ -59,7 +61,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, one call per timing, and no pictures: drawing takes longer than these runs."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(latency, "REPEATS", 1)
-    monkeypatch.setattr("der_fast.api.write_report", lambda run: (run / "report.html").write_text("drawn"))
+    monkeypatch.setattr("der_fast.runs.write_report", lambda run: (run / "report.html").write_text("drawn"))
     yield
     torch.set_num_threads(threads)
 
@@ -69,7 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps of five digits."""
     out = tmp_path_factory.mktemp("api") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("der_fast.api.write_report", lambda run: None)
+        patch.setattr("der_fast.runs.write_report", lambda run: None)
         train("digits", "B0-2", out=out, settings=TINY)
     return out
 
@@ -99,7 +101,7 @@ def test_the_face_of_the_package() -> None:
 def test_a_run_draws_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from der_fast.report import write_report
 
-    monkeypatch.setattr("der_fast.api.write_report", write_report)
+    monkeypatch.setattr("der_fast.runs.write_report", write_report)
     result = train("digits", "B0-2", out=str(tmp_path / "run"), settings=TINY)
     assert result.out == tmp_path / "run"
     assert result.metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -34,7 +34,7 @@ class Terminal(io.StringIO):
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One call per timing and no pictures; nothing in the environment that says what standard error is."""
     monkeypatch.setattr(latency, "REPEATS", 1)
-    monkeypatch.setattr("der_fast.api.write_report", lambda run: run)
+    monkeypatch.setattr("der_fast.runs.write_report", lambda run: run)
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")

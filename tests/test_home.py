@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import der_fast
-from der_fast import api, home
+from der_fast import api, home, runs
 from der_fast.cli.main import app
 from der_fast.cli.settings import changes_from
 from der_fast.config.resolve import resolve_config
@@ -200,7 +200,7 @@ def test_training_reads_and_writes_at_home(at_home: Path, monkeypatch: pytest.Mo
         for index in range(2):
             # No test image is one that is trained on.
             Image.new("RGB", (8, 8), (60 * index, 90 + 50 * (part == "test"), 100)).save(at_home / "images" / part / name / f"{index}.png")
-    monkeypatch.setattr(api, "write_report", lambda run: run)
+    monkeypatch.setattr(runs, "write_report", lambda run: run)
     settings = {"first.epochs": 1, "first.milestones": (), "model.backbone": "resnet20", "model.width": 1, "masks.floor": 0.5}
     result = api.train("~/images", "B0-1", out="~/run", settings=settings)
     assert (result.out, result.metrics["dataset"]) == (at_home / "run", str(at_home / "images"))

@@ -20,6 +20,7 @@ LAYERS = [
     ["compaction", "data"],
     ["training"],
     ["deployment", "report"],
+    ["runs"],
     ["api"],
     ["cli"],
 ]

@@ -37,7 +37,7 @@ def demo(
         output().print("1797 handwritten digits arrive two classes at a time; every step is tested on all digits seen so far.")
 
     def work(observer: Any) -> None:
-        from der_fast.api import train_run
+        from der_fast.runs import train_run
 
         train_run(config, out, resume=False, observer=observer)
 

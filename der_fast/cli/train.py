@@ -76,7 +76,7 @@ def train(
     remember_resume(ctx, lambda: how_to_go_on(out))
 
     def work(observer: Any) -> None:
-        from der_fast.api import train_run
+        from der_fast.runs import train_run
 
         train_run(config, out, resume=resume, observer=observer)
 

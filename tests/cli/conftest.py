@@ -68,8 +68,9 @@ class Notes:
 def api(monkeypatch: pytest.MonkeyPatch) -> Notes:
     """Replaces training by notes of what was asked for."""
     import der_fast.api
+    import der_fast.runs
 
     notes = Notes()
-    monkeypatch.setattr(der_fast.api, "train_run", lambda config, out, **rest: notes.write_run(out, config=config, **rest))
+    monkeypatch.setattr(der_fast.runs, "train_run", lambda config, out, **rest: notes.write_run(out, config=config, **rest))
     monkeypatch.setattr(der_fast.api, "learn_run", lambda run, folder, **rest: notes.write_run(run, folder=folder, **rest))
     return notes

@@ -68,7 +68,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread, one call per timing, no pictures."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(latency, "REPEATS", 1)
-    monkeypatch.setattr("der_fast.api.write_report", lambda run: run)
+    monkeypatch.setattr("der_fast.runs.write_report", lambda run: run)
     yield
     torch.set_num_threads(threads)
 
@@ -80,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw(folder / "images", FOUR)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("der_fast.api.write_report", lambda run: run)
+        patch.setattr("der_fast.runs.write_report", lambda run: run)
         ended = train("images")
     assert ended.exit_code == 0, ended.output
     return folder

@@ -40,7 +40,7 @@ def metrics_of(run: Path) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these runs; tests/report looks at what is drawn."""
-    monkeypatch.setattr("der_fast.api.write_report", lambda run: run)
+    monkeypatch.setattr("der_fast.runs.write_report", lambda run: run)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     draw(folder / "images", dict.fromkeys(COLOURS, 6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("der_fast.api.write_report", lambda run: run)
+        patch.setattr("der_fast.runs.write_report", lambda run: run)
         ended = command("train", folder / "images", "--protocol", "2,1,2", "--class-order", "alphabetical", *TINY, "--out", folder / "run")
     assert ended.exit_code == 0, ended.output
     return folder

@@ -43,10 +43,10 @@ def test_quiet_keeps_the_bars_of_loading_away_too(monkeypatch: pytest.MonkeyPatc
 
 
 HASTY = """
-import der_fast.api
+import der_fast.runs
 from der_fast.cli.main import main
 from der_fast.training.display import LogLines
-der_fast.api.write_report = lambda run: run
+der_fast.runs.write_report = lambda run: run
 LogLines.interval = 0.0
 main()
 """

@@ -83,7 +83,7 @@ def test_the_run_holds_what_was_asked_for(trained: Path) -> None:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these runs; `trained` and `test_report_…` draw real ones."""
-    monkeypatch.setattr("der_fast.api.write_report", lambda run: run)
+    monkeypatch.setattr("der_fast.runs.write_report", lambda run: run)
 
 
 @pytest.mark.usefixtures("no_report")

@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("export") / "run"
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("der_fast.api.write_report", lambda run: None)
+        patch.setattr("der_fast.runs.write_report", lambda run: None)
         patch.setattr(latency, "REPEATS", 1)
         train("digits", "B0-1", out=out, settings=TINY)
     yield out

@@ -71,7 +71,7 @@ def run_quickly(*arguments: str) -> Result:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "REPEATS", 1)
-        patch.setattr("der_fast.api.write_report", lambda run: run)
+        patch.setattr("der_fast.runs.write_report", lambda run: run)
         ended = CliRunner().invoke(app, arguments)
     torch.set_num_threads(threads)
     return ended

@@ -82,7 +82,7 @@ def test_a_full_disk_ends_a_command_in_a_sentence(arguments: list[str]) -> None:
 TRAINED = """
 import json
 from pathlib import Path
-import der_fast.api
+import der_fast.runs
 def train_run(config, out, *, resume, observer):
     observer.run_begins(1, config)
     observer.step_begins(1, 1, ["a", "b"], 4)
@@ -91,7 +91,7 @@ def train_run(config, out, *, resume, observer):
     out.mkdir(parents=True)
     (out / "metrics.json").write_text(json.dumps({"steps": [["a", "b"]], "top1": [50.0]}))
     (out / "trained").write_text("to the end")
-der_fast.api.train_run = train_run
+der_fast.runs.train_run = train_run
 """
 TRAIN = ["train", "digits", "--out"]
 

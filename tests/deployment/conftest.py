@@ -77,7 +77,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps of five handwritten digits."""
     out = tmp_path_factory.mktemp("deployment") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("der_fast.api.write_report", lambda run: None)
+        patch.setattr("der_fast.runs.write_report", lambda run: None)
         train("digits", "B0-2", out=out, settings=TINY)
     return out
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from der_fast import api
-from der_fast.data import MemorySource
+from der_fast import api, runs
+from der_fast.config.resolve import resolve_config
+from der_fast.data import MemorySource, load_dataset
 from der_fast.errors import CheckpointError, DataError
 from der_fast.training import provenance
 from der_fast.training.learner import Learner
@@ -63,7 +64,7 @@ def measured(run: Path, data: Any = None) -> tuple[dict[str, int], list[str]]:
 def _undrawn() -> Iterator[None]:
     """Drawing reports takes longer than these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "write_report", lambda run: None)
+        patch.setattr(runs, "write_report", lambda run: None)
         yield
 
 
@@ -121,7 +122,7 @@ def test_trained_images_are_known_under_other_names_in_another_split(whole: Path
 
 def test_a_folder_of_nothing_but_trained_images_is_refused(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "seen" / "a").mkdir(parents=True)
-    _, test = api.load_dataset(Learner.load(whole / "run").config.data)
+    _, test = load_dataset(Learner.load(whole / "run").config.data)
     held_out = {name.rpartition("/")[2] for name in test.files or ()}
     for path in (whole / "noise" / "a").iterdir():
         if path.name not in held_out:
@@ -261,7 +262,7 @@ def test_images_given_as_data_sets_are_remembered_too(tmp_path: Path) -> None:
     train, test = (
         MemorySource(pixels, labels, "ab").subset(part) for part in (torch.tensor([0, 1, 2, 3, 6, 7, 8, 9]), torch.tensor([4, 10]))
     )
-    learner = Learner(api.resolve_config("digits", changes=KEYS))
+    learner = Learner(resolve_config("digits", changes=KEYS))
     learner.learn(train, test)
     run = learner.save(tmp_path / "run")
     with pytest.raises(DataError, match=r"2 held-out image\(s\) of 2 class\(es\) \(a, b\) were given as datasets and cannot be read here"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from der_fast import api
+from der_fast import api, runs
 from der_fast.data.photos import PhotoSource
 from der_fast.errors import CheckpointError, DataError
 from der_fast.training.learner import Learner
@@ -139,7 +139,7 @@ def test_a_resident_cache_is_in_the_report_and_the_log(folder: Path, tmp_path: P
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr(api, "write_report", lambda run: run)
+    monkeypatch.setattr(runs, "write_report", lambda run: run)
 
 
 @pytest.mark.usefixtures("undrawn")
