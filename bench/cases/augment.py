@@ -13,8 +13,8 @@ import torch
 
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
 from bench.subjects import loader
+from bench.subjects.networks import SharedNetworks
 from bench.subjects.shapes import batches
-from bench.subjects.world import World
 from der_fast.kernels.augment import augment, augment_drawn, draw_augmentation
 
 # Seed and stream of the random numbers.
@@ -22,14 +22,14 @@ KEY = (1993, 7)
 
 
 def _case(setting: Setting, batch: int) -> Case:
-    world = World(setting)
+    networks = SharedNetworks(setting)
     half = torch.bfloat16
     resident = setting.pick((5000,), (5000,), (2 * batch,))[0]
 
     def inputs(generator: torch.Generator) -> Tensors:
         order = torch.randperm(resident, generator=generator, device=generator.device)[:batch]
         numbers = torch.arange(batch, device=generator.device)
-        return {"images": world.pixels(resident, generator), "index": order, "numbers": numbers}
+        return {"images": networks.pixels(resident, generator), "index": order, "numbers": numbers}
 
     def eager(tensors: Tensors, dtype: torch.dtype) -> Run:
         row, col, flip, brightness = draw_augmentation(
@@ -77,7 +77,7 @@ def _case(setting: Setting, batch: int) -> Case:
         return run
 
     def work(dtype: torch.dtype) -> Work:
-        numbers = batch * 3 * world.size**2
+        numbers = batch * 3 * networks.size**2
         return Work(bytes=float(numbers * (1 + dtype.itemsize)), images=batch)
 
     variants = (
@@ -91,10 +91,10 @@ def _case(setting: Setting, batch: int) -> Case:
 
 
 def _loader_case(setting: Setting, batch: int) -> Case:
-    world, count = World(setting), setting.pick((5000,), (2000,), (8,))[0]
+    networks, count = SharedNetworks(setting), setting.pick((5000,), (2000,), (8,))[0]
 
     def inputs(generator: torch.Generator) -> Tensors:
-        return {"pixels": world.pixels(count, generator).cpu(), "labels": torch.zeros(count, dtype=torch.int64)}
+        return {"pixels": networks.pixels(count, generator).cpu(), "labels": torch.zeros(count, dtype=torch.int64)}
 
     def epoch(tensors: Tensors) -> Run:
         def run() -> Tensors:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
 from bench.subjects.branch import Branch, branch
+from bench.subjects.networks import SHARE, SharedNetworks
 from bench.subjects.shapes import stages
-from bench.subjects.world import SHARE, World
 from der_fast.compaction.bank.graphs import run_parallel
 from der_fast.compaction.bank.strategies import macs
 from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer, padded
@@ -34,11 +34,11 @@ def parallel(branches: Sequence[Branch], images: Tensor) -> Branch:
     return lambda x: run_parallel(branches, x, streams)
 
 
-def ours(world: World, count: int, dtype: torch.dtype) -> Branch:
+def ours(networks: SharedNetworks, count: int, dtype: torch.dtype) -> Branch:
     """Return all extractors in one launch per layer."""
     from der_fast.compaction.bank.grouped import GroupedProgram
 
-    return GroupedProgram([world.compact(number, dtype).arena for number in range(count)], dtype, backend=world.setting.backend)
+    return GroupedProgram([networks.compact(number, dtype).arena for number in range(count)], dtype, backend=networks.setting.backend)
 
 
 class Side:
@@ -68,10 +68,10 @@ def timesteps(setting: Setting) -> tuple[int, ...]:
 
 
 def _whole(setting: Setting, count: int, batch: int) -> Case:
-    world = World(setting)
+    networks = SharedNetworks(setting)
 
     def inputs(generator: torch.Generator) -> Tensors:
-        return {"images": world.images(batch, generator)}
+        return {"images": networks.images(batch, generator)}
 
     def run_of(function: Branch, images: Tensor) -> Run:
         def run() -> Tensors:
@@ -81,20 +81,20 @@ def _whole(setting: Setting, count: int, batch: int) -> Case:
         return run
 
     def loop(tensors: Tensors, dtype: torch.dtype) -> Run:
-        branches = [branch(world.compact(number, dtype)) for number in range(count)]
+        branches = [branch(networks.compact(number, dtype)) for number in range(count)]
         return run_of(lambda x: torch.cat([one(x) for one in branches], 1), tensors["images"].to(dtype))
 
     def full(tensors: Tensors, dtype: torch.dtype) -> Run:
-        kept = world.kept_features(count)
-        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(count)]  # type: ignore[call-overload]
+        kept = networks.kept_features(count)
+        nets = [networks.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(count)]  # type: ignore[call-overload]
         return run_of(lambda x: torch.cat([net(x) for net in nets], 1).index_select(1, kept), tensors["images"].to(dtype))
 
     def side_by_side(tensors: Tensors) -> Run:
         images = tensors["images"].to(HALF)
-        return run_of(parallel([branch(world.compact(number, HALF)) for number in range(count)], images), images)
+        return run_of(parallel([branch(networks.compact(number, HALF)) for number in range(count)], images), images)
 
     def own(tensors: Tensors) -> Run:
-        return run_of(ours(world, count, HALF), tensors["images"].to(HALF))
+        return run_of(ours(networks, count, HALF), tensors["images"].to(HALF))
 
     def expected(tensors: Tensors) -> Tensors:
         return full(tensors, torch.float64)()
@@ -109,7 +109,7 @@ def _whole(setting: Setting, count: int, batch: int) -> Case:
 
     @functools.cache
     def multiplications() -> int:
-        return sum(macs(world.compact(number, HALF).arena, world.size, world.size) for number in range(count))
+        return sum(macs(networks.compact(number, HALF).arena, networks.size, networks.size) for number in range(count))
 
     def work(dtype: torch.dtype) -> Work:
         return Work(flops=2.0 * batch * multiplications(), images=batch)

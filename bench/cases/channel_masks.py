@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bench.harness.compiled import compiled
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, drawn, uniform
+from bench.subjects.networks import SharedNetworks
 from bench.subjects.rivals import Masks, sparsity
-from bench.subjects.world import World
-from der_fast.kernels.channel_masks import Convolution, MaskStructure, masks_and_sparsity
+from der_fast.kernels.channel_masks import ConvolutionGroups, MaskStructure, masks_and_sparsity
 from der_fast.model.architecture import IMAGE_CHANNELS, Architecture
 
 SCALE = 5.0
@@ -32,7 +32,7 @@ def structure_of(net: Architecture, device: torch.device) -> MaskStructure:
     """Return the network's groups and convolutions as the kernels take them."""
     number = {name: index for index, name in enumerate(net.groups)}
     convs = [
-        Convolution(
+        ConvolutionGroups(
             tuple(number[name] for name in conv.source),
             tuple(number[name] for name in conv.target),
             0 if conv.source else IMAGE_CHANNELS,
@@ -94,7 +94,7 @@ def joined(outputs: Tensors) -> Tensors:
 
 
 def _case(setting: Setting, what: str, how: str) -> Case:
-    net = World(setting).net
+    net = SharedNetworks(setting).architecture
     structure = structure_of(net, setting.device)
 
     def inputs(generator: torch.Generator) -> Tensors:

@@ -19,9 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
 from der_fast.kernels.conv.strided import convolve, convolve_backward
-from der_fast.kernels.masked_bn import Affine, apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
+from der_fast.kernels.masked_bn import apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
+from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model.paths import CHAIN, CUDNN, Layer
 
 # What is added before the last ReLU.
@@ -89,11 +91,6 @@ class Gradients:
     gamma: Tensor
     beta: Tensor
     mask: Tensor | None
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Return x in channels-last strides."""
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def forward(block: ChainBlock, x: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, Tensor | None, list[Kept]]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from der_fast.kernels.masked_bn import Affine
+from der_fast.kernels.affine import Affine
+from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model import chain
 from der_fast.model.chain import ChainBlock, Kept, Weights
 
@@ -43,7 +44,7 @@ class _BlockNode(torch.autograd.Function):
         for index, transformed in enumerate(ctx.transformed):
             y, source, *affine = saved[index * size : (index + 1) * size]
             kept.append(Kept(y, Affine(*affine), source, transformed, affine[0], affine[1]))
-        g = chain.channels_last(grad_outputs[0].to(x.dtype))
+        g = channels_last(grad_outputs[0].to(x.dtype))
         dx, gradients = chain.backward(ctx.block, x, weights_of(flat), kept, bits, g, ctx.needs_input_grad[1])
         found: list[Tensor | None] = []
         for index, gradient in enumerate(gradients):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.conv import checks
 from der_fast.kernels.conv.launch import MOST_PARTS, ConvTiles, candidates, default_config, default_split
 from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
-from der_fast.kernels.conv.shape import Affine, ConvShape
+from der_fast.kernels.conv.shape import ConvShape
 from der_fast.kernels.device import multiprocessors
 
 __all__ = [

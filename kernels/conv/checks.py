@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.checks import check_backend
-from der_fast.kernels.conv.shape import KERNELS, STRIDES, Affine, ConvShape
+from der_fast.kernels.conv.shape import KERNELS, STRIDES, ConvShape
 
 FUSED = (torch.bfloat16, torch.float16, torch.float32)
 # Offsets into a weight and counts of rows, rounded up to tiles, are 32-bit numbers in the kernels; offsets into activations are not.

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.checks import check_backend
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn import reference_passes as reference
-from der_fast.kernels.masked_bn.affine import Affine
 from der_fast.kernels.masked_bn.launch import Launch
 from der_fast.kernels.masked_bn.reference_passes import ReluFrom, accumulator
 

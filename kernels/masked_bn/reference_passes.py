@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from der_fast.kernels.masked_bn.affine import Affine, affine_of
+from der_fast.kernels.affine import Affine, affine_of
 
 # How many rows one entry of the partial sums covers.
 ROWS = 4096

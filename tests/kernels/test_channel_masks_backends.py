@@ -11,7 +11,7 @@ import torch
 from der_fast import native
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.channel_masks import Convolution, MaskStructure, channel_masks, masks_and_sparsity, sparsity_loss
+from der_fast.kernels.channel_masks import ConvolutionGroups, MaskStructure, channel_masks, masks_and_sparsity, sparsity_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float64]
@@ -20,25 +20,25 @@ SNAP = 2.0**-24
 FLOOR = 2.0**-22
 
 STRUCTURES = {
-    "one channel": ([1], [Convolution((), (0,), 3, 9)]),
+    "one channel": ([1], [ConvolutionGroups((), (0,), 3, 9)]),
     "odd": (
         [2, 3, 1, 17],
         [
-            Convolution((), (0,), 3, 9),
-            Convolution((0,), (1,), 0, 9),
-            Convolution((0, 1), (2,), 0, 1),
-            Convolution((2,), (0, 3), 0, 9),
-            Convolution((3,), (1,), 0, 25),
-            Convolution((3,), (3,), 0, 1),
+            ConvolutionGroups((), (0,), 3, 9),
+            ConvolutionGroups((0,), (1,), 0, 9),
+            ConvolutionGroups((0, 1), (2,), 0, 1),
+            ConvolutionGroups((2,), (0, 3), 0, 9),
+            ConvolutionGroups((3,), (1,), 0, 25),
+            ConvolutionGroups((3,), (3,), 0, 1),
         ],
     ),
     # Rows of 128: below, at and above one, and several; a group that nothing uses, and one without channels.
     "rows": (
         [64, 128, 130, 513, 5, 0],
-        [Convolution((), (0,), 3, 49), *(Convolution((g,), (h,), 0, 9) for g in range(4) for h in (0, 1, 2, 3, 5))],
+        [ConvolutionGroups((), (0,), 3, 49), *(ConvolutionGroups((g,), (h,), 0, 9) for g in range(4) for h in (0, 1, 2, 3, 5))],
     ),
     # Every convolution uses the first group: more users than a program sums at a time.
-    "many": ([16] * 5, [Convolution((g % 5,), (0,), 0, 1 + g % 3) for g in range(150)]),
+    "many": ([16] * 5, [ConvolutionGroups((g % 5,), (0,), 0, 1 + g % 3) for g in range(150)]),
 }
 
 
@@ -217,7 +217,8 @@ def test_reference_is_made_of_the_two_functions():
 
 
 def test_tables_by_hand():
-    structure = MaskStructure.of([3, 130], [Convolution((), (0,), 3, 9), Convolution((0,), (0, 1), 0, 4), Convolution((0, 1), (1,), 0, 1)])
+    convs = [ConvolutionGroups((), (0,), 3, 9), ConvolutionGroups((0,), (0, 1), 0, 4), ConvolutionGroups((0, 1), (1,), 0, 1)]
+    structure = MaskStructure.of([3, 130], convs)
     assert structure.channels == 133 and structure.span == 2
     assert structure.full == 9 * 3 * 3 + 4 * 3 * 133 + 133 * 130
     assert structure.rows.tolist() == [[0, 3, 0], [3, 131, 1], [131, 133, 1]] and structure.row_offsets.tolist() == [0, 1, 3]
@@ -231,14 +232,14 @@ def test_tables_by_hand():
 @pytest.mark.parametrize(
     ("widths", "convs", "words"),
     [
-        ([], [Convolution((), (0,), 3, 9)], "needs groups and convolutions; got 0 and 1"),
+        ([], [ConvolutionGroups((), (0,), 3, 9)], "needs groups and convolutions; got 0 and 1"),
         ([4], [], "needs groups and convolutions; got 1 and 0"),
-        ([4, -1], [Convolution((), (0,), 3, 9)], "widths must be ≥ 0; group 1 has -1"),
-        ([4], [Convolution((), (1,), 3, 9)], r"convolution 0 writes groups \(1,\): they must be distinct and lie in 0 … 0"),
-        ([4], [Convolution((0, 0), (0,), 0, 9)], r"convolution 0 reads groups \(0, 0\)"),
-        ([4], [Convolution((), (0,), -1, 9)], "convolution 0 needs image ≥ 0"),
-        ([4], [Convolution((), (0,), 3, 0)], "area ≥ 1, not 3 and 0"),
-        ([0], [Convolution((), (0,), 3, 9)], "the network has no parameters"),
+        ([4, -1], [ConvolutionGroups((), (0,), 3, 9)], "widths must be ≥ 0; group 1 has -1"),
+        ([4], [ConvolutionGroups((), (1,), 3, 9)], r"convolution 0 writes groups \(1,\): they must be distinct and lie in 0 … 0"),
+        ([4], [ConvolutionGroups((0, 0), (0,), 0, 9)], r"convolution 0 reads groups \(0, 0\)"),
+        ([4], [ConvolutionGroups((), (0,), -1, 9)], "convolution 0 needs image ≥ 0"),
+        ([4], [ConvolutionGroups((), (0,), 3, 0)], "area ≥ 1, not 3 and 0"),
+        ([0], [ConvolutionGroups((), (0,), 3, 9)], "the network has no parameters"),
     ],
 )
 def test_networks_that_make_no_sense_are_refused(widths, convs, words):
@@ -356,7 +357,7 @@ class TestOnCuda:
     def large():
         generator = torch.Generator().manual_seed(4)
         widths = torch.randint(0, 300, (160,), generator=generator).tolist()
-        convs = [Convolution((), (0, 1), 3, 49), *(Convolution((g, (g + 7) % 160), (g + 1,), 0, 9) for g in range(150))]
+        convs = [ConvolutionGroups((), (0, 1), 3, 49), *(ConvolutionGroups((g, (g + 7) % 160), (g + 1,), 0, 9) for g in range(150))]
         structure = MaskStructure.of(widths, convs, device="cuda")
         return structure, torch.randn(structure.channels, generator=generator).cuda()
 

@@ -73,7 +73,7 @@ class _Value:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _LayerLaunch:
     """One launch; `layer` is None for the max-pooling. `done` are values that nothing reads any more."""
 
     target: str
@@ -101,7 +101,7 @@ class GroupedProgram:
     def __init__(self, arenas: Sequence[Arena], dtype: torch.dtype, *, backend: str = "fused") -> None:
         self.dtype, self.backend = dtype, backend
         live = [arena for arena in arenas if arena.ops]
-        builder = _Builder(live, dtype)
+        builder = _LaunchBuilder(live, dtype)
         self.steps = builder.build()
         self._index = builder.features()
         self.launches = len(self.steps)
@@ -136,7 +136,7 @@ class GroupedProgram:
         return features if self._index is None else features.index_select(1, self._index)
 
 
-class _Builder:
+class _LaunchBuilder:
     def __init__(self, arenas: Sequence[Arena], dtype: torch.dtype) -> None:
         self.arenas, self.dtype = arenas, dtype
         self.device = arenas[0].storage.device
@@ -145,16 +145,16 @@ class _Builder:
         self.values = {IMAGE: _Value((IMAGE_CHANNELS,))}
         # A widened value is another one, read with a stride.
         self.views: dict[str, tuple[str, int]] = {}
-        self.steps: list[_Step] = []
+        self.steps: list[_LayerLaunch] = []
 
-    def build(self) -> list[_Step]:
+    def build(self) -> list[_LayerLaunch]:
         """Return the launches in order, from the full network's operations."""
         for op in _template(self.arenas[0]):
             if op.kind == CONV:
                 self._conv(op)
             elif op.kind == POOL:
                 self.values[op.target] = self.values[op.source]
-                self.steps.append(_Step(op.target, op.source, None))
+                self.steps.append(_LayerLaunch(op.target, op.source, None))
             elif op.kind == WIDEN:
                 self.views[op.target] = op.source, op.stride
             else:
@@ -189,7 +189,7 @@ class _Builder:
             kernel, step, source = 1, stride, residual
         channels = IMAGE_CHANNELS if source == IMAGE else self.values[source].channels
         layer = pack_layer(parts, kernel=kernel, stride=step, relu=op.relu, inputs=channels, dtype=self.dtype, device=self.device)
-        self.steps.append(_Step(op.target, source, layer, residual, stride))
+        self.steps.append(_LayerLaunch(op.target, source, layer, residual, stride))
 
     def _part(self, index: int, found: Op, value: _Value, op: Op, residual: str) -> GroupMember:
         tensors: Mapping[str, Tensor] = self.tensors[index]
@@ -214,7 +214,7 @@ class _Builder:
         return GroupMember(weight, bias, 0, 0, value.channels)
 
 
-def _with_ends(steps: Sequence[_Step]) -> list[_Step]:
+def _with_ends(steps: Sequence[_LayerLaunch]) -> list[_LayerLaunch]:
     """Note with every step which values it is the last to read, so that their memory is free for the next one."""
     last: dict[str, int] = {}
     for number, step in enumerate(steps):
