@@ -82,8 +82,8 @@ def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device, problems: lis
 
 def _replay(run: Run, device: torch.device) -> Run:
     """Return the run as a CUDA graph, in which launching costs nothing, as in training; as it is where that cannot be captured."""
-    side = capture.warmed_up(run, device)
-    graph = torch.cuda.CUDAGraph()
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    capture.warm_up(run, side)
     try:
         capture.record(run, graph, side)
     except RuntimeError:

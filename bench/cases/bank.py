@@ -19,7 +19,7 @@ from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, d
 from bench.subjects.branch import Branch, branch
 from bench.subjects.networks import SHARE, SharedNetworks
 from bench.subjects.shapes import stages
-from der_fast.compaction.bank.graphs import run_parallel
+from der_fast.compaction.bank.graphs import run_beside, run_parallel
 from der_fast.compaction.bank.strategies import macs
 from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer, padded
 
@@ -49,17 +49,8 @@ class Side:
 
     def __call__(self, work: Callable[[int], Tensor], count: int) -> list[Tensor]:
         """Return what `work` gives for 0 … count − 1."""
-        if not self._streams:
-            return [work(number) for number in range(count)]
-        here, found = torch.cuda.current_stream(), []
-        for stream in self._streams:
-            stream.wait_stream(here)
-        for number in range(count):
-            with torch.cuda.stream(self._streams[number % len(self._streams)]):
-                found.append(work(number))
-        for stream in self._streams:
-            here.wait_stream(stream)
-        return found
+        works = [functools.partial(work, number) for number in range(count)]
+        return run_beside(works, self._streams) if self._streams else [one() for one in works]
 
 
 def timesteps(setting: Setting) -> tuple[int, ...]:
