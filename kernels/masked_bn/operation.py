@@ -8,10 +8,10 @@ from torch import Tensor
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.checks import check_backend
+from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn.autograd import FusedMaskedBN, affine_only
 from der_fast.kernels.masked_bn.reference import masked_bn_reference
-from der_fast.kernels.masked_bn.reference_passes import accumulator
 
 
 def masked_bn(
@@ -82,10 +82,9 @@ def masked_bn(
 
 
 def _check(x: Tensor, residual: Tensor | None, vectors: dict[str, Tensor | None], training: bool) -> None:
-    checks.check_shape("x", x)
+    checks.check_input("x", x)
     if residual is not None:
-        checks.check_shape("residual", residual)
-        checks.check_alike("residual", residual, x)
+        checks.check_residual(residual, x)
     checks.check_vectors(vectors, x.shape[1], accumulator(x.dtype), x.device)
     if training and x.shape[1] > 0 and x.numel() <= x.shape[1]:
         raise ValueError(

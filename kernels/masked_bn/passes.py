@@ -13,10 +13,11 @@ from torch import Tensor
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.affine import Affine
 from der_fast.kernels.checks import check_backend
+from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn import reference_passes as reference
 from der_fast.kernels.masked_bn.launch import Launch
-from der_fast.kernels.masked_bn.reference_passes import ReluFrom, accumulator
+from der_fast.kernels.masked_bn.reference_passes import ReluFrom
 
 
 def _fused(backend: str, device: torch.device) -> bool:

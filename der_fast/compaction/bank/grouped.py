@@ -18,10 +18,9 @@ from torch import Tensor
 from der_fast.compaction.arena import Arena
 from der_fast.compaction.program import AFFINE, CONV, IMAGE, MEAN, POOL, WIDEN, Op, program
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.dtypes import FUSED_DTYPES
 from der_fast.kernels.grouped_conv import GroupedLayer, GroupMember, grouped_conv, pack_layer, padded
 from der_fast.model.architecture import IMAGE_CHANNELS
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def reason_against(arenas: Sequence[Arena], dtypes: Sequence[torch.dtype]) -> str:
@@ -37,7 +36,7 @@ def reason_against(arenas: Sequence[Arena], dtypes: Sequence[torch.dtype]) -> st
     names = sorted({arena.architecture.name for arena in live})
     if any(arena.architecture != live[0].architecture for arena in live):
         return f"they have different backbones ({', '.join(names)})" if len(names) > 1 else f"their {names[0]} have different full widths"
-    if len(set(dtypes)) > 1 or dtypes[0] not in DTYPES:
+    if len(set(dtypes)) > 1 or dtypes[0] not in FUSED_DTYPES:
         kinds = sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})
         return f"they compute in {' and '.join(kinds)}, not all in one of float32, bfloat16 or float16"
     if any(op.kind == AFFINE for op in _template(live[0])):
