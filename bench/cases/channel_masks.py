@@ -21,26 +21,12 @@ from bench.harness.compiled import compiled
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, drawn, uniform
 from bench.subjects.networks import SharedNetworks
 from bench.subjects.rivals import Masks, sparsity
-from der_fast.kernels.channel_masks import ConvolutionGroups, MaskStructure, masks_and_sparsity
-from der_fast.model.architecture import IMAGE_CHANNELS, Architecture
+from der_fast.kernels.channel_masks import masks_and_sparsity
+from der_fast.model.architecture import Architecture
+from der_fast.model.layout import MaskLayout
 
 SCALE = 5.0
 Operation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def structure_of(net: Architecture, device: torch.device) -> MaskStructure:
-    """Return the network's groups and convolutions as the kernels take them."""
-    number = {name: index for index, name in enumerate(net.groups)}
-    convs = [
-        ConvolutionGroups(
-            tuple(number[name] for name in conv.source),
-            tuple(number[name] for name in conv.target),
-            0 if conv.source else IMAGE_CHANNELS,
-            conv.kernel**2,
-        )
-        for conv in net.convs()
-    ]
-    return MaskStructure.of(tuple(net.groups.values()), convs, device)
 
 
 def flat(operation: Operation, tensors: Tensors, what: str, dtype: torch.dtype) -> Run:
@@ -95,7 +81,7 @@ def joined(outputs: Tensors) -> Tensors:
 
 def _case(setting: Setting, what: str, how: str) -> Case:
     net = SharedNetworks(setting).architecture
-    structure = structure_of(net, setting.device)
+    structure = MaskLayout(net).structure(setting.device)
 
     def inputs(generator: torch.Generator) -> Tensors:
         count = structure.channels

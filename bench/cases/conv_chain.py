@@ -17,9 +17,9 @@ from bench.harness.compiled import compiled
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like, uniform
 from bench.subjects.shapes import ConvLayer, batches, short, stages
 from der_fast.kernels import masked_bn as bn
+from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
 
-EPSILON = 1e-5
 VECTORS = ("weight1", "bias1", "mask1", "weight2", "bias2", "mask2")
 
 

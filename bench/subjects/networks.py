@@ -33,11 +33,9 @@ class SharedNetworks:
 
     Attributes:
         setting: device and scale.
-        share: of every group's channels that frozen extractors kept.
     """
 
     setting: Setting
-    share: float = SHARE
     _dense: dict[int, Extractor] = field(default_factory=dict)
 
     @property
@@ -71,7 +69,7 @@ class SharedNetworks:
         layout = MaskLayout(self.architecture)
         keep = torch.zeros(layout.channels, dtype=torch.bool)
         for part in layout.by_group(keep).values():
-            part[torch.randperm(len(part), generator=generator)[: max(1, round(len(part) * self.share))]] = True
+            part[torch.randperm(len(part), generator=generator)[: max(1, round(len(part) * SHARE))]] = True
         return plan(layout, keep)
 
     def compact(self, number: int, dtype: torch.dtype) -> CompactExtractor:

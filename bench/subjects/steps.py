@@ -113,7 +113,7 @@ class Task:
         stage.settle_at = 10**6
         return stage
 
-    def ready(self, tensors: Tensors, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
+    def ready(self, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
         """Return the batches of the stage's first epoch, as it would draw them, on the device."""
         names = (stage.context.seed, stage.name, stage.state.step, 0)
         drawn = stage.source.batches(
@@ -185,7 +185,7 @@ class Rival:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         stage = task.stage(tensors, "fp32", "reference")
         state, net = stage.state, task.networks.architecture
-        self.batches = [(images.to(wide), labels) for images, labels in task.ready(tensors, stage)]
+        self.batches = [(images.to(wide), labels) for images, labels in task.ready(stage)]
         if not channels_last:
             self.batches = [(images.contiguous(), labels) for images, labels in self.batches]
         self.net = MaskedNet(net)

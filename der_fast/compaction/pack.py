@@ -9,12 +9,13 @@ from torch import Tensor
 
 from der_fast import native
 from der_fast.compaction.arena import ALIGNMENT, Arena, ArenaTensor
-from der_fast.compaction.fold import EPSILON, lost_branches, lost_output, norm_of, scale_and_shift, sources
+from der_fast.compaction.fold import lost_branches, lost_output, norm_of, scale_and_shift, sources
 from der_fast.compaction.plan import CompactionPlan
 from der_fast.compaction.units import AFFINE, CONSTANT, Unit, units
 from der_fast.compaction.units import description as describe
 from der_fast.errors import DivergenceError
 from der_fast.kernels import compact as kernel
+from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.dtypes import DTYPES, accumulator
 from der_fast.model.architecture import Groups
 from der_fast.model.extractor import Extractor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from der_fast.kernels.affine import Affine
+from der_fast.kernels.affine import VECTORS, Affine
 from der_fast.kernels.checks import check_backend, check_image, check_vector
 from der_fast.kernels.conv.shape import KERNELS, STRIDES, ConvShape
 from der_fast.kernels.dtypes import DTYPES, FUSED_DTYPES, accumulator
@@ -43,7 +43,7 @@ def check_epilogue(epilogue: tuple[Tensor, Affine] | None, shape: ConvShape, lik
         return
     y_in, affine = epilogue
     check_image("epilogue y_in", y_in, like=like, shape=(shape.batch, shape.channels, shape.height, shape.width))
-    for name in ("mean", "rstd", "scale", "shift"):
+    for name in VECTORS:
         check_vector(f"epilogue {name}", getattr(affine, name), (shape.channels,), accumulator(like.dtype), like.device)
 
 

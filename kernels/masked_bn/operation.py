@@ -7,6 +7,7 @@ from torch import Tensor
 
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.checks import check_backend
 from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import checks
@@ -26,7 +27,7 @@ def masked_bn(
     relu: bool = False,
     training: bool = False,
     momentum: float = 0.1,
-    eps: float = 1e-5,
+    eps: float = EPSILON,
     backend: str = "reference",
 ) -> Tensor:
     """Return a = [ReLU](m ⊙ (γ·x̂ + β) [+ residual]), x̂ = (x − μ)/√(σ² + ε); DER §3.3 with the mask on batch-norm's output.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.affine import Affine
+from der_fast.kernels.affine import VECTORS, Affine
 from der_fast.kernels.checks import check_backend
 from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import checks
@@ -32,7 +32,7 @@ def _check_vectors(y: Tensor, **vectors: Tensor | None) -> None:
 
 
 def _check_affine(name: str, y: Tensor, affine: Affine) -> None:
-    _check_vectors(y, **{f"{name}.{part}": getattr(affine, part) for part in ("mean", "rstd", "scale", "shift")})
+    _check_vectors(y, **{f"{name}.{part}": getattr(affine, part) for part in VECTORS})
 
 
 def statistics(y: Tensor, *, launch: Launch | None = None, backend: str) -> Tensor:

@@ -36,9 +36,9 @@ def test_masks_compensation_and_sparsity_agree_with_the_closed_form():
     for logits, start in zip(single.values(), layout.by_group(flat.logits.detach()).values(), strict=True):
         logits.data.copy_(start)
     weights = torch.randn(layout.channels, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    masks, parts = flat(scale), single.soft(scale)
+    (masks, loss), parts = flat.with_sparsity(scale), single.soft(scale)
     torch.testing.assert_close(torch.cat(list(parts.values())), masks)
-    loss, other = flat.sparsity(masks), sparsity(net, parts)
+    other = sparsity(net, parts)
     torch.testing.assert_close(other, loss)
     ((masks * weights).sum() + loss).backward()
     ((torch.cat(list(parts.values())) * weights).sum() + other).backward()
