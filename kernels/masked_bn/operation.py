@@ -55,19 +55,8 @@ def masked_bn(
     check_backend("masked_bn", backend)
     if backend == "reference":
         checks.check_no_broadcast(x, residual, mask)
-        return masked_bn_reference(
-            x,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            mask=mask,
-            residual=residual,
-            relu=relu,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-        )
+        tensors = (x, weight, bias, running_mean, running_var)
+        return masked_bn_reference(*tensors, mask=mask, residual=residual, relu=relu, training=training, momentum=momentum, eps=eps)
     if not torch.compiler.is_compiling():
         triton_runtime.require(x.device, "masked_bn")
     vectors = {"weight": weight, "bias": bias, "mask": mask, "running_mean": running_mean, "running_var": running_var}
