@@ -6,19 +6,18 @@ import contextlib
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from der_fast.kernels import capture
+from der_fast.kernels.agreement import Run
 
 # Each way runs twice, and again for these seconds unless it is far behind.
 BUDGET = 0.1
 _FAR_BEHIND = 2.0
 # Of a CUDA graph: replays per sample, and samples.
 _REPLAYS, _SAMPLES = 10, 9
-
-Run = Callable[[], object]
 
 _log = logging.getLogger(__name__)
 

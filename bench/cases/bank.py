@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
-from bench.subjects.branch import Branch, branch
+from bench.subjects.branch import branch
 from bench.subjects.networks import SHARE, SharedNetworks
 from bench.subjects.shapes import stages
-from der_fast.compaction.bank.graphs import run_beside, run_parallel
+from der_fast.compaction.bank.graphs import Branch, run_beside, run_parallel
 from der_fast.compaction.bank.strategies import macs
 from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer, padded
 
