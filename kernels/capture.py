@@ -12,18 +12,23 @@ Result = TypeVar("Result")
 _given_up: list[torch.cuda.CUDAGraph] = []
 
 
-def warmed_up(run: Callable[[], object], device: torch.device, times: int = 2) -> torch.cuda.Stream:
-    """Run on a stream of its own, on which a capture may follow; return the stream.
+def run_on(stream: torch.cuda.Stream, run: Callable[[], Result]) -> Result:
+    """Run on `stream`, after what is queued on the current one and before what follows on it; return what `run` returns."""
+    here = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        result = run()
+    here.wait_stream(stream)
+    return result
+
+
+def warm_up(run: Callable[[], object], stream: torch.cuda.Stream, times: int = 2) -> None:
+    """Run on `stream`, on which a capture may follow.
 
     Kernels are compiled and libraries choose their algorithms and make their workspaces here, which no capture allows.
     """
-    here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        for _ in range(times):
-            run()
-    here.wait_stream(side)
-    return side
+    for _ in range(times):
+        run_on(stream, run)
 
 
 def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Result:

@@ -6,19 +6,18 @@ import contextlib
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from der_fast.kernels import capture
+from der_fast.kernels.agreement import Run
 
 # Each way runs twice, and again for these seconds unless it is far behind.
 BUDGET = 0.1
 _FAR_BEHIND = 2.0
 # Of a CUDA graph: replays per sample, and samples.
 _REPLAYS, _SAMPLES = 10, 9
-
-Run = Callable[[], object]
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +81,8 @@ def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device, problems: lis
 
 def _replay(run: Run, device: torch.device) -> Run:
     """Return the run as a CUDA graph, in which launching costs nothing, as in training; as it is where that cannot be captured."""
-    side = capture.warmed_up(run, device)
-    graph = torch.cuda.CUDAGraph()
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    capture.warm_up(run, side)
     try:
         capture.record(run, graph, side)
     except RuntimeError:

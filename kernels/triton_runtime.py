@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 from types import ModuleType
 
 import torch
@@ -74,8 +73,3 @@ def forget() -> None:
 
 # What is set in the environment decides when Triton is imported, so this is only a name for it.
 INTERPRET = "TRITON_INTERPRET"
-
-
-def environment_without_interpreter() -> dict[str, str]:
-    """Return this process's environment for a child that compiles kernels."""
-    return {name: value for name, value in os.environ.items() if name != INTERPRET}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from der_fast import native
-from der_fast.kernels.channel_masks.structure import TABLES, Convolution, MaskStructure
+from der_fast.kernels.channel_masks.structure import TABLES, ConvolutionGroups, MaskStructure
 
 MASKS = ["channel_masks_forward", "channel_masks_backward"]
 FUNCTIONS = ["plan", "pack", "pack_cuda", "lanes_program", "run_lanes", *MASKS]
@@ -62,7 +62,7 @@ class Good:
 
     def masks_calls(self):
         """One group of two channels, which a convolution of the image writes."""
-        self.structure = MaskStructure.of([2], [Convolution((), (0,), 3, 9)])
+        self.structure = MaskStructure.of([2], [ConvolutionGroups((), (0,), 3, 9)])
         tables = (*(native.facts_of(getattr(self.structure, name)) for name in TABLES), self.structure.full)
         self.numbers = [torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(()), torch.ones(())]
         self.work = torch.zeros(4, dtype=torch.float64)

@@ -13,88 +13,86 @@ import torch
 
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
 from bench.subjects import loader
+from bench.subjects.networks import SharedNetworks
 from bench.subjects.shapes import batches
-from bench.subjects.world import World
 from der_fast.kernels.augment import augment, augment_drawn, draw_augmentation
 
 # Seed and stream of the random numbers.
 KEY = (1993, 7)
 
 
+def _eager(tensors: Tensors, dtype: torch.dtype) -> Run:
+    row, col, flip, brightness = draw_augmentation(*KEY, tensors["numbers"], padding=loader.PADDING, jitter=loader.BRIGHTNESS, flip=True)
+
+    def run() -> Tensors:
+        images = augment(
+            tensors["images"],
+            row=row,
+            col=col,
+            flip=flip,
+            brightness=brightness,
+            padding=loader.PADDING,
+            mean=loader.MEAN,
+            std=loader.STD,
+            index=tensors["index"],
+            dtype=dtype,
+            backend="reference",
+        )
+        return {"images": images}
+
+    return run
+
+
+def _own(setting: Setting, tensors: Tensors, dtype: torch.dtype) -> Run:
+    key = torch.tensor(KEY, device=setting.device) if setting.backend == "fused" else KEY
+
+    def run() -> Tensors:
+        images = augment_drawn(
+            tensors["images"],
+            key=key,
+            numbers=tensors["numbers"],
+            padding=loader.PADDING,
+            jitter=loader.BRIGHTNESS,
+            flip=True,
+            mean=loader.MEAN,
+            std=loader.STD,
+            index=tensors["index"],
+            dtype=dtype,
+            backend=setting.backend,
+        )
+        return {"images": images}
+
+    return run
+
+
 def _case(setting: Setting, batch: int) -> Case:
-    world = World(setting)
-    half = torch.bfloat16
+    networks, half = SharedNetworks(setting), torch.bfloat16
     resident = setting.pick((5000,), (5000,), (2 * batch,))[0]
 
     def inputs(generator: torch.Generator) -> Tensors:
         order = torch.randperm(resident, generator=generator, device=generator.device)[:batch]
         numbers = torch.arange(batch, device=generator.device)
-        return {"images": world.pixels(resident, generator), "index": order, "numbers": numbers}
-
-    def eager(tensors: Tensors, dtype: torch.dtype) -> Run:
-        row, col, flip, brightness = draw_augmentation(
-            *KEY, tensors["numbers"], padding=loader.PADDING, jitter=loader.BRIGHTNESS, flip=True
-        )
-
-        def run() -> Tensors:
-            images = augment(
-                tensors["images"],
-                row=row,
-                col=col,
-                flip=flip,
-                brightness=brightness,
-                padding=loader.PADDING,
-                mean=loader.MEAN,
-                std=loader.STD,
-                index=tensors["index"],
-                dtype=dtype,
-                backend="reference",
-            )
-            return {"images": images}
-
-        return run
-
-    def own(tensors: Tensors, dtype: torch.dtype) -> Run:
-        fused = setting.backend == "fused"
-        key = torch.tensor(KEY, device=setting.device) if fused else KEY
-
-        def run() -> Tensors:
-            images = augment_drawn(
-                tensors["images"],
-                key=key,
-                numbers=tensors["numbers"],
-                padding=loader.PADDING,
-                jitter=loader.BRIGHTNESS,
-                flip=True,
-                mean=loader.MEAN,
-                std=loader.STD,
-                index=tensors["index"],
-                dtype=dtype,
-                backend=setting.backend,
-            )
-            return {"images": images}
-
-        return run
+        return {"images": networks.pixels(resident, generator), "index": order, "numbers": numbers}
 
     def work(dtype: torch.dtype) -> Work:
-        numbers = batch * 3 * world.size**2
+        numbers = batch * 3 * networks.size**2
         return Work(bytes=float(numbers * (1 + dtype.itemsize)), images=batch)
 
     variants = (
         # The reference picks the images to mirror, whose number it has to ask for: no graph can be captured of that.
-        Variant("eager_fp32", torch.float32, lambda i: eager(i, torch.float32), True, graphed=False),
-        Variant("eager", half, lambda i: eager(i, half), True, graphed=False, note="eager PyTorch on the device"),
-        Variant("ours", half, lambda i: own(i, half), deterministic=True, note="one launch"),
-        Variant("ours_fp32", torch.float32, lambda i: own(i, torch.float32), deterministic=True),
+        Variant("eager_fp32", torch.float32, lambda i: _eager(i, torch.float32), True, graphed=False),
+        Variant("eager", half, lambda i: _eager(i, half), True, graphed=False, note="eager PyTorch on the device"),
+        Variant("ours", half, lambda i: _own(setting, i, half), deterministic=True, note="one launch"),
+        Variant("ours_fp32", torch.float32, lambda i: _own(setting, i, torch.float32), deterministic=True),
     )
-    return Case("augment.batch", {"batch": batch}, inputs, lambda tensors: eager(tensors, torch.float64)(), variants, work)
+    return Case("augment.batch", {"batch": batch}, inputs, lambda tensors: _eager(tensors, torch.float64)(), variants, work)
 
 
 def _loader_case(setting: Setting, batch: int) -> Case:
-    world, count = World(setting), setting.pick((5000,), (2000,), (8,))[0]
+    networks, count = SharedNetworks(setting), setting.pick((5000,), (2000,), (8,))[0]
 
     def inputs(generator: torch.Generator) -> Tensors:
-        return {"pixels": world.pixels(count, generator).cpu(), "labels": torch.zeros(count, dtype=torch.int64)}
+        return {"pixels": networks.pixels(count, generator).cpu(), "labels": torch.zeros(count, dtype=torch.int64)}
 
     def epoch(tensors: Tensors) -> Run:
         def run() -> Tensors:

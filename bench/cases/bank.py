@@ -9,17 +9,19 @@ ours        every layer of all extractors in one launch
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
-from bench.subjects.branch import Branch, branch
+from bench.subjects.branch import branch
+from bench.subjects.networks import SHARE, SharedNetworks
 from bench.subjects.shapes import stages
-from bench.subjects.world import SHARE, World
-from der_fast.compaction.bank.graphs import run_parallel
+from der_fast.compaction.bank.graphs import Branch, run_beside, run_parallel
 from der_fast.compaction.bank.strategies import macs
 from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer, padded
 
@@ -34,11 +36,11 @@ def parallel(branches: Sequence[Branch], images: Tensor) -> Branch:
     return lambda x: run_parallel(branches, x, streams)
 
 
-def ours(world: World, count: int, dtype: torch.dtype) -> Branch:
+def ours(networks: SharedNetworks, count: int, dtype: torch.dtype) -> Branch:
     """Return all extractors in one launch per layer."""
     from der_fast.compaction.bank.grouped import GroupedProgram
 
-    return GroupedProgram([world.compact(number, dtype).arena for number in range(count)], dtype, backend=world.setting.backend)
+    return GroupedProgram([networks.compact(number, dtype).arena for number in range(count)], dtype, backend=networks.setting.backend)
 
 
 class Side:
@@ -49,17 +51,8 @@ class Side:
 
     def __call__(self, work: Callable[[int], Tensor], count: int) -> list[Tensor]:
         """Return what `work` gives for 0 … count − 1."""
-        if not self._streams:
-            return [work(number) for number in range(count)]
-        here, found = torch.cuda.current_stream(), []
-        for stream in self._streams:
-            stream.wait_stream(here)
-        for number in range(count):
-            with torch.cuda.stream(self._streams[number % len(self._streams)]):
-                found.append(work(number))
-        for stream in self._streams:
-            here.wait_stream(stream)
-        return found
+        works = [functools.partial(work, number) for number in range(count)]
+        return run_beside(works, self._streams) if self._streams else [one() for one in works]
 
 
 def timesteps(setting: Setting) -> tuple[int, ...]:
@@ -68,10 +61,10 @@ def timesteps(setting: Setting) -> tuple[int, ...]:
 
 
 def _whole(setting: Setting, count: int, batch: int) -> Case:
-    world = World(setting)
+    networks = SharedNetworks(setting)
 
     def inputs(generator: torch.Generator) -> Tensors:
-        return {"images": world.images(batch, generator)}
+        return {"images": networks.images(batch, generator)}
 
     def run_of(function: Branch, images: Tensor) -> Run:
         def run() -> Tensors:
@@ -81,20 +74,20 @@ def _whole(setting: Setting, count: int, batch: int) -> Case:
         return run
 
     def loop(tensors: Tensors, dtype: torch.dtype) -> Run:
-        branches = [branch(world.compact(number, dtype)) for number in range(count)]
+        branches = [branch(networks.compact(number, dtype)) for number in range(count)]
         return run_of(lambda x: torch.cat([one(x) for one in branches], 1), tensors["images"].to(dtype))
 
     def full(tensors: Tensors, dtype: torch.dtype) -> Run:
-        kept = world.kept_features(count)
-        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(count)]  # type: ignore[call-overload]
+        kept = networks.kept_features(count)
+        nets = [networks.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(count)]  # type: ignore[call-overload]
         return run_of(lambda x: torch.cat([net(x) for net in nets], 1).index_select(1, kept), tensors["images"].to(dtype))
 
     def side_by_side(tensors: Tensors) -> Run:
         images = tensors["images"].to(HALF)
-        return run_of(parallel([branch(world.compact(number, HALF)) for number in range(count)], images), images)
+        return run_of(parallel([branch(networks.compact(number, HALF)) for number in range(count)], images), images)
 
     def own(tensors: Tensors) -> Run:
-        return run_of(ours(world, count, HALF), tensors["images"].to(HALF))
+        return run_of(ours(networks, count, HALF), tensors["images"].to(HALF))
 
     def expected(tensors: Tensors) -> Tensors:
         return full(tensors, torch.float64)()
@@ -109,7 +102,7 @@ def _whole(setting: Setting, count: int, batch: int) -> Case:
 
     @functools.cache
     def multiplications() -> int:
-        return sum(macs(world.compact(number, HALF).arena, world.size, world.size) for number in range(count))
+        return sum(macs(networks.compact(number, HALF).arena, networks.size, networks.size) for number in range(count))
 
     def work(dtype: torch.dtype) -> Work:
         return Work(flops=2.0 * batch * multiplications(), images=batch)
@@ -118,30 +111,42 @@ def _whole(setting: Setting, count: int, batch: int) -> Case:
     return Case("bank.whole", {"t": count, "batch": batch}, inputs, expected, variants, work, cold=False, sets=2, floors=floors)
 
 
-def _layer(setting: Setting, stage: int, count: int, batch: int) -> Case:
-    full, side = stages(setting)[stage]
-    channels = max(4, round(full * SHARE))
-    # Ragged: neighbours of the paper's density, as real masks leave them.
-    widths = [channels + (3 * number) % 5 - 2 for number in range(count)]
+@dataclass(frozen=True)
+class _Layer:
+    """A 3×3 layer of all extractors with residual and ReLU; `widths` channels each, `side` × `side` pixels."""
 
-    def inputs(generator: torch.Generator) -> Tensors:
+    setting: Setting
+    batch: int
+    side: int
+    widths: tuple[int, ...]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Where each extractor's channels begin when all stand side by side, padded, and how many there are."""
+        starts = itertools.accumulate((padded(width) for width in self.widths), initial=0)
+        return list(zip(starts, self.widths, strict=False))
+
+    def inputs(self, generator: torch.Generator) -> Tensors:
+        """Draw input, residual, weight and bias of every extractor."""
         tensors = {}
-        for number, width in enumerate(widths):
-            tensors[f"x{number}"] = drawn(generator, batch, width, side, side).relu()
-            tensors[f"h{number}"] = drawn(generator, batch, width, side, side).relu()
+        for number, width in enumerate(self.widths):
+            tensors[f"x{number}"] = drawn(generator, self.batch, width, self.side, self.side).relu()
+            tensors[f"h{number}"] = drawn(generator, self.batch, width, self.side, self.side).relu()
             tensors[f"w{number}"] = drawn(generator, width, width, 3, 3, scale=(9 * width) ** -0.5)
             tensors[f"b{number}"] = drawn(generator, width, scale=0.1)
-        return {name: tensor.to(setting.device) for name, tensor in tensors.items()}
+        return {name: tensor.to(self.setting.device) for name, tensor in tensors.items()}
 
-    def library(tensors: Tensors, dtype: torch.dtype, streams: int = 0) -> Run:
-        images = [{name: image_like(tensors[f"{name}{number}"], setting.device, dtype) for name in "xhw"} for number in range(count)]
+    def library(self, tensors: Tensors, dtype: torch.dtype, streams: int = 0) -> Run:
+        """PyTorch's convolutions, in turn or on several streams."""
+        count, device = len(self.widths), self.setting.device
+        images = [{name: image_like(tensors[f"{name}{number}"], device, dtype) for name in "xhw"} for number in range(count)]
         biases = [tensors[f"b{number}"].to(dtype) for number in range(count)]
 
         def one(number: int) -> Tensor:
             part = images[number]
             return F.relu(F.conv2d(part["x"], part["w"], biases[number], 1, 1).add_(part["h"]))
 
-        side = Side(setting, streams)
+        side = Side(self.setting, streams)
 
         def run() -> Tensors:
             with torch.no_grad():
@@ -149,49 +154,57 @@ def _layer(setting: Setting, stage: int, count: int, batch: int) -> Case:
 
         return run
 
-    def joined(outputs: Tensors) -> Tensors:
-        return {"a": torch.cat([outputs[f"a{number}"] for number in range(count)], 1)}
-
-    def own(tensors: Tensors) -> Run:
-        starts = [sum(padded(width) for width in widths[:number]) for number in range(count)]
-        total = sum(padded(width) for width in widths)
+    def own(self, tensors: Tensors) -> Run:
+        """All of them in one launch."""
+        places, device = self.places, self.setting.device
+        total = sum(padded(width) for width in self.widths)
         parts = [
-            GroupMember(tensors[f"w{n}"], tensors[f"b{n}"], start, start, width, start, width)
-            for n, (start, width) in enumerate(zip(starts, widths, strict=True))
+            GroupMember(tensors[f"w{n}"], tensors[f"b{n}"], start, start, width, start, width) for n, (start, width) in enumerate(places)
         ]
-        layer = pack_layer(parts, kernel=3, stride=1, relu=True, inputs=total, dtype=HALF, device=setting.device)
-        x, h = (torch.zeros(batch, total, side, side, device=setting.device) for _ in range(2))
-        for number, (start, width) in enumerate(zip(starts, widths, strict=True)):
+        layer = pack_layer(parts, kernel=3, stride=1, relu=True, inputs=total, dtype=HALF, device=device)
+        x, h = (torch.zeros(self.batch, total, self.side, self.side, device=device) for _ in range(2))
+        for number, (start, width) in enumerate(places):
             x[:, start : start + width], h[:, start : start + width] = tensors[f"x{number}"], tensors[f"h{number}"]
-        x, h = (image_like(tensor, setting.device, HALF) for tensor in (x, h))
+        x, h = (image_like(tensor, device, HALF) for tensor in (x, h))
 
         def run() -> Tensors:
             with torch.no_grad():
-                out = grouped_conv(x, layer, residual=h, backend=setting.backend)
+                out = grouped_conv(x, layer, residual=h, backend=self.setting.backend)
             return {"a": out}
 
         return run
 
-    def kept(outputs: Tensors) -> Tensors:
-        starts = [sum(padded(width) for width in widths[:number]) for number in range(count)]
-        return {"a": torch.cat([outputs["a"][:, start : start + width] for start, width in zip(starts, widths, strict=True)], 1)}
+    def joined(self, outputs: Tensors) -> Tensors:
+        """Results of extractors side by side."""
+        return {"a": torch.cat([outputs[f"a{number}"] for number in range(len(self.widths))], 1)}
 
-    def expected(tensors: Tensors) -> Tensors:
-        return joined(library(tensors, torch.float64)())
+    def kept(self, outputs: Tensors) -> Tensors:
+        """The result without padding."""
+        return {"a": torch.cat([outputs["a"][:, start : start + width] for start, width in self.places], 1)}
 
+    def work(self, dtype: torch.dtype) -> Work:
+        """Input, residual and result, and the weights."""
+        pixels = self.batch * self.side**2
+        moved = sum(3 * pixels * width + 9 * width**2 for width in self.widths)
+        return Work(float(dtype.itemsize * moved), sum(2.0 * pixels * 9 * width**2 for width in self.widths), self.batch)
+
+
+def _layer(setting: Setting, stage: int, count: int, batch: int) -> Case:
+    full, side = stages(setting)[stage]
+    channels = max(4, round(full * SHARE))
+    # Ragged: neighbours of the paper's density, as real masks leave them.
+    layer = _Layer(setting, batch, side, tuple(channels + (3 * number) % 5 - 2 for number in range(count)))
     variants = (
-        Variant("eager", HALF, lambda i: library(i, HALF), True, result=joined, note="cuDNN in turn"),
-        Variant("branches", HALF, lambda i: library(i, HALF, 8), result=joined, note="parallel cuDNN branches"),
-        Variant("ours", HALF, own, deterministic=True, result=kept),
+        Variant("eager", HALF, lambda i: layer.library(i, HALF), True, result=layer.joined, note="cuDNN in turn"),
+        Variant("branches", HALF, lambda i: layer.library(i, HALF, 8), result=layer.joined, note="parallel cuDNN branches"),
+        Variant("ours", HALF, layer.own, deterministic=True, result=layer.kept),
     )
 
-    def work(dtype: torch.dtype) -> Work:
-        pixels = batch * side**2
-        moved = sum(3 * pixels * width + 9 * width**2 for width in widths)
-        return Work(float(dtype.itemsize * moved), sum(2.0 * pixels * 9 * width**2 for width in widths), batch)
+    def expected(tensors: Tensors) -> Tensors:
+        return layer.joined(layer.library(tensors, torch.float64)())
 
     params = {"stage": stage, "t": count, "batch": batch}
-    return Case("bank.layer", params, inputs, expected, variants, work, sets=2)
+    return Case("bank.layer", params, layer.inputs, expected, variants, layer.work, sets=2)
 
 
 def cases(setting: Setting) -> list[Case]:

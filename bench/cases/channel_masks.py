@@ -19,28 +19,14 @@ from torch import Tensor
 
 from bench.harness.compiled import compiled
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, drawn, uniform
+from bench.subjects.networks import SharedNetworks
 from bench.subjects.rivals import Masks, sparsity
-from bench.subjects.world import World
-from der_fast.kernels.channel_masks import Convolution, MaskStructure, masks_and_sparsity
-from der_fast.model.architecture import IMAGE_CHANNELS, Architecture
+from der_fast.kernels.channel_masks import masks_and_sparsity
+from der_fast.model.architecture import Architecture
+from der_fast.model.layout import MaskLayout
 
 SCALE = 5.0
 Operation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def structure_of(net: Architecture, device: torch.device) -> MaskStructure:
-    """Return the network's groups and convolutions as the kernels take them."""
-    number = {name: index for index, name in enumerate(net.groups)}
-    convs = [
-        Convolution(
-            tuple(number[name] for name in conv.source),
-            tuple(number[name] for name in conv.target),
-            0 if conv.source else IMAGE_CHANNELS,
-            conv.kernel**2,
-        )
-        for conv in net.convs()
-    ]
-    return MaskStructure.of(tuple(net.groups.values()), convs, device)
 
 
 def flat(operation: Operation, tensors: Tensors, what: str, dtype: torch.dtype) -> Run:
@@ -94,8 +80,8 @@ def joined(outputs: Tensors) -> Tensors:
 
 
 def _case(setting: Setting, what: str, how: str) -> Case:
-    net = World(setting).net
-    structure = structure_of(net, setting.device)
+    net = SharedNetworks(setting).architecture
+    structure = MaskLayout(net).structure(setting.device)
 
     def inputs(generator: torch.Generator) -> Tensors:
         count = structure.channels

@@ -7,32 +7,36 @@ import copy
 import torch
 
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
-from bench.subjects.world import World
+from bench.subjects.networks import SharedNetworks
 from der_fast.compaction import pack
 
 
 def _case(setting: Setting, dtype: torch.dtype, align: int) -> Case:
-    world = World(setting)
+    networks = SharedNetworks(setting)
     name = str(dtype).removeprefix("torch.")
 
     def inputs(generator: torch.Generator) -> Tensors:
         return {"nothing": torch.zeros(())}
 
     def packed(tensors: Tensors) -> Run:
-        extractor = copy.deepcopy(world.dense(0)).to(setting.device)
-        return lambda: {"arena": pack(extractor, world.plan(0), dtype=dtype, align=align).storage}
+        extractor = copy.deepcopy(networks.dense(0)).to(setting.device)
+        return lambda: {"arena": pack(extractor, networks.plan(0), dtype=dtype, align=align).storage}
 
     def by_way_of_the_cpu(tensors: Tensors) -> Run:
-        extractor = copy.deepcopy(world.dense(0)).to(setting.device)
+        extractor = copy.deepcopy(networks.dense(0)).to(setting.device)
 
         def run() -> Tensors:
-            arena = pack(copy.deepcopy(extractor).cpu(), world.plan(0), dtype=dtype, align=align)
+            arena = pack(copy.deepcopy(extractor).cpu(), networks.plan(0), dtype=dtype, align=align)
             return {"arena": arena.storage.to(setting.device)}
 
         return run
 
     def expected(tensors: Tensors) -> Tensors:
-        return {"arena": pack(world.dense(0), world.plan(0), dtype=dtype, align=align).storage}
+        return {"arena": pack(networks.dense(0), networks.plan(0), dtype=dtype, align=align).storage}
+
+    def work(_: torch.dtype) -> Work:
+        arena = pack(networks.dense(0), networks.plan(0), dtype=dtype, align=align)
+        return Work(bytes=float(arena.nbytes + 4 * networks.plan(0).parameters))
 
     variants = (
         Variant("eager", torch.uint8, by_way_of_the_cpu, True, graphed=False, note="weights to the CPU, packed there, back"),
@@ -44,7 +48,7 @@ def _case(setting: Setting, dtype: torch.dtype, align: int) -> Case:
         inputs,
         expected,
         variants,
-        lambda _: Work(bytes=float(pack(world.dense(0), world.plan(0), dtype=dtype, align=align).nbytes + 4 * world.plan(0).parameters)),
+        work,
         timing="launch",
         cold=False,
         sets=1,

@@ -15,8 +15,8 @@ from bench.harness.compiled import compiled
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like
 from bench.subjects.shapes import ConvLayer, batches, layers, short
 from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.conv.launch import DIRECTIONS
 
-DIRECTIONS = ("forward", "dgrad", "wgrad")
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

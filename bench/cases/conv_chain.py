@@ -8,6 +8,8 @@ ours             our convolutions: statistics in the first one's epilogue, its b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,9 +19,9 @@ from bench.harness.compiled import compiled
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn, image_like, uniform
 from bench.subjects.shapes import ConvLayer, batches, short, stages
 from der_fast.kernels import masked_bn as bn
+from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
 
-EPSILON = 1e-5
 VECTORS = ("weight1", "bias1", "mask1", "weight2", "bias2", "mask2")
 
 
@@ -83,76 +85,91 @@ class Chain:
         return {"dx": dx + g_z, "dw1": dw1, "dw2": dw2, **{f"d{name}": value for name, value in vectors}}
 
 
-def _case(setting: Setting, what: str, stage: int, batch: int) -> Case:
-    channels, side = stages(setting)[stage]
-    layer = ConvLayer("block", channels, channels, side)
+@dataclass(frozen=True)
+class _Blocks:
+    """How the variants of one case run: `what` is 'forward' or 'both'; a block has `channels` channels and `side` × `side` pixels."""
 
-    def inputs(generator: torch.Generator) -> Tensors:
-        shape, fan = (batch, channels, side, side), channels * 9
+    setting: Setting
+    what: str
+    batch: int
+    channels: int
+    side: int
+
+    def inputs(self, generator: torch.Generator) -> Tensors:
+        """Draw the input, the gradient of the output, and everything that is trained."""
+        shape, fan = (self.batch, self.channels, self.side, self.side), self.channels * 9
         tensors = {"x": drawn(generator, *shape), "g": drawn(generator, *shape)}
-        tensors |= {name: drawn(generator, channels, channels, 3, 3, scale=fan**-0.5) for name in ("w1", "w2")}
+        tensors |= {name: drawn(generator, self.channels, self.channels, 3, 3, scale=fan**-0.5) for name in ("w1", "w2")}
         for number in "12":
-            tensors[f"weight{number}"] = drawn(generator, channels, scale=0.2, shift=1.0)
-            tensors[f"bias{number}"] = drawn(generator, channels, scale=0.2)
-            tensors[f"mask{number}"] = uniform(generator, channels)
-        return {name: tensor.to(setting.device) for name, tensor in tensors.items()}
+            tensors[f"weight{number}"] = drawn(generator, self.channels, scale=0.2, shift=1.0)
+            tensors[f"bias{number}"] = drawn(generator, self.channels, scale=0.2)
+            tensors[f"mask{number}"] = uniform(generator, self.channels)
+        return {name: tensor.to(self.setting.device) for name, tensor in tensors.items()}
 
-    def cast(tensors: Tensors, dtype: torch.dtype, channels_last: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    def _cast(self, tensors: Tensors, dtype: torch.dtype, channels_last: bool) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        device = self.setting.device
+
         def one(name: str) -> Tensor:
-            return image_like(tensors[name], setting.device, dtype) if channels_last else tensors[name].to(dtype)
+            return image_like(tensors[name], device, dtype) if channels_last else tensors[name].to(dtype)
 
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         vectors = [tensors[name].detach().to(wide, copy=True) for name in VECTORS]
-        moments = [torch.zeros(channels, dtype=wide, device=setting.device) for _ in range(4)]
+        moments = [torch.zeros(self.channels, dtype=wide, device=device) for _ in range(4)]
         return [one(name).detach().clone() for name in ("x", "w1", "w2")], vectors, moments, one("g")
 
-    def library(function: object, tensors: Tensors, dtype: torch.dtype, channels_last: bool = True) -> Run:
-        images, vectors, moments, g = cast(tensors, dtype, channels_last)
+    def library(self, function: object, tensors: Tensors, dtype: torch.dtype, channels_last: bool = True) -> Run:
+        """A function of PyTorch, differentiated by autograd."""
+        images, vectors, moments, g = self._cast(tensors, dtype, channels_last)
         leaves = [*images, *vectors]
         for leaf in leaves:
-            leaf.requires_grad_(what == "both")
+            leaf.requires_grad_(self.what == "both")
         names = ["dx", "dw1", "dw2", *(f"d{name}" for name in VECTORS)]
 
         def run() -> Tensors:
             out = function(*images, vectors, moments)  # type: ignore[operator]
-            if what == "forward":
+            if self.what == "forward":
                 return {"a": out}
             return {"a": out.detach(), **dict(zip(names, torch.autograd.grad(out, leaves, g), strict=True))}
 
         return run
 
-    def chained(tensors: Tensors, dtype: torch.dtype) -> Run:
-        images, vectors, _, g = cast(tensors, dtype, True)
+    def chained(self, tensors: Tensors, dtype: torch.dtype) -> Run:
+        """Our chain, forward and backward by hand."""
+        images, vectors, _, g = self._cast(tensors, dtype, True)
         x, w1, w2 = images
-        chain = Chain(x, w1, w2, vectors, setting.backend)
+        chain = Chain(x, w1, w2, vectors, self.setting.backend)
 
         def run() -> Tensors:
             with torch.no_grad():
                 out = chain.forward()
-                return {"a": out} if what == "forward" else {"a": out, **chain.backward(g)}
+                return {"a": out} if self.what == "forward" else {"a": out, **chain.backward(g)}
 
         return run
 
+
+def _case(setting: Setting, what: str, stage: int, batch: int) -> Case:
+    channels, side = stages(setting)[stage]
+    layer, runs = ConvLayer("block", channels, channels, side), _Blocks(setting, what, batch, channels, side)
     own = norm.ours(setting.backend)
     mixed = lambda *args: block(own, *args)  # noqa: E731
     half = torch.bfloat16
     variants = [
-        Variant("eager_fp32", torch.float32, lambda i: library(eager_block, i, torch.float32, False), True, note="contiguous"),
-        *(Variant(f"eager_{short(d)}", d, lambda i, d=d: library(eager_block, i, d), True) for d in (half, torch.float16)),
-        Variant("cudnn_masked_bn", half, lambda i: library(mixed, i, half), note="cuDNN + our masked_bn"),
-        Variant("ours", half, lambda i: chained(i, half), deterministic=True),
-        Variant("ours_fp16", torch.float16, lambda i: chained(i, torch.float16), deterministic=True),
+        Variant("eager_fp32", torch.float32, lambda i: runs.library(eager_block, i, torch.float32, False), True, note="contiguous"),
+        *(Variant(f"eager_{short(d)}", d, lambda i, d=d: runs.library(eager_block, i, d), True) for d in (half, torch.float16)),
+        Variant("cudnn_masked_bn", half, lambda i: runs.library(mixed, i, half), note="cuDNN + our masked_bn"),
+        Variant("ours", half, lambda i: runs.chained(i, half), deterministic=True),
+        Variant("ours_fp16", torch.float16, lambda i: runs.chained(i, torch.float16), deterministic=True),
     ]
     # Each compilation tries out many convolutions: one stage stands for the others.
     if setting.scale != "quick" and stage == 1:
         once = compiled(eager_block, setting)
-        variants.insert(3, Variant("compile", half, lambda i: library(once, i, half), note="max-autotune"))
+        variants.insert(3, Variant("compile", half, lambda i: runs.library(once, i, half), note="max-autotune"))
     directions = 1 if what == "forward" else 3
     return Case(
         f"conv_chain.{what}",
         {"stage": stage, "batch": batch},
-        inputs,
-        lambda i: library(eager_block, i, torch.float64, False)(),
+        runs.inputs,
+        lambda i: runs.library(eager_block, i, torch.float64, False)(),
         tuple(variants),
         lambda dtype: Work(flops=2 * directions * layer.flops(batch), images=batch),
         floors=_floors(setting),

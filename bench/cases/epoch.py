@@ -16,8 +16,8 @@ import torch
 from bench.cases.bank import timesteps
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
 from bench.subjects import loader
+from bench.subjects.networks import SharedNetworks
 from bench.subjects.steps import LARGEST_SCALE, Rival, Task, ours
-from bench.subjects.world import World
 from der_fast.training.schedule import mask_scale
 
 NEW, MEMORY = 5000, 2000
@@ -69,7 +69,7 @@ def _ours(task: Task, tensors: Tensors) -> Run:
 
 def _case(setting: Setting, t: int) -> Case:
     batch = setting.pick((128,), (128,), (6,))[0]
-    task = Task(World(setting), t, batch, 2 if setting.smoke else batches_at(t, batch), augment=True)
+    task = Task(SharedNetworks(setting), t, batch, 2 if setting.smoke else batches_at(t, batch), augment=True)
     half = torch.bfloat16
     variants = (
         Variant("eager_bf16", half, _warm(_from_loader, task), graphed=False, note="DataLoader with PIL, unpruned networks in turn"),

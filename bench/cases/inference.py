@@ -18,7 +18,7 @@ from bench.cases.bank import HALF, timesteps
 from bench.harness.compiled import compiled
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work, drawn
 from bench.subjects.branch import branch
-from bench.subjects.world import CLASSES, World
+from bench.subjects.networks import CLASSES, SharedNetworks
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.bank.graphs import GraphedBranches
 
@@ -26,12 +26,12 @@ Features = Callable[[Tensor], Tensor]
 
 
 def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
-    world = World(setting)
+    networks = SharedNetworks(setting)
 
     def inputs(generator: torch.Generator) -> Tensors:
-        features = sum(int(world.plan(number).features.sum()) for number in range(t))
+        features = sum(int(networks.plan(number).features.sum()) for number in range(t))
         weight = drawn(generator, t * CLASSES, features, scale=features**-0.5)
-        return {"images": world.images(batch, generator), "weight": weight.to(setting.device)}
+        return {"images": networks.images(batch, generator), "weight": weight.to(setting.device)}
 
     def run_of(features: Features, weight: Tensor, images: Tensor, dtype: torch.dtype, graphs: bool = False) -> Run:
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=setting.device, dtype=dtype)
@@ -50,14 +50,14 @@ def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
         return run
 
     def full(tensors: Tensors, dtype: torch.dtype, graphs: bool = False) -> Run:
-        nets = [world.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(t)]  # type: ignore[call-overload]
-        kept, width = world.kept_features(t), world.net.width(world.net.features)
+        nets = [networks.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(t)]  # type: ignore[call-overload]
+        kept, width = networks.kept_features(t), networks.architecture.width(networks.architecture.features)
         # Columns of pruned features are zero, so that nothing has to be picked out of the features.
         weight = torch.zeros(t * CLASSES, t * width, device=setting.device).index_copy_(1, kept, tensors["weight"])
         return run_of(lambda x: torch.cat([net(x) for net in nets], 1), weight, tensors["images"], dtype, graphs)
 
     def members(dtype: torch.dtype) -> list[Features]:
-        return [branch(world.compact(number, dtype)) for number in range(t)]
+        return [branch(networks.compact(number, dtype)) for number in range(t)]
 
     def in_turn(tensors: Tensors) -> Run:
         several = members(HALF)
@@ -67,7 +67,7 @@ def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
         return run_of(GraphedBranches(members(HALF)), tensors["weight"], tensors["images"], HALF)
 
     def own(tensors: Tensors) -> Run:
-        bank = FrozenBank([world.compact(number, HALF) for number in range(t)])
+        bank = FrozenBank([networks.compact(number, HALF) for number in range(t)])
         return run_of(bank, tensors["weight"], tensors["images"], HALF)
 
     variants = [

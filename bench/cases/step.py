@@ -20,8 +20,8 @@ import torch
 
 from bench.cases.bank import timesteps
 from bench.harness.registry import Case, Run, Setting, Tensors, Variant, Work
+from bench.subjects.networks import SharedNetworks
 from bench.subjects.steps import Task, ours, rival
-from bench.subjects.world import World
 from der_fast.model.architecture import Architecture
 
 
@@ -71,8 +71,8 @@ def _variants(task: Task, backend: str, compiles: bool) -> tuple[Variant, ...]:
 
 
 def _case(setting: Setting, name: str, t: int, batch: int) -> Case:
-    task = Task(World(setting), t, batch, setting.pick((20,), (10,), (3,))[0])
-    flops = training_flops(task.world.net, batch, task.world.size)
+    task = Task(SharedNetworks(setting), t, batch, setting.pick((20,), (10,), (3,))[0])
+    flops = training_flops(task.networks.architecture, batch, task.networks.size)
     params: dict[str, object] = {"batch": batch} if name == "train" else {"t": t, "batch": batch}
     expected: Callable[[Tensors], Tensors] = lambda tensors: rival(task, tensors, torch.float64, channels_last=False)()  # noqa: E731
     return Case(

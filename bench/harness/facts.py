@@ -29,12 +29,12 @@ _QUERY = (
 )
 
 
-def _output(command: Sequence[str], seconds: float = 20.0) -> str | None:
+def _output(command: Sequence[str]) -> str | None:
     """Return what a command prints; None where it is not there or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, cwd=ROOT)
     except (subprocess.SubprocessError, OSError):
         return None
     return done.stdout.strip()

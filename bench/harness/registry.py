@@ -20,7 +20,6 @@ Run = Callable[[], Tensors]
 
 # Folders of cases, in the order in which they are run: kernels first, whole steps last.
 GROUPS = ("masked_bn", "channel_masks", "conv", "conv_chain", "bank", "augment", "compact", "step", "inference", "epoch")
-SCALES = ("full", "quick", "smoke")
 OURS = "ours"
 # Relative error in the 2-norm that is accepted of any variant, whatever eager PyTorch's own error.
 FLOORS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.uint8: 0.0}

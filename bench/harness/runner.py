@@ -19,11 +19,10 @@ import torch
 
 from bench.harness.ceilings import Ceilings, dtype_name
 from bench.harness.gate import Baselines, GateError, bounds_of, errors_of, pass_gate, refuse_above
+from bench.harness.records import Record
 from bench.harness.registry import OURS, Case, Setting, Tensors, Variant, seeded
 from bench.harness.timing import Timing, capture, measure, replayed
 from der_fast.errors import BackendError
-
-Record = dict[str, Any]
 
 
 class Unavailable(Exception):

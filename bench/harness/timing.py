@@ -15,6 +15,7 @@ import torch
 
 from bench.harness.gate import poison
 from bench.harness.registry import Case, Run, Setting, Tensors
+from der_fast.kernels.capture import record, warm_up
 
 _WARM_UP = 3
 # Milliseconds spent per variant and the number of samples that are taken in that time.
@@ -73,15 +74,15 @@ class Graph:
 
 def capture(run: Run, inner: int) -> Graph:
     """Capture `inner` runs in one graph, on the current stream, which must not be the default one."""
-    stream = torch.cuda.current_stream()
-    for _ in range(_WARM_UP):
-        run()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+
+    def several() -> Tensors:
         for _ in range(inner):
             outputs = run()
-    return Graph(graph, outputs)
+        return outputs
+
+    warm_up(run, stream, _WARM_UP)
+    return Graph(graph, record(several, graph, stream))
 
 
 def replayed(run: Graph) -> Tensors:

@@ -43,10 +43,10 @@ def row(what: str, accuracy: str = "", parameters: str = "", how: str = "") -> s
     return f"| {what} | {accuracy} | {parameters} | {how} |"
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
+def spread(values: Sequence[float]) -> str:
     """Return mean ± standard deviation, or the one value."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def _cifar10(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -60,12 +60,12 @@ def _shares(key: str, case: str, **params: Any) -> Callable[[Sequence[Record]], 
     return measure
 
 
-def _ratios(case: str, rival: str, ours: str = "ours", **params: Any) -> Callable[[Sequence[Record]], Found]:
+def _ratios(case: str, rival: str, **params: Any) -> Callable[[Sequence[Record]], Found]:
     """Return time of the rival over ours, wherever both were measured in the same run."""
 
     def measure(records: Sequence[Record]) -> Found:
         found = []
-        for record, own in _value(records, case, ours, **params):
+        for record, own in _value(records, case, "ours", **params):
             same = [value for other, value in _value(records, case, rival, **record["params"]) if other["run"] == record["run"]]
             found += [(f"{case}, {_where(record)}", value / own) for value in same]
         return found

@@ -42,14 +42,14 @@ def replaced(text: str, name: str, table: str) -> str:
     return f"{head}{begin}\n{table.strip()}\n{end}{rest.partition(end)[2]}"
 
 
-def written(results: Path = RESULTS) -> dict[Path, tuple[str, str]]:
+def written() -> dict[Path, tuple[str, str]]:
     """Return every page as it is, and with its tables as the results say; links lead from where the page lies."""
     pages = {}
     for page, tables in PAGES.items():
         path = PLACE / page
         before = after = path.read_text(encoding="utf-8")
         for name, table in tables.items():
-            text = table(results)
+            text = table(RESULTS)
             after = replaced(after, name, text if page == "README.md" else text.replace("(bench/", "("))
         pages[path] = before, after
     return pages

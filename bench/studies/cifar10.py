@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from bench.harness.arguments import study_parser
+from bench.reports.cpu_table import spread
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
 from der_fast.data import ImageSource, load_dataset
@@ -91,7 +92,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if not chosen:
             continue
         share = [100 * statistics.mean(row["params"]) / statistics.mean(_expanded(row)) for row in chosen]
-        cells = [_spread([row[key] for row in chosen]) for key in ("average_top1", "last_top1", "bwt")]
+        cells = [spread([row[key] for row in chosen]) for key in ("average_top1", "last_top1", "bwt")]
         lines.append(f"| {name} | {' | '.join(cells)} | {statistics.mean(share):.1f} % | {len(chosen)} |")
     return "\n".join(lines)
 
@@ -100,10 +101,6 @@ def _expanded(row: dict[str, Any]) -> list[float]:
     """Parameters of the unpruned network with one extractor per step, also for the variant that has only one."""
     unpruned: list[float] = row["params_unpruned"]
     return [(i + 1) * unpruned[0] for i in range(len(unpruned))] if row["variant"] == "without expansion" else unpruned
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

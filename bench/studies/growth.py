@@ -67,7 +67,7 @@ MODES = {"train": ("eager_unpruned", "dense_single", "ours", "ours_settled"), "i
 Run = Callable[[], object]
 
 
-class World:
+class GrowthSetup:
     """Everything the variants are built from; extractors are made once and shared."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -75,8 +75,8 @@ class World:
         torch.set_num_threads(args.threads)
         torch.manual_seed(0)
         self.args = args
-        self.net = build_architecture(args.backbone)
-        self.layout = MaskLayout(self.net)
+        self.architecture = build_architecture(args.backbone)
+        self.layout = MaskLayout(self.architecture)
         self.keep = torch.zeros(self.layout.channels, dtype=torch.bool)
         for part in self.layout.by_group(self.keep).values():
             part[torch.randperm(len(part))[: max(1, round(len(part) * math.sqrt(1 / 12)))]] = True
@@ -91,54 +91,54 @@ class World:
     def plain(self, count: int) -> list[PlainFeatures]:
         """Full networks in evaluation mode, frozen."""
         while len(self._plain) < count:
-            self._plain.append(PlainFeatures(self.net).eval().requires_grad_(False))
+            self._plain.append(PlainFeatures(self.architecture).eval().requires_grad_(False))
         return self._plain[:count]
 
     def compact(self, count: int, masks: str = "ours") -> list[CompactExtractor]:
         """Compact extractors, as steps leave them."""
         there = self._compact[masks]
         while len(there) < count:
-            dense = Extractor(self.net).initialise(torch.Generator().manual_seed(len(there)))
+            dense = Extractor(self.architecture).initialise(torch.Generator().manual_seed(len(there)))
             there.append(CompactExtractor(pack(dense.eval(), plan(self.layout, self.keeps[masks]))))
         return there[:count]
 
     def whole(self, count: int) -> list[Arena]:
         """Full networks as exports hold them: folded, nothing cut."""
         while len(self._whole) < count:
-            self._whole.append(pack(Extractor(self.net).initialise(torch.Generator().manual_seed(len(self._whole))).eval()))
+            self._whole.append(pack(Extractor(self.architecture).initialise(torch.Generator().manual_seed(len(self._whole))).eval()))
         return self._whole[:count]
 
 
-def infer(world: World, variant: str, steps: int) -> Run:
+def infer(setup: GrowthSetup, variant: str, steps: int) -> Run:
     """Return a function that classifies one batch."""
     if variant in ONNX:
         masks = variant.removeprefix("onnx_")
-        arenas = world.whole(steps) if masks == "unpruned" else [member.arena for member in world.compact(steps, masks)]
-        onnx: Run = growth_onnx.onnx_run(arenas, steps * CLASSES_PER_STEP, world.images, world.args.threads)
+        arenas = setup.whole(steps) if masks == "unpruned" else [member.arena for member in setup.compact(steps, masks)]
+        onnx: Run = growth_onnx.onnx_run(arenas, steps * CLASSES_PER_STEP, setup.images, setup.args.threads)
         return onnx
     if variant == "ours":
-        bank = FrozenBank(world.compact(steps))
+        bank = FrozenBank(setup.compact(steps))
         head = nn.Linear(bank.features, steps * CLASSES_PER_STEP)
-        return torch.no_grad()(lambda: head(bank(world.images)))
-    nets = world.plain(1 if variant == "dense_single" else steps)
-    head = nn.Linear(len(nets) * world.net.width(world.net.features), steps * CLASSES_PER_STEP)
-    return torch.no_grad()(lambda: head(torch.cat([net(world.images) for net in nets], 1)))
+        return torch.no_grad()(lambda: head(bank(setup.images)))
+    nets = setup.plain(1 if variant == "dense_single" else steps)
+    head = nn.Linear(len(nets) * setup.architecture.width(setup.architecture.features), steps * CLASSES_PER_STEP)
+    return torch.no_grad()(lambda: head(torch.cat([net(setup.images) for net in nets], 1)))
 
 
-def train_plain(world: World, variant: str, steps: int) -> Run:
+def train_plain(setup: GrowthSetup, variant: str, steps: int) -> Run:
     """Return a function that trains one batch as the public implementations do."""
-    frozen = world.plain(0 if variant == "dense_single" else steps - 1)
-    new = copy.deepcopy(world.plain(1)[0]).train().requires_grad_(True)
-    width = world.net.width(world.net.features)
+    frozen = setup.plain(0 if variant == "dense_single" else steps - 1)
+    new = copy.deepcopy(setup.plain(1)[0]).train().requires_grad_(True)
+    width = setup.architecture.width(setup.architecture.features)
     head, auxiliary = nn.Linear((len(frozen) + 1) * width, steps * CLASSES_PER_STEP), nn.Linear(width, CLASSES_PER_STEP + 1)
     sgd = torch.optim.SGD([*new.parameters(), *head.parameters(), *auxiliary.parameters()], 0.03, momentum=0.9, weight_decay=5e-4)
-    labels = torch.randint(steps * CLASSES_PER_STEP, (len(world.images),))
+    labels = torch.randint(steps * CLASSES_PER_STEP, (len(setup.images),))
     others = labels % (CLASSES_PER_STEP + 1)
 
     def step() -> None:
         with torch.no_grad():
-            old = [net(world.images) for net in frozen]
-        features = new(world.images)
+            old = [net(setup.images) for net in frozen]
+        features = new(setup.images)
         loss = F.cross_entropy(head(torch.cat([*old, features], 1)), labels) + F.cross_entropy(auxiliary(features), others)
         sgd.zero_grad()
         loss.backward()
@@ -147,45 +147,45 @@ def train_plain(world: World, variant: str, steps: int) -> Run:
     return step
 
 
-def train_ours(world: World, variant: str, steps: int) -> Run:
+def train_ours(setup: GrowthSetup, variant: str, steps: int) -> Run:
     """Return a function that trains one batch of the representation stage."""
-    batch = len(world.pixels)
-    keys: dict[str, Any] = {"model.backbone": world.args.backbone, "masks.enabled": True, "masks.target_params": 1 / 12}
+    batch = len(setup.pixels)
+    keys: dict[str, Any] = {"model.backbone": setup.args.backbone, "masks.enabled": True, "masks.target_params": 1 / 12}
     for part in ("first", "later"):
         keys |= {f"{part}.batch_size": batch, f"{part}.epochs": 10**6, f"{part}.milestones": (), f"{part}.lr": 0.03}
     config = resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
     context = Context(config, torch.device("cpu"), *transforms_for(config.data, (SIZE, SIZE)))
     names = [tuple(str(step * CLASSES_PER_STEP + number) for number in range(CLASSES_PER_STEP)) for step in range(steps)]
-    model = Model(Network(world.net, FrozenBank(world.compact(steps - 1))), class_sets=names[:-1])
+    model = Model(Network(setup.architecture, FrozenBank(setup.compact(steps - 1))), class_sets=names[:-1])
     if steps > 1:
         known = (steps - 1) * CLASSES_PER_STEP
         head = new_classifier(model.network.bank.features, known, torch.Generator().manual_seed(0))
         # The newest extractor's dense weights stay until the step is finished.
-        dense = Extractor(world.net).initialise(torch.Generator().manual_seed(0)).state_dict()
+        dense = Extractor(setup.architecture).initialise(torch.Generator().manual_seed(0)).state_dict()
         model = replace(model, network=replace(model.network, head=head, dense=dense))
     state = begin_step(context, model, CLASSES_PER_STEP)
     labels = torch.randint(steps * CLASSES_PER_STEP, (batch,))
-    source = MemorySource(world.pixels, labels, [name for step in names for name in step])
+    source = MemorySource(setup.pixels, labels, [name for step in names for name in step])
     known = (steps - 1) * CLASSES_PER_STEP
     if variant == "ours_settled":
-        state.compact(world.keep)
+        state.compact(setup.keep)
         state.epoch = 1
     stage = RepresentationStage(context, state, model.network.bank, source, known, config.later if steps > 1 else config.first)
     stage.settle_at = 0 if variant == "ours_settled" else 10**6
     return stage.epoch
 
 
-def build(world: World, mode: str, variant: str, steps: int) -> Run:
+def build(setup: GrowthSetup, mode: str, variant: str, steps: int) -> Run:
     """Return what one measurement runs: one batch."""
     if mode == "infer":
-        return infer(world, variant, steps)
-    return (train_ours if variant.startswith("ours") else train_plain)(world, variant, steps)
+        return infer(setup, variant, steps)
+    return (train_ours if variant.startswith("ours") else train_plain)(setup, variant, steps)
 
 
 def parameter_shares(args: argparse.Namespace) -> dict[str, float]:
     """Return the share of an extractor's parameters that each kind of masks keeps."""
-    world = World(args)
-    return {name: kept_share(world.layout, keep) for name, keep in world.keeps.items()}
+    setup = GrowthSetup(args)
+    return {name: kept_share(setup.layout, keep) for name, keep in setup.keeps.items()}
 
 
 def cases_of(args: argparse.Namespace) -> list[tuple[int, str, str]]:
@@ -198,8 +198,8 @@ def cases_of(args: argparse.Namespace) -> list[tuple[int, str, str]]:
 
 def measure(args: argparse.Namespace) -> dict[tuple[int, str, str], list[float]]:
     """Return the seconds of every round by (steps, variant, mode)."""
-    world = World(args)
-    cases = {(steps, name, mode): build(world, mode, name, steps) for steps, name, mode in cases_of(args)}
+    setup = GrowthSetup(args)
+    cases = {(steps, name, mode): build(setup, mode, name, steps) for steps, name, mode in cases_of(args)}
     seconds: dict[tuple[int, str, str], list[float]] = {case: [] for case in cases}
     for case, run in cases.items():
         # The unpruned networks warm up with their first copy: all copies run the same primitives.
@@ -232,7 +232,7 @@ def peak_memory(args: argparse.Namespace, case: tuple[int, str, str]) -> float:
 def probe(args: argparse.Namespace) -> None:
     """Run some batches and print the peak of this process in MB."""
     mode, variant = args.probe
-    run = build(World(args), mode, variant, args.steps[0])
+    run = build(GrowthSetup(args), mode, variant, args.steps[0])
     batches = 1 if mode == "infer" else 3 if variant == "eager_unpruned" else 12
     for _ in range(batches):
         run()

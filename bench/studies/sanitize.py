@@ -15,8 +15,8 @@ import torch
 from bench.harness.arguments import study_parser
 from bench.harness.gate import gated
 from bench.harness.registry import Setting, cases_of, seeded
+from bench.subjects.networks import SharedNetworks
 from bench.subjects.steps import Task, ours
-from bench.subjects.world import World
 
 GROUPS = ("compact", "channel_masks", "masked_bn", "conv", "bank", "augment")
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if variant.name.startswith("ours"):
                 gated(case, variant, case.inputs(seeded(setting.device, 0)))
                 print(f"{case.id} {variant.name}", flush=True)
-    task = Task(World(setting), 2, 4, 2)
+    task = Task(SharedNetworks(setting), 2, 4, 2)
     loss = ours(task, task.inputs(seeded(setting.device, 0)), "bf16", "fused")()["loss"]
     torch.cuda.synchronize()
     print(f"one fused training step, loss {float(loss):.4f}")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from bench.harness.arguments import study_parser
+from bench.reports.cpu_table import spread
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
 from der_fast.data import ImageSource, load_dataset
@@ -108,14 +109,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| data | steps | variant | average top-1 | last top-1 | parameters kept | seeds |", "|---|---|---|---|---|---|---|"]
     for data, steps, name in dict.fromkeys((row["data"], row["steps"], row["variant"]) for row in rows):
         chosen = [row for row in rows if (row["data"], row["steps"], row["variant"]) == (data, steps, name)]
-        cells = [_spread([row[key] for row in chosen]) for key in ("average_top1", "last_top1")]
+        cells = [spread([row[key] for row in chosen]) for key in ("average_top1", "last_top1")]
         kept = 100 * statistics.mean(row["kept"] for row in chosen)
         lines.append(f"| {data} | {steps} | {name} | {' | '.join(cells)} | {kept:.1f} % | {len(chosen)} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,11 +24,11 @@ from bench.harness.registry import Setting
 from bench.harness.runner import append
 from bench.subjects.shapes import ConvLayer, batches, layers
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.backend import resolve_device
 from der_fast.kernels.conv import ConvShape, ConvTiles, candidates, conv_dgrad, conv_forward, conv_wgrad, default_split
 from der_fast.kernels.conv.launch import DIRECTIONS
 from der_fast.kernels.device import multiprocessors
-from der_fast.kernels.masked_bn import Affine
 from der_fast.kernels.timing import measure
 
 # A first search leaves out what can hardly be it; `--quick` takes every third candidate.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from der_fast.compaction.bank.execute import execute
 from der_fast.compaction.bank.extractor import CompactExtractor
+from der_fast.compaction.bank.graphs import Branch
 from der_fast.compaction.bank.strategies import true_features
-
-Branch = Callable[[Tensor], Tensor]
 
 
 def branch(member: CompactExtractor) -> Branch:

@@ -10,7 +10,7 @@ import torch
 
 from der_fast.compaction import Arena
 from der_fast.deployment.facts import Facts, Preprocessing
-from der_fast.deployment.network import Network, part_of
+from der_fast.deployment.network import FoldedNetwork, extractor_of
 from der_fast.deployment.onnx_file import CHANNEL_BLOCK
 from der_fast.deployment.onnx_graph import INPUT, LOGITS, build_onnx
 from der_fast.deployment.padding import padded_network
@@ -29,9 +29,9 @@ def onnx_run(arenas: Sequence[Arena], classes: int, images: torch.Tensor, thread
     """Return a function that classifies `images` (N, 3, H, W) with the exported network of `arenas` and a classifier of random weights."""
     import onnxruntime
 
-    parts = tuple(part_of(arena) for arena in arenas)
-    head = torch.nn.Linear(sum(part.features for part in parts), classes)
-    whole = Network(arenas[0].architecture, parts, linear_readout(head))
+    extractors = tuple(extractor_of(arena) for arena in arenas)
+    head = torch.nn.Linear(sum(extractor.features for extractor in extractors), classes)
+    whole = FoldedNetwork(arenas[0].architecture, extractors, linear_readout(head))
     network = padded_network(whole, CHANNEL_BLOCK)
     size = (images.shape[2], images.shape[3])
     plain = Preprocessing(size, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

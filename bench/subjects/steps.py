@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from bench.harness.compiled import compiled
 from bench.harness.registry import Run, Setting, Tensors
 from bench.subjects.branch import branch
+from bench.subjects.networks import CLASSES, SharedNetworks
 from bench.subjects.rivals import MaskedNet, Masks, sparsity, take
-from bench.subjects.world import CLASSES, World
 from der_fast.compaction.bank import FrozenBank
 from der_fast.config.resolve import resolve_config
 from der_fast.data import MemorySource, transforms_for
@@ -53,14 +53,14 @@ class Task:
     """One training stage at step t, as data.
 
     Attributes:
-        world: frozen extractors.
+        networks: frozen extractors.
         t: the step; t − 1 extractors are frozen.
         batch: images per batch.
         batches: per epoch.
         augment: crop, flip and jitter; then only ours and its own speed make sense.
     """
 
-    world: World
+    networks: SharedNetworks
     t: int
     batch: int
     batches: int
@@ -69,7 +69,7 @@ class Task:
     @property
     def setting(self) -> Setting:
         """Where it runs."""
-        return self.world.setting
+        return self.networks.setting
 
     @property
     def known(self) -> int:
@@ -80,8 +80,8 @@ class Task:
         """Return pixels (uint8, on the CPU) and labels; a class's images share a pattern, so that there is something to learn."""
         count = self.batch * self.batches
         labels = torch.randint(self.t * CLASSES, (count,), generator=draw, device=draw.device)
-        patterns = torch.randint(256, (self.t * CLASSES, self.world.size, self.world.size, 3), generator=draw, device=draw.device)
-        noise = torch.randint(256, (count, self.world.size, self.world.size, 3), generator=draw, device=draw.device)
+        patterns = torch.randint(256, (self.t * CLASSES, self.networks.size, self.networks.size, 3), generator=draw, device=draw.device)
+        noise = torch.randint(256, (count, self.networks.size, self.networks.size, 3), generator=draw, device=draw.device)
         return {"pixels": ((patterns[labels] + 3 * noise) // 4).to("cpu", torch.uint8), "labels": labels.cpu()}
 
     def config(self, precision: str, backend: str) -> Any:
@@ -98,13 +98,13 @@ class Task:
 
     def stage(self, tensors: Tensors, precision: str, backend: str) -> RepresentationStage:
         """Return the package's stage, at the beginning of its first epoch."""
-        config, world = self.config(precision, backend), self.world
-        transforms = transforms_for(config.data, (world.size, world.size))
+        config, networks = self.config(precision, backend), self.networks
+        transforms = transforms_for(config.data, (networks.size, networks.size))
         chosen = resolve(backend, self.setting.device)
         context = Context(config, self.setting.device, *transforms, observer=Notes(), backend=chosen)
         names = [tuple(str(step * CLASSES + number) for number in range(CLASSES)) for step in range(self.t)]
-        members = [world.compact(number, context.dtype) for number in range(self.t - 1)]
-        model = Model(Network(world.net, FrozenBank(members)), class_sets=names[:-1])
+        members = [networks.compact(number, context.dtype) for number in range(self.t - 1)]
+        model = Model(Network(networks.architecture, FrozenBank(members)), class_sets=names[:-1])
         if self.t > 1:
             model.network.head = new_classifier(model.network.bank.features, self.known, torch.Generator().manual_seed(0))
         state = begin_step(context, model, CLASSES)
@@ -113,7 +113,7 @@ class Task:
         stage.settle_at = 10**6
         return stage
 
-    def ready(self, tensors: Tensors, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
+    def ready(self, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
         """Return the batches of the stage's first epoch, as it would draw them, on the device."""
         names = (stage.context.seed, stage.name, stage.state.step, 0)
         drawn = stage.source.batches(
@@ -184,8 +184,8 @@ class Rival:
         self.task, self.dtype, self.device = task, dtype, task.setting.device
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         stage = task.stage(tensors, "fp32", "reference")
-        state, net = stage.state, task.world.net
-        self.batches = [(images.to(wide), labels) for images, labels in task.ready(tensors, stage)]
+        state, net = stage.state, task.networks.architecture
+        self.batches = [(images.to(wide), labels) for images, labels in task.ready(stage)]
         if not channels_last:
             self.batches = [(images.contiguous(), labels) for images, labels in self.batches]
         self.net = MaskedNet(net)
@@ -217,8 +217,8 @@ class Rival:
         """Return a classifier for what the frozen networks give: columns of pruned features are zero and stay so."""
         if frozen == "compact" or self.task.t == 1:
             return copy.deepcopy(state.head), None
-        width = self.task.world.net.width(self.task.world.net.features)
-        old = self.task.world.kept_features(self.task.t - 1)
+        width = self.task.networks.architecture.width(self.task.networks.architecture.features)
+        old = self.task.networks.kept_features(self.task.t - 1)
         kept = torch.cat([old, torch.arange(width, device=self.device) + (self.task.t - 1) * width])
         head = nn.Linear(self.task.t * width, state.head.out_features, device=self.device)
         with torch.no_grad():
@@ -227,10 +227,10 @@ class Rival:
         return head, kept
 
     def _frozen(self, kind: str, channels_last: bool) -> list[Callable[[Tensor], Tensor]]:
-        world, count = self.task.world, self.task.t - 1
+        networks, count = self.task.networks, self.task.t - 1
         if kind == "compact":
-            return [branch(world.compact(number, self.dtype)) for number in range(count)]
-        nets = [world.full(number) for number in range(count)]
+            return [branch(networks.compact(number, self.dtype)) for number in range(count)]
+        nets = [networks.full(number) for number in range(count)]
         format = torch.channels_last if channels_last else torch.contiguous_format
         # In the compute dtype: under autocast their weights would be cast again in every step.
         return [net.to(self.device, self.dtype).to(memory_format=format) for net in nets]  # type: ignore[call-overload]
@@ -249,7 +249,7 @@ class Rival:
         loss = F.cross_entropy(self.head(features), labels)
         if self.auxiliary is not None:
             loss = loss + F.cross_entropy(self.auxiliary(new.to(images.dtype)), auxiliary_targets(labels, self.task.known))
-        return loss + SPARSITY * sparsity(self.task.world.net, masks)
+        return loss + SPARSITY * sparsity(self.task.networks.architecture, masks)
 
     def step(self, images: Tensor, labels: Tensor, scale: Tensor | float) -> Tensor:
         """Train one batch and return its loss."""

@@ -22,16 +22,12 @@ from torch import Tensor
 from der_fast.compaction.program import Op, program
 from der_fast.errors import CheckpointError, ConfigError
 from der_fast.files import sha256_of, write_bytes
+from der_fast.kernels.dtypes import accumulator
 from der_fast.model.architecture import Architecture, build_architecture
 
 ALIGNMENT = 64
 FORMAT, VERSION = "der_fast-arena", 1
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def vector_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of biases, scales and shifts beside weights of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
@@ -243,7 +239,7 @@ def _restored(facts: Mapping[str, Any], storage: Tensor) -> Arena:
     entries, end = [], 0
     for op in program(architecture, stored):
         for name, shape in op.tensors().items():
-            entry = ArenaTensor(name, shape, int(facts["offsets"][name]), dtype if name.endswith(".weight") else vector_dtype(dtype))
+            entry = ArenaTensor(name, shape, int(facts["offsets"][name]), dtype if name.endswith(".weight") else accumulator(dtype))
             if entry.offset % ALIGNMENT or entry.offset < end:
                 raise ValueError(f"{name} lies at byte {entry.offset}")
             end = entry.offset + entry.nbytes

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from der_fast.compaction.units import inner_groups
+from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.compact import Norm
 from der_fast.model.architecture import Block, Groups
 from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm, ResidualBlock
-
-# The default of kernels.masked_bn, with which every extractor runs.
-EPSILON = 1e-5
 
 Kept = Callable[[Groups], Tensor]
 

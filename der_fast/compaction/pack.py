@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from der_fast import native
-from der_fast.compaction.arena import ALIGNMENT, Arena, ArenaTensor, vector_dtype
-from der_fast.compaction.fold import EPSILON, lost_branches, lost_output, norm_of, scale_and_shift, sources
+from der_fast.compaction.arena import ALIGNMENT, Arena, ArenaTensor
+from der_fast.compaction.fold import lost_branches, lost_output, norm_of, scale_and_shift, sources
 from der_fast.compaction.plan import CompactionPlan
 from der_fast.compaction.units import AFFINE, CONSTANT, Unit, units
 from der_fast.compaction.units import description as describe
 from der_fast.errors import DivergenceError
 from der_fast.kernels import compact as kernel
+from der_fast.kernels.affine import EPSILON
+from der_fast.kernels.dtypes import DTYPES, accumulator
 from der_fast.model.architecture import Groups
 from der_fast.model.extractor import Extractor
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def pack(
         raise ValueError(f"layout must be one of {', '.join(kernel.LAYOUTS)}, not {layout!r}")
     keep = _keep_of(extractor, plan)
     architecture = extractor.architecture
-    codes = {"weight_dtype": native.dtype_code(dtype), "vector_dtype": native.dtype_code(vector_dtype(dtype))}
+    codes = {"weight_dtype": native.dtype_code(dtype), "vector_dtype": native.dtype_code(accumulator(dtype))}
     found = native.plan(describe(architecture, extractor.widths), native.facts_of(keep), align=align, **codes)
     device = extractor.stem.weight.device
     place = device if device.type == "cpu" or native.build_info()["cuda"] else torch.device("cpu")
@@ -98,7 +98,7 @@ def _jobs(
             placed[unit.name] = _moved(constants[unit.name] if unit.kind == CONSTANT else origins[unit.name], device)
         weight, norm = placed[unit.name]
         is_weight = part == kernel.WEIGHT
-        kind = dtype if is_weight else vector_dtype(dtype)
+        kind = dtype if is_weight else accumulator(dtype)
         entries.append(ArenaTensor(f"{unit.name}.{_suffix(unit, part)}", shape, offset, kind))
         columns = torch.from_numpy(found["columns"][number]) if is_weight else None
         source = weight if part in (kernel.WEIGHT, kernel.COPY) else None

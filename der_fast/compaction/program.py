@@ -96,7 +96,7 @@ def program(architecture: Architecture, widths: Mapping[str, int]) -> tuple[Op, 
     """
     if is_constant(architecture, widths):
         return ()
-    return tuple(_Builder(architecture, widths).build())
+    return tuple(_ProgramBuilder(architecture, widths).build())
 
 
 def folded_parameters(architecture: Architecture) -> int:
@@ -104,7 +104,7 @@ def folded_parameters(architecture: Architecture) -> int:
     return sum(math.prod(shape) for op in program(architecture, architecture.groups) for shape in op.tensors().values())
 
 
-class _Builder:
+class _ProgramBuilder:
     def __init__(self, architecture: Architecture, widths: Mapping[str, int]) -> None:
         self.architecture, self.widths = architecture, widths
         self.ops: list[Op] = []

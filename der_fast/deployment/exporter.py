@@ -18,7 +18,7 @@ from der_fast.data import as_image_batch, load_dataset, transforms_for
 from der_fast.data.source import ImageSource
 from der_fast.deployment.deployed import DeployedModel, load_run
 from der_fast.deployment.facts import UINT8_INPUT, Facts, facts_of
-from der_fast.deployment.network import Network, Run, network_of
+from der_fast.deployment.network import FoldedNetwork, Run, network_of
 from der_fast.deployment.onnx_file import read_onnx, write_onnx
 from der_fast.deployment.optional import optional
 from der_fast.deployment.pt2_file import open_written, require_compiler, write_aoti, write_pt2
@@ -98,7 +98,7 @@ def export(run: Learner | str | Path, path: str | Path, *, raw_uint8: bool = Fal
     return Exported(path, path.stat().st_size, facts.class_names, learner.latest.params, len(pixels), differences[0], facts.weights_sha256)
 
 
-Write = Callable[[Path, Network, Facts], None]
+Write = Callable[[Path, FoldedNetwork, Facts], None]
 Read = Callable[[Path, Facts], DeployedModel]
 
 

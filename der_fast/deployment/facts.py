@@ -99,7 +99,7 @@ class Facts:
         temperature: probabilities are softmax(logits / temperature).
         normalise, proxies: how the classifier reads features, see `der_fast.model.readout.Readout`.
         steps: one entry per step that was learned: its classes, accuracy (percent) and parameters.
-        weights_sha256: `Network.checksum`.
+        weights_sha256: `FoldedNetwork.checksum`.
         producer: what wrote the file.
     """
 

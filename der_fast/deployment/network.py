@@ -26,7 +26,7 @@ Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Part:
+class FoldedExtractor:
     """One extractor.
 
     Attributes:
@@ -50,35 +50,35 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Network:
+class FoldedNetwork:
     """From normalised images to logits.
 
     Attributes:
         architecture: of every extractor.
-        parts: the extractors in the order in which they were learned.
+        extractors: the extractors in the order in which they were learned.
         readout: the classifier, over Σ features, float32.
     """
 
     architecture: Architecture
-    parts: tuple[Part, ...]
+    extractors: tuple[FoldedExtractor, ...]
     readout: Readout
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and probabilities, both (N, C), of normalised images (N, 3, H, W) float32 on the weights' device."""
         rows = [images.new_zeros(images.shape[0], 0)]
-        for part in self.parts:
-            features = execute(part.ops, part.tensors, images)
-            rows.append(features if part.feature_index is None else features[:, part.feature_index])
+        for extractor in self.extractors:
+            features = execute(extractor.ops, extractor.tensors, images)
+            rows.append(features if extractor.feature_index is None else features[:, extractor.feature_index])
         logits = self.readout(torch.cat(rows, 1))
         return logits, self.readout.probabilities(logits)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor with its name, extractors in order, then the classifier."""
-        for number, part in enumerate(self.parts, 1):
-            for name, tensor in part.tensors.items():
+        for number, extractor in enumerate(self.extractors, 1):
+            for name, tensor in extractor.tensors.items():
                 yield tensor_name(number, name), tensor
-            if part.feature_index is not None:
-                yield tensor_name(number, FEATURE_INDEX), part.feature_index
+            if extractor.feature_index is not None:
+                yield tensor_name(number, FEATURE_INDEX), extractor.feature_index
         yield HEAD_WEIGHT, self.readout.weight
         yield HEAD_BIAS, self.readout.bias
 
@@ -97,17 +97,17 @@ class Network:
         """Size of all tensors in bytes."""
         return sum(tensor.numel() * tensor.element_size() for _, tensor in self.named_tensors())
 
-    def to(self, device: torch.device) -> Network:
+    def to(self, device: torch.device) -> FoldedNetwork:
         """Return the same network with its tensors on another device."""
-        parts = tuple(
+        extractors = tuple(
             replace(
-                part,
-                tensors={name: tensor.to(device) for name, tensor in part.tensors.items()},
-                feature_index=None if part.feature_index is None else part.feature_index.to(device),
+                extractor,
+                tensors={name: tensor.to(device) for name, tensor in extractor.tensors.items()},
+                feature_index=None if extractor.feature_index is None else extractor.feature_index.to(device),
             )
-            for part in self.parts
+            for extractor in self.extractors
         )
-        return replace(self, parts=parts, readout=self.readout.to(device))
+        return replace(self, extractors=extractors, readout=self.readout.to(device))
 
 
 FEATURE_INDEX = "feature_index"
@@ -119,7 +119,7 @@ def tensor_name(number: int, name: str) -> str:
     return f"extractor.{number}.{name}"
 
 
-def runner(network: Network, transform: Transform, device: torch.device) -> Run:
+def runner(network: FoldedNetwork, transform: Transform, device: torch.device) -> Run:
     """Return what runs the network in plain PyTorch on `device`, with `transform` before it."""
     placed = network.to(device)
 
@@ -132,7 +132,7 @@ def runner(network: Network, transform: Transform, device: torch.device) -> Run:
     return run
 
 
-def network_of(model: Model) -> Network:
+def network_of(model: Model) -> FoldedNetwork:
     """Take the network out of a learner's model, on the CPU.
 
     Raises:
@@ -140,13 +140,13 @@ def network_of(model: Model) -> Network:
     """
     readout = model.ready
     weight, bias = (tensor.float().cpu().contiguous() for tensor in (readout.weight, readout.bias))
-    parts = tuple(part_of(cast(CompactExtractor, extractor).arena) for extractor in model.network.bank.extractors)
-    return Network(model.network.architecture, parts, replace(readout, weight=weight, bias=bias))
+    extractors = tuple(extractor_of(cast(CompactExtractor, extractor).arena) for extractor in model.network.bank.extractors)
+    return FoldedNetwork(model.network.architecture, extractors, replace(readout, weight=weight, bias=bias))
 
 
-def part_of(arena: Arena) -> Part:
+def extractor_of(arena: Arena) -> FoldedExtractor:
     """Take an extractor's program and weights out of its arena, as contiguous float32 tensors on the CPU."""
-    # A copy: the arena may be mapped from a file, and its bank may be gone before the part is.
+    # A copy: the arena may be mapped from a file, and its bank may be gone before this is.
     tensors = {name: tensor.to("cpu", torch.float32, copy=True).contiguous() for name, tensor in arena.tensors().items()}
     index = arena.feature_index
-    return Part(arena.stored, arena.ops, tensors, None if index is None else index.cpu())
+    return FoldedExtractor(arena.stored, arena.ops, tensors, None if index is None else index.cpu())

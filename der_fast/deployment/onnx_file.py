@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from der_fast.deployment.facts import UINT8_INPUT, Facts
-from der_fast.deployment.network import Network, Run
+from der_fast.deployment.network import FoldedNetwork, Run
 from der_fast.deployment.onnx_graph import INPUT, LOGITS, PROBABILITIES, build_onnx
 from der_fast.deployment.optional import optional
 from der_fast.deployment.padding import padded_network
@@ -28,7 +28,7 @@ LARGEST = 2**31 - 2**24
 CHANNEL_BLOCK = 4
 
 
-def write_onnx(path: Path, network: Network, facts: Facts) -> None:
+def write_onnx(path: Path, network: FoldedNetwork, facts: Facts) -> None:
     """Write the network to `path`, its channels padded with zeros to multiples of `CHANNEL_BLOCK`.
 
     Raises:

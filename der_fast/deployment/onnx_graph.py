@@ -11,7 +11,7 @@ from torch import Tensor
 
 from der_fast.compaction.program import AFFINE, BIAS, CONV, FEATURES, IMAGE, MEAN, POOL, WIDEN, Op
 from der_fast.deployment.facts import UINT8_INPUT, Facts, Preprocessing
-from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, Network, Part, tensor_name
+from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, FoldedExtractor, FoldedNetwork, tensor_name
 from der_fast.deployment.optional import optional
 
 # Opset and IR of ONNX 1.12: every runtime since 2022 reads them, and nothing newer is needed.
@@ -20,7 +20,7 @@ INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 BATCH = "batch"
 
 
-def build_onnx(network: Network, facts: Facts) -> Any:
+def build_onnx(network: FoldedNetwork, facts: Facts) -> Any:
     """Return the ONNX model (`onnx.ModelProto`), with the facts as its metadata.
 
     Its input is ``images``, with a dynamic batch, as the facts' preprocessing says; its outputs are ``logits`` and ``probabilities``,
@@ -32,7 +32,7 @@ def build_onnx(network: Network, facts: Facts) -> Any:
     onnx = optional("onnx", "writing .onnx files")
     graph = _Graph(onnx)
     images = graph.preprocess(facts.preprocessing)
-    rows = [graph.extractor(number, part, images) for number, part in enumerate(network.parts, 1) if part.features]
+    rows = [graph.extractor(number, extractor, images) for number, extractor in enumerate(network.extractors, 1) if extractor.features]
     graph.classifier(network, rows)
     helper, taken = onnx.helper, facts.preprocessing
     kind = onnx.TensorProto.UINT8 if taken.input == UINT8_INPUT else onnx.TensorProto.FLOAT
@@ -91,16 +91,16 @@ class _Graph:
         value = self.node("Add", [value, shift], "preprocessing.normalised")
         return self.node("Transpose", [value], "preprocessing.nchw", perm=[0, 3, 1, 2])
 
-    def extractor(self, number: int, part: Part, images: str) -> str:
+    def extractor(self, number: int, extractor: FoldedExtractor, images: str) -> str:
         """Add one extractor; the value is its true features (batch, F)."""
         values = {IMAGE: images}
-        weights = {name: self.constant(tensor_name(number, name), tensor) for name, tensor in part.tensors.items()}
-        for op in part.ops:
+        weights = {name: self.constant(tensor_name(number, name), tensor) for name, tensor in extractor.tensors.items()}
+        for op in extractor.ops:
             values[op.target] = self.operation(op, values, weights, tensor_name(number, op.target))
         features = values[FEATURES]
-        if part.feature_index is None:
+        if extractor.feature_index is None:
             return features
-        index = self.constant(tensor_name(number, FEATURE_INDEX), part.feature_index)
+        index = self.constant(tensor_name(number, FEATURE_INDEX), extractor.feature_index)
         return self.node("Gather", [features, index], tensor_name(number, "true_features"), axis=1)
 
     def operation(self, op: Op, values: Mapping[str, str], weights: Mapping[str, str], target: str) -> str:
@@ -157,7 +157,7 @@ class _Graph:
         least = self.constant("least_length", np.array(1e-12, dtype=np.float32))
         return self.node("Div", [features, self.node("Max", [length, least], "feature_divisor")], "unit_features")
 
-    def classifier(self, network: Network, rows: Sequence[str]) -> None:
+    def classifier(self, network: FoldedNetwork, rows: Sequence[str]) -> None:
         """Add the readout and the softmax."""
         readout = network.readout
         bias = self.constant(HEAD_BIAS, readout.bias)

@@ -10,27 +10,27 @@ from torch import Tensor
 from der_fast.compaction.program import AFFINE, BIAS, CONV, program
 from der_fast.compaction.units import AFFINE as AFFINE_UNIT
 from der_fast.compaction.units import CONSTANT, CONVOLUTION, units
-from der_fast.deployment.network import Network, Part
+from der_fast.deployment.network import FoldedExtractor, FoldedNetwork
 from der_fast.model.architecture import Architecture, Groups
 
 _KINDS = {CONV: CONVOLUTION, BIAS: CONSTANT, AFFINE: AFFINE_UNIT}
 
 
-def padded_network(network: Network, multiple: int) -> Network:
+def padded_network(network: FoldedNetwork, multiple: int) -> FoldedNetwork:
     """Return the network with every group's stored channels padded to a multiple; groups without channels stay empty."""
-    return replace(network, parts=tuple(_padded(part, network.architecture, multiple) for part in network.parts))
+    return replace(network, extractors=tuple(_padded(extractor, network.architecture, multiple) for extractor in network.extractors))
 
 
-def _padded(part: Part, architecture: Architecture, multiple: int) -> Part:
-    widths = {name: -(-width // multiple) * multiple for name, width in part.widths.items()}
-    if widths == dict(part.widths):
-        return part
+def _padded(extractor: FoldedExtractor, architecture: Architecture, multiple: int) -> FoldedExtractor:
+    widths = {name: -(-width // multiple) * multiple for name, width in extractor.widths.items()}
+    if widths == dict(extractor.widths):
+        return extractor
 
     def places(groups: Groups) -> Tensor:
         """Positions of the stored channels of a tensor made of `groups` among the padded ones."""
         found, before = [], 0
         for name in groups:
-            found.append(torch.arange(part.widths[name]) + before)
+            found.append(torch.arange(extractor.widths[name]) + before)
             before += widths[name]
         return torch.cat(found)
 
@@ -39,11 +39,13 @@ def _padded(part: Part, architecture: Architecture, multiple: int) -> Part:
     for op in ops:
         for name, shape in op.tensors().items():
             source, target = groups[op.target, _KINDS[op.kind]]
-            wide = torch.zeros(shape, dtype=part.tensors[name].dtype)
+            wide = torch.zeros(shape, dtype=extractor.tensors[name].dtype)
             # The image's channels, which belong to no group, are not padded.
             whole = len(shape) == 1 or not source
             where = (places(target),) if whole else (places(target)[:, None], places(source))
-            wide[where] = part.tensors[name]
+            wide[where] = extractor.tensors[name]
             tensors[name] = wide
     index = places(architecture.features) if ops else None
-    return Part(widths, ops, tensors, index if part.feature_index is None or index is None else index[part.feature_index])
+    if index is not None and extractor.feature_index is not None:
+        index = index[extractor.feature_index]
+    return FoldedExtractor(widths, ops, tensors, index)

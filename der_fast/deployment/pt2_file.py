@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from der_fast.deployment.facts import UINT8_INPUT, Facts, Preprocessing
-from der_fast.deployment.network import Network, Part, Run
+from der_fast.deployment.network import FoldedExtractor, FoldedNetwork, Run
 from der_fast.deployment.optional import cpp_compiler
 from der_fast.errors import ExportError
 
@@ -29,7 +29,7 @@ _EXAMPLE_BATCH = 2
 class DeployedNetwork(nn.Module):
     """Network and, for raw pixels, preprocessing as one module: images → (logits, probabilities), both (N, C) float32."""
 
-    def __init__(self, network: Network, rule: Preprocessing) -> None:
+    def __init__(self, network: FoldedNetwork, rule: Preprocessing) -> None:
         super().__init__()
         self._network, self._rule = network, rule
         for name, tensor in network.named_tensors():
@@ -47,31 +47,31 @@ class DeployedNetwork(nn.Module):
             images = (pixels * self.get_buffer("scale") + self.get_buffer("shift")).permute(0, 3, 1, 2)
         return self._registered()(images)
 
-    def _registered(self) -> Network:
+    def _registered(self) -> FoldedNetwork:
         """The network with the module's buffers for tensors, so that whoever traces or moves the module finds them."""
         names = iter([name for name, _ in self._network.named_tensors()])
-        parts = tuple(self._registered_part(part, names) for part in self._network.parts)
+        extractors = tuple(self._registered_extractor(extractor, names) for extractor in self._network.extractors)
         weight, bias = (self.get_buffer(_buffer(name)) for name in names)
-        return replace(self._network, parts=parts, readout=replace(self._network.readout, weight=weight, bias=bias))
+        return replace(self._network, extractors=extractors, readout=replace(self._network.readout, weight=weight, bias=bias))
 
-    def _registered_part(self, part: Part, names: Iterator[str]) -> Part:
-        tensors = {name: self.get_buffer(_buffer(next(names))) for name in part.tensors}
-        index = None if part.feature_index is None else self.get_buffer(_buffer(next(names)))
-        return replace(part, tensors=tensors, feature_index=index)
+    def _registered_extractor(self, extractor: FoldedExtractor, names: Iterator[str]) -> FoldedExtractor:
+        tensors = {name: self.get_buffer(_buffer(next(names))) for name in extractor.tensors}
+        index = None if extractor.feature_index is None else self.get_buffer(_buffer(next(names)))
+        return replace(extractor, tensors=tensors, feature_index=index)
 
 
 def _buffer(name: str) -> str:
     return name.replace(".", "_")
 
 
-def write_pt2(path: Path, network: Network, facts: Facts) -> None:
+def write_pt2(path: Path, network: FoldedNetwork, facts: Facts) -> None:
     """Write the program of torch.export; raises OSError where it cannot be written."""
     texts = json.dumps(facts.to_texts(), ensure_ascii=False)
     with path.open("wb") as handle:
         torch.export.save(_traced(network, facts), handle, extra_files={EXTRA_FILE: texts})
 
 
-def write_aoti(path: Path, network: Network, facts: Facts) -> None:
+def write_aoti(path: Path, network: FoldedNetwork, facts: Facts) -> None:
     """Compile for this machine's processor with AOTInductor and write the package.
 
     Raises:
@@ -101,7 +101,7 @@ def require_compiler() -> None:
         )
 
 
-def _traced(network: Network, facts: Facts) -> torch.export.ExportedProgram:
+def _traced(network: FoldedNetwork, facts: Facts) -> torch.export.ExportedProgram:
     rule = facts.preprocessing
     kind = torch.uint8 if rule.input == UINT8_INPUT else torch.float32
     example = torch.zeros(_EXAMPLE_BATCH, *rule.input_shape, dtype=kind)

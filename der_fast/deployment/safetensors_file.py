@@ -16,7 +16,7 @@ from torch import Tensor
 from der_fast.compaction.arena import backbone_facts
 from der_fast.compaction.program import program
 from der_fast.deployment.facts import Facts
-from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, Network, Part, Run, runner, tensor_name
+from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, FoldedExtractor, FoldedNetwork, Run, runner, tensor_name
 from der_fast.errors import ExportError, UserError
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.model.readout import Readout
@@ -26,9 +26,9 @@ _KEY, _NETWORK = "der_fast", "network"
 _TEXTS_SHA256 = "metadata_sha256"
 
 
-def write_safetensors(path: Path, network: Network, facts: Facts) -> None:
+def write_safetensors(path: Path, network: FoldedNetwork, facts: Facts) -> None:
     """Write the network to `path`; raises OSError where it cannot be written."""
-    described = {**backbone_facts(network.architecture), "extractors": [dict(part.widths) for part in network.parts]}
+    described = {**backbone_facts(network.architecture), "extractors": [dict(extractor.widths) for extractor in network.extractors]}
     texts = {**facts.to_texts(), _NETWORK: json.dumps(described)}
     texts = {**texts, _TEXTS_SHA256: _checksum(texts)}
     path.write_bytes(save(dict(network.named_tensors()), {_KEY: json.dumps(texts, ensure_ascii=False)}))
@@ -77,18 +77,18 @@ def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
     return facts, runner(network, facts.preprocessing.transform(), device)
 
 
-def _network(value: Mapping[str, Any], tensors: dict[str, Tensor], facts: Facts) -> Network:
+def _network(value: Mapping[str, Any], tensors: dict[str, Tensor], facts: Facts) -> FoldedNetwork:
     architecture = build_architecture(value["backbone"], width=value["width"], stem=value["stem"])
-    parts = tuple(_part(architecture, widths, tensors, number) for number, widths in enumerate(value["extractors"], 1))
+    extractors = tuple(_extractor(architecture, widths, tensors, number) for number, widths in enumerate(value["extractors"], 1))
     weight, bias = tensors[HEAD_WEIGHT], tensors[HEAD_BIAS]
-    classes, features = len(facts.class_names), sum(part.features for part in parts)
+    classes, features = len(facts.class_names), sum(extractor.features for extractor in extractors)
     readout = Readout(weight, bias, facts.normalise, facts.proxies, facts.temperature)
     if (readout.classes, readout.features) != (classes, features):
         raise ValueError(f"a classifier of shape {tuple(weight.shape)} for {features} features and {classes} classes")
-    return Network(architecture, parts, readout)
+    return FoldedNetwork(architecture, extractors, readout)
 
 
-def _part(architecture: Architecture, widths: Any, tensors: Mapping[str, Tensor], number: int) -> Part:
+def _extractor(architecture: Architecture, widths: Any, tensors: Mapping[str, Tensor], number: int) -> FoldedExtractor:
     if set(widths) != set(architecture.groups) or not all(isinstance(width, int) and width >= 0 for width in widths.values()):
         raise ValueError(f"widths that are not those of {architecture.name}: {widths}")
     ops = program(architecture, widths)
@@ -102,4 +102,4 @@ def _part(architecture: Architecture, widths: Any, tensors: Mapping[str, Tensor]
     stored = ops[-1].outputs if ops else 0
     if index is not None and not (index.dtype == torch.int64 and index.dim() == 1 and bool(((index >= 0) & (index < stored)).all())):
         raise ValueError(f"{tensor_name(number, FEATURE_INDEX)} does not name features")
-    return Part(widths, ops, own, index)
+    return FoldedExtractor(widths, ops, own, index)

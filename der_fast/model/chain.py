@@ -19,14 +19,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from der_fast.kernels.affine import EPSILON, Affine
 from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
 from der_fast.kernels.conv.strided import convolve, convolve_backward
-from der_fast.kernels.masked_bn import Affine, apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
+from der_fast.kernels.masked_bn import apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
+from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model.paths import CHAIN, CUDNN, Layer
 
 # What is added before the last ReLU.
 NOTHING, IDENTITY, WIDENED, PROJECTION = "nothing", "identity", "widened identity", "projection"
-EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,6 @@ class Gradients:
     mask: Tensor | None
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Return x in channels-last strides."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def forward(block: ChainBlock, x: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, Tensor | None, list[Kept]]:
     """Return the block's output, the bits of its ReLU (None for a stem, which recomputes them), and what each layer leaves.
 
@@ -140,7 +136,7 @@ def _layer_forward(block: ChainBlock, layer: Layer, weight: Weights, source: Ten
         y, partials = conv_forward(source, weight.conv, stride=layer.stride, prologue=prologue, statistics=True, backend=block.backend)
         _check_count(y)
     assert partials is not None
-    affine, mean, variance = finalize(partials, weight.gamma, weight.beta, weight.mask, EPS, backend=block.backend)
+    affine, mean, variance = finalize(partials, weight.gamma, weight.beta, weight.mask, EPSILON, backend=block.backend)
     return Kept(y, affine, source, prologue is not None, mean, variance)
 
 
@@ -163,15 +159,15 @@ def _identity(block: ChainBlock, x: Tensor, like: Tensor) -> Tensor | None:
 
 
 def backward(
-    block: ChainBlock, x: Tensor, weights: Sequence[Weights], kept: Sequence[Kept], bits: Tensor | None, g: Tensor, wants_x: bool
+    block: ChainBlock, weights: Sequence[Weights], kept: Sequence[Kept], bits: Tensor | None, g: Tensor, wants_x: bool
 ) -> tuple[Tensor | None, list[Gradients]]:
     """Return the gradient of the block's input (None unless `wants_x`) and of every layer's tensors.
 
     Args:
-        block, x, weights: as in `forward`.
+        block, weights: as in `forward`.
         kept, bits: what that returned.
         g: gradient of the output, channels-last, of its dtype.
-        wants_x: whether the gradient of x is wanted; a stem's is not.
+        wants_x: whether the gradient of the block's input is wanted; a stem's is not.
     """
     body = len(block.body)
     projected = kept[body] if block.residual == PROJECTION else None

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from der_fast.kernels.masked_bn import Affine
+from der_fast.kernels.affine import VECTORS, Affine
+from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model import chain
 from der_fast.model.chain import ChainBlock, Kept, Weights
 
 # Of a layer, as arguments of the node: the weight, its copy in the activations' dtype, γ, β, mask.
 _PER_LAYER = 5
-_AFFINE = ("mean", "rstd", "scale", "shift")
 
 Flat = Sequence[Tensor | None]
 
@@ -26,8 +26,8 @@ class _BlockNode(torch.autograd.Function):
         out, bits, kept = chain.forward(block, x, weights_of(flat))
         ctx.block, ctx.transformed = block, [layer.transformed for layer in kept]
         # A layer's source is mostly a tensor that is kept anyway; naming it twice costs nothing.
-        saved = [(layer.y, layer.source, *(getattr(layer.affine, name) for name in _AFFINE)) for layer in kept]
-        ctx.save_for_backward(x, bits, *flat, *itertools.chain.from_iterable(saved))
+        saved = [(layer.y, layer.source, *(getattr(layer.affine, name) for name in VECTORS)) for layer in kept]
+        ctx.save_for_backward(bits, *flat, *itertools.chain.from_iterable(saved))
         statistics = [value for layer in kept for value in (layer.mean, layer.variance)]
         ctx.mark_non_differentiable(*statistics)
         return out, *statistics
@@ -35,7 +35,7 @@ class _BlockNode(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, bits, *rest = ctx.saved_tensors
+        bits, *rest = ctx.saved_tensors
         layers = len(ctx.block.layers)
         flat, saved = rest[: _PER_LAYER * layers], rest[_PER_LAYER * layers :]
         size = len(saved) // layers
@@ -43,8 +43,8 @@ class _BlockNode(torch.autograd.Function):
         for index, transformed in enumerate(ctx.transformed):
             y, source, *affine = saved[index * size : (index + 1) * size]
             kept.append(Kept(y, Affine(*affine), source, transformed, affine[0], affine[1]))
-        g = chain.channels_last(grad_outputs[0].to(x.dtype))
-        dx, gradients = chain.backward(ctx.block, x, weights_of(flat), kept, bits, g, ctx.needs_input_grad[1])
+        g = channels_last(grad_outputs[0].to(kept[0].y.dtype))
+        dx, gradients = chain.backward(ctx.block, weights_of(flat), kept, bits, g, ctx.needs_input_grad[1])
         found: list[Tensor | None] = []
         for index, gradient in enumerate(gradients):
             found += [gradient.conv.to(flat[_PER_LAYER * index].dtype), None, gradient.gamma, gradient.beta, gradient.mask]

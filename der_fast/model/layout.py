@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from der_fast.kernels.channel_masks import Convolution, MaskStructure
+from der_fast.kernels.channel_masks import ConvolutionGroups, MaskStructure
 from der_fast.model.architecture import IMAGE_CHANNELS, Architecture, Groups
 
 
@@ -89,7 +89,7 @@ class MaskLayout:
             return tuple(self.names.index(name) for name in groups)
 
         convs = [
-            Convolution(numbers(conv.source), numbers(conv.target), 0 if conv.source else IMAGE_CHANNELS, conv.kernel**2)
+            ConvolutionGroups(numbers(conv.source), numbers(conv.target), 0 if conv.source else IMAGE_CHANNELS, conv.kernel**2)
             for conv in self.architecture.convs()
         ]
         return MaskStructure.of(tuple(self.architecture.groups.values()), convs, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from der_fast.kernels.channel_masks import channel_masks, masks_and_sparsity, sparsity_loss
+from der_fast.kernels.channel_masks import masks_and_sparsity
 from der_fast.model.layout import MaskLayout
 
 
@@ -26,24 +26,13 @@ class ChannelMasks(nn.Module):
         start = torch.rand(layout.channels, generator=generator) * (high - low) + low
         self.logits = nn.Parameter(start.clamp(-clamp, clamp))
         self._structure = layout.structure()
-        for name, value in self._structure.terms(torch.float32).items():
-            self.register_buffer(f"_{name}", value, persistent=False)
-
-    def forward(self, scale: Tensor | float) -> Tensor:
-        """Return the masks m = σ(s·e), shape (C,), with the compensated gradient (eq. 5 and eq. 7)."""
-        return channel_masks(self.logits, scale)
-
-    def sparsity(self, masks: Tensor) -> Tensor:
-        """Return the sparsity loss L_S of the masks (C,), a scalar in [0, 1] (eq. 8)."""
-        names = ("membership", "reads", "writes", "image", "area")
-        return sparsity_loss(masks, **{name: getattr(self, f"_{name}") for name in names})
 
     def with_sparsity(self, scale: Tensor | float, *, backend: str = "reference") -> tuple[Tensor, Tensor]:
-        """Return the masks (C,) and their sparsity loss L_S together, with the compensated gradient.
+        """Return the masks m = σ(s·e), (C,), and their sparsity loss L_S, with the compensated gradient (eq. 5, eq. 7 and eq. 8).
 
         Args:
             scale: s; a tensor of one element on the logits' device is read when the masks are made, also in a replayed CUDA graph.
-            backend: 'reference' gives what `forward` and `sparsity` give, bit for bit; 'fused' and 'native' take one launch each way.
+            backend: 'reference', or 'fused' and 'native', which take one launch each way.
 
         Raises:
             ValueError, BackendError: see `kernels.channel_masks.masks_and_sparsity`.

@@ -45,7 +45,7 @@ def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choi
     backwards = {name: replace(chosen, layers=ways) for name, ways in layers.items()}
     wants_x = block.residual != chain.NOTHING
     runs = {
-        name: lambda one=one: chain.backward(one, x, weights, kept, bits, out, wants_x)  # type: ignore[misc]
+        name: lambda one=one: chain.backward(one, weights, kept, bits, out, wants_x)  # type: ignore[misc]
         for name, one in backwards.items()
     }
     return backwards[_fastest(choices, f"{key}|backward after {forward}", runs, x, "residual blocks run backward as", _gradients)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from der_fast.model import paths
 from der_fast.model.extractor import Extractor
-from der_fast.model.fused import FusedTraining
+from der_fast.model.fused_training import FusedTraining
 from der_fast.training.context import Context
 from der_fast.training.epoch import tally
 from der_fast.training.graphed import GraphedStep

@@ -67,11 +67,8 @@ class GraphedStep:
             body(images, labels)
             return
         # What a graph should hold must not have been begun on the default stream, which no capture may wait for.
-        here, side = torch.cuda.current_stream(self.device), self._side()
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
-            body(images, labels)
-        here.wait_stream(side)
+        side = self._side()
+        capture.run_on(side, lambda: body(images, labels))
         for tensor in (images, labels):
             tensor.record_stream(side)
 

@@ -15,10 +15,9 @@ from der_fast.kernels import triton_runtime
 from der_fast.kernels.augment.draw import Draw, draw_augmentation
 from der_fast.kernels.augment.reference import augment_reference, scale_and_shift
 from der_fast.kernels.checks import BACKENDS, check_backend
+from der_fast.kernels.dtypes import FUSED_DTYPES
 
 __all__ = ["BACKENDS", "Draw", "augment", "augment_drawn", "augment_reference", "draw_augmentation"]
-
-_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def augment(
@@ -171,7 +170,7 @@ def _check_images(
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(f"mean and std must hold three numbers, std > 0; got mean {tuple(mean)}, std {tuple(std)}")
     check_backend("augment", backend)
-    if backend == "fused" and (dtype not in _FUSED_DTYPES or not images.is_contiguous()):
+    if backend == "fused" and (dtype not in FUSED_DTYPES or not images.is_contiguous()):
         raise ValueError(
             "backend 'fused' takes contiguous images and gives float32, bfloat16 or float16; "
             f"got strides {images.stride()} of {tuple(images.shape)}, and {dtype}"

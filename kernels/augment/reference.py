@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from der_fast.kernels.dtypes import accumulator
+
 
 def augment_reference(
     images: Tensor,
@@ -35,7 +37,7 @@ def augment_reference(
 ) -> Tensor:
     """Compute the formula above; arguments as in `der_fast.kernels.augment.augment`, unchecked."""
     count, height, width, _ = images.shape
-    work = torch.float64 if dtype == torch.float64 else torch.float32
+    work = accumulator(dtype)
     pixels = _mirror(_crop(images, row, col, padding) if padding else images.contiguous(), flip)
 
     # (min(b·q/255, 1) − mean)/std = min(b·q, 255)·scale + shift: one clamp and one multiply-add per value.

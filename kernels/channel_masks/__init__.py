@@ -13,9 +13,9 @@ from der_fast.kernels import checks, triton_runtime
 from der_fast.kernels.channel_masks.reference import channel_masks_reference as channel_masks
 from der_fast.kernels.channel_masks.reference import masks_and_sparsity_reference
 from der_fast.kernels.channel_masks.reference import sparsity_loss_reference as sparsity_loss
-from der_fast.kernels.channel_masks.structure import Convolution, MaskStructure
+from der_fast.kernels.channel_masks.structure import ConvolutionGroups, MaskStructure
 
-__all__ = ["BACKENDS", "Convolution", "MaskStructure", "channel_masks", "masks_and_sparsity", "sparsity_loss"]
+__all__ = ["BACKENDS", "ConvolutionGroups", "MaskStructure", "channel_masks", "masks_and_sparsity", "sparsity_loss"]
 
 BACKENDS = (*checks.BACKENDS, "native")
 

@@ -21,8 +21,8 @@ TABLES = ("rows", "row_offsets", "convs", "user_offsets", "users")
 
 
 @dataclass(frozen=True)
-class Convolution:
-    """A convolution as the sparsity loss sees it.
+class ConvolutionGroups:
+    """Which groups a convolution reads and writes: what the sparsity loss sees of it.
 
     Attributes:
         reads: numbers of the groups it reads, side by side; empty for the image.
@@ -54,7 +54,7 @@ class MaskStructure:
     """
 
     widths: tuple[int, ...]
-    convolutions: tuple[Convolution, ...]
+    convolutions: tuple[ConvolutionGroups, ...]
     full: int
     span: int
     rows: Tensor
@@ -65,7 +65,7 @@ class MaskStructure:
     _terms: dict[torch.dtype, dict[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
-    def of(widths: Sequence[int], convolutions: Sequence[Convolution], device: torch.device | str = "cpu") -> MaskStructure:
+    def of(widths: Sequence[int], convolutions: Sequence[ConvolutionGroups], device: torch.device | str = "cpu") -> MaskStructure:
         """Build the tables.
 
         Args:
@@ -145,7 +145,7 @@ class MaskStructure:
         return self._terms[dtype]
 
 
-def _check(widths: tuple[int, ...], convolutions: tuple[Convolution, ...]) -> None:
+def _check(widths: tuple[int, ...], convolutions: tuple[ConvolutionGroups, ...]) -> None:
     if not widths or not convolutions:
         raise ValueError(f"a network needs groups and convolutions; got {len(widths)} and {len(convolutions)}")
     if min(widths) < 0:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from der_fast import native
+from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.compact.reference import COPY, LAYOUTS, SCALE, SHIFT, WEIGHT, Job, Norm, compact_reference, value_of
 
 __all__ = ["COPY", "LAYOUTS", "SCALE", "SHIFT", "WEIGHT", "Job", "Norm", "compact", "compact_reference", "value_of"]
 
 
-def compact(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsilon: float = 1e-5, threads: int = 0) -> int:
+def compact(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsilon: float = EPSILON, threads: int = 0) -> int:
     """Fill the arena `storage` with what `compact_reference` says, bit for bit.
 
     Returns the first job that has an entry which is not finite, or -1.

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from der_fast.kernels.affine import EPSILON
+
 WEIGHT, SCALE, SHIFT, COPY = 0, 1, 2, 3
 LAYOUTS = ("KCRS", "KRSC")
 
@@ -65,7 +67,7 @@ class Job:
         return (len(self.rows), len(self.columns), *self.weight.shape[2:])
 
 
-def compact_reference(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsilon: float = 1e-5) -> None:
+def compact_reference(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsilon: float = EPSILON) -> None:
     """Fill the arena `storage` (uint8, 1-D), see the module's docstring.
 
     Args:

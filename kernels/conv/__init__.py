@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.affine import Affine
+from der_fast.kernels.checks import check_image
 from der_fast.kernels.conv import checks
 from der_fast.kernels.conv.launch import MOST_PARTS, ConvTiles, candidates, default_config, default_split
 from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
-from der_fast.kernels.conv.shape import Affine, ConvShape
+from der_fast.kernels.conv.shape import ConvShape
 from der_fast.kernels.device import multiprocessors
 
 __all__ = [
@@ -52,8 +54,8 @@ def conv_forward(
         ValueError: an argument does not fit; the message names it.
         BackendError: 'fused' does not run here.
     """
-    checks.check_kind(backend, x.dtype, "conv_forward")
-    checks.check_image("x", x)
+    checks.check_call(backend, x.dtype, "conv_forward")
+    check_image("x", x)
     checks.check_weight(weight, x.shape[1], None, x)
     batch, channels, height, width = x.shape
     shape = checks.shape_of((batch, channels, height, width), weight.shape[0], weight.shape[2], stride)
@@ -98,8 +100,8 @@ def conv_dgrad(
         ValueError: an argument does not fit; the message names it.
         BackendError: 'fused' does not run here.
     """
-    checks.check_kind(backend, g.dtype, "conv_dgrad")
-    checks.check_image("g", g)
+    checks.check_call(backend, g.dtype, "conv_dgrad")
+    check_image("g", g)
     checks.check_weight(weight, None, g.shape[1], g)
     batch, filters, out_height, out_width = g.shape
     shape = checks.shape_of((batch, weight.shape[1], *input_hw), filters, weight.shape[2], stride)
@@ -145,9 +147,9 @@ def conv_wgrad(
         ValueError: an argument does not fit; the message names it.
         BackendError: 'fused' does not run here.
     """
-    checks.check_kind(backend, x.dtype, "conv_wgrad")
-    checks.check_image("x", x)
-    checks.check_image("g", g, like=x)
+    checks.check_call(backend, x.dtype, "conv_wgrad")
+    check_image("x", x)
+    check_image("g", g, like=x)
     batch, channels, height, width = x.shape
     shape = checks.shape_of((batch, channels, height, width), g.shape[1], kernel, stride)
     if g.shape[0] != batch:

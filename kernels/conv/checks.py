@@ -5,63 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from der_fast.kernels.checks import check_backend
-from der_fast.kernels.conv.shape import KERNELS, STRIDES, Affine, ConvShape
+from der_fast.kernels.affine import VECTORS, Affine
+from der_fast.kernels.checks import check_backend, check_image, check_vector
+from der_fast.kernels.conv.shape import KERNELS, STRIDES, ConvShape
+from der_fast.kernels.dtypes import DTYPES, FUSED_DTYPES, accumulator
 
-FUSED = (torch.bfloat16, torch.float16, torch.float32)
 # Offsets into a weight and counts of rows, rounded up to tiles, are 32-bit numbers in the kernels; offsets into activations are not.
 LARGEST = 2**30
 
 
-def check_kind(backend: str, dtype: torch.dtype, op: str) -> None:
+def check_call(backend: str, dtype: torch.dtype, op: str) -> None:
     """Raise ValueError for an unknown backend, or a dtype that it cannot take."""
     check_backend(op, backend)
-    allowed = FUSED if backend == "fused" else (*FUSED, torch.float64)
+    allowed = FUSED_DTYPES if backend == "fused" else DTYPES
     if dtype not in allowed:
         names = ", ".join(str(one) for one in allowed)
         raise ValueError(f"{op}: backend {backend!r} takes {names}, not {dtype}")
 
 
-def check_image(name: str, tensor: Tensor, *, like: Tensor | None = None, shape: tuple[int, ...] | None = None) -> None:
-    """Raise ValueError unless `tensor` is (N, C, H, W), not empty, channels_last; of the dtype and device of `like`; of that shape."""
-    if tensor.dim() != 4:
-        raise ValueError(f"{name} must have 4 dimensions, not shape {tuple(tensor.shape)}")
-    if shape is not None and tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
-    if tensor.numel() == 0:
-        raise ValueError(f"{name} is empty: shape {tuple(tensor.shape)}")
-    if like is not None:
-        _same_place(name, tensor, like)
-        if tensor.dtype != like.dtype:
-            raise ValueError(f"{name} must be {like.dtype} like the other tensors, not {tensor.dtype}")
-    if not tensor.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(
-            f"{name} must have channels_last strides, not {tensor.stride()}: use .contiguous(memory_format=torch.channels_last)"
-        )
-
-
-def check_vector(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise ValueError unless `tensor` is contiguous, of that shape, float32 (float64 beside float64), and on the device of `like`."""
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
-    _same_place(name, tensor, like)
-    if tensor.dtype != torch.float32 and not tensor.dtype == like.dtype == torch.float64:
-        raise ValueError(f"{name} must be torch.float32, not {tensor.dtype}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous, not with strides {tensor.stride()}")
-
-
 def check_affine(name: str, pair: tuple[Tensor, Tensor] | None, channels: int, like: Tensor) -> None:
     """Check scale and shift of a prologue."""
     if pair is not None:
-        check_vector(f"{name} scale", pair[0], (channels,), like)
-        check_vector(f"{name} shift", pair[1], (channels,), like)
+        check_vector(f"{name} scale", pair[0], (channels,), accumulator(like.dtype), like.device)
+        check_vector(f"{name} shift", pair[1], (channels,), accumulator(like.dtype), like.device)
 
 
 def check_g_affine(pair: tuple[Tensor, Tensor] | None, g: Tensor) -> None:
     """Check the coefficients and the second tensor from which the gradient is formed."""
     if pair is not None:
-        check_vector("g_affine k", pair[0], (3, g.shape[1]), g)
+        check_vector("g_affine k", pair[0], (3, g.shape[1]), accumulator(g.dtype), g.device)
         check_image("g_affine y", pair[1], like=g, shape=tuple(g.shape))
 
 
@@ -71,8 +43,8 @@ def check_epilogue(epilogue: tuple[Tensor, Affine] | None, shape: ConvShape, lik
         return
     y_in, affine = epilogue
     check_image("epilogue y_in", y_in, like=like, shape=(shape.batch, shape.channels, shape.height, shape.width))
-    for name in ("mean", "rstd", "scale", "shift"):
-        check_vector(f"epilogue {name}", getattr(affine, name), (shape.channels,), like)
+    for name in VECTORS:
+        check_vector(f"epilogue {name}", getattr(affine, name), (shape.channels,), accumulator(like.dtype), like.device)
 
 
 def check_weight(weight: Tensor, channels: int | None, filters: int | None, like: Tensor) -> None:
@@ -106,8 +78,3 @@ def check_output(name: str, given: tuple[int, int], shape: ConvShape) -> None:
         raise ValueError(
             f"{name} has height and width {given}, but an input of {(shape.height, shape.width)} with stride {shape.stride} gives {wanted}"
         )
-
-
-def _same_place(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.device != like.device:
-        raise ValueError(f"{name} lies on {tensor.device}, the other tensors on {like.device}")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from der_fast.kernels.conv.shape import Affine
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.conv.strided import convolve, convolve_backward
 
 

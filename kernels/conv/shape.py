@@ -3,32 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
 
 KERNELS = (1, 3)
 STRIDES = (1, 2)
-
-
-class Affine(Protocol):
-    """What the epilogue of dgrad needs of a batch-norm: x̂ = (y − mean)·rstd and z = y·scale + shift, each (C,) float32."""
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the batch."""
-
-    @property
-    def rstd(self) -> Tensor:
-        """1/√(σ² + ε)."""
-
-    @property
-    def scale(self) -> Tensor:
-        """Mask · γ · rstd."""
-
-    @property
-    def shift(self) -> Tensor:
-        """Mask · (β − γ·mean·rstd)."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.compile_case import CompileCase
 from der_fast.kernels.conv.launch import ConvTiles
-from der_fast.kernels.conv.shape import Affine, ConvShape, unit_of
+from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import case, constants, cut, formed_gradient, launch, multiply, tile_of, within
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.checks import check_backend
+from der_fast.kernels.checks import check_backend, check_image
 from der_fast.kernels.grouped_conv.launch import GroupedTiles, default_config
 from der_fast.kernels.grouped_conv.layer import ALIGN, GroupedLayer, GroupMember, pack_layer, padded
 from der_fast.kernels.grouped_conv.reference import grouped_conv_reference
@@ -59,7 +59,7 @@ def grouped_conv(
         BackendError: 'fused' does not run on this device.
     """
     check_backend("grouped_conv", backend)
-    _check_activation("x", x, layer)
+    check_image("x", x, like=layer.weights)
     if x.shape[1] != layer.inputs:
         raise ValueError(f"x must have the layer's {layer.inputs} channels, not {x.shape[1]}")
     _check_residual(x, layer, residual, residual_stride)
@@ -73,22 +73,12 @@ def grouped_conv(
     return grouped_conv_fused(x, layer, residual, residual_stride, pool, tf32, config)
 
 
-def _check_activation(name: str, x: Tensor, layer: GroupedLayer) -> None:
-    if x.dim() != 4 or 0 in x.shape:
-        raise ValueError(f"{name} must be (N, C, H, W) and not empty, not {tuple(x.shape)}")
-    if x.dtype != layer.weights.dtype or x.device != layer.weights.device:
-        want, found = (f"{tensor.dtype} on {tensor.device}" for tensor in (layer.weights, x))
-        raise ValueError(f"{name} must be {want}, as the layer's weights are, not {found}")
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(f"{name} must have channels-last strides; got shape {tuple(x.shape)} with strides {x.stride()}")
-
-
 def _check_residual(x: Tensor, layer: GroupedLayer, residual: Tensor | None, stride: int) -> None:
     if (residual is None) != (layer.residual_channels == 0):
         raise ValueError(f"the layer {'has no' if residual is not None else 'needs a'} residual")
     if residual is None:
         return
-    _check_activation("residual", residual, layer)
+    check_image("residual", residual, like=layer.weights)
     if stride < 1:
         raise ValueError(f"residual_stride must be at least 1, not {stride}")
     out = [-(-side // layer.stride) for side in x.shape[2:]]

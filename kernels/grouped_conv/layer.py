@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from der_fast.kernels.dtypes import DTYPES, accumulator
+
 # Channels: 16 bytes of a 16-bit type, the widest load there is.
 ALIGN = 8
 # What a row of the table holds, in order; channels and the weight's offset are counted in units, see `GroupedLayer.table`.
@@ -149,12 +150,11 @@ def pack_layer(
     _check_layer(parts, kernel, stride, inputs, dtype)
     image = bool(inputs % ALIGN)
     align = 1 if image else ALIGN
-    vectors = torch.float64 if dtype == torch.float64 else torch.float32
     order = sorted(parts, key=lambda part: (-part.inputs, -part.outputs, part.target))
     sizes = [padded(part.outputs) * padded(kernel**2 * padded(part.inputs, align)) for part in order]
     outputs = sum(padded(part.outputs) for part in parts)
     weights = torch.zeros(sum(sizes), dtype=dtype, device=device)
-    bias = torch.zeros(outputs, dtype=vectors, device=device)
+    bias = torch.zeros(outputs, dtype=accumulator(dtype), device=device)
     entries, offset = [], 0
     for part, size in zip(order, sizes, strict=True):
         wide = (padded(part.inputs, align), padded(part.outputs), part.source, part.target, offset)

@@ -173,13 +173,10 @@ def grouped_conv_fused(
     config = config or default_config(layer, images * size, multiprocessors(x.device))
     if images * max(size, height * width) + config.block_m >= 2**31:
         raise ValueError(f"x has {images * height * width} pixels; the fused kernel counts up to 2³¹: use a smaller batch")
+    pooled, chunks, tiles = _cut(images, size, config.block_m, pool)
     if pool:
-        pooled = min(config.block_m, triton.next_power_of_2(size))
-        chunks = -(-size // pooled)
-        tiles = -(-images // (config.block_m // pooled)) * chunks
         out = torch.empty(images, chunks, layer.outputs, dtype=torch.float32, device=x.device)
     else:
-        pooled, chunks, tiles = 0, 1, -(-images * size // config.block_m)
         shape = (images, layer.outputs, out_height, out_width)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     table = layer.table(config.block_n)
@@ -224,6 +221,15 @@ def grouped_conv_fused(
     if not pool:
         return out
     return out[:, 0] if chunks == 1 else out.sum(1)
+
+
+def _cut(images: int, size: int, block_m: int, pool: bool) -> tuple[int, int, int]:
+    """Return the pixels of an image that a tile sums (0: none), the chunks of its pixels that makes, and the tiles of all images."""
+    if not pool:
+        return 0, 1, -(-images * size // block_m)
+    pooled = min(block_m, triton.next_power_of_2(size))
+    chunks = -(-size // pooled)
+    return pooled, chunks, -(-images // (block_m // pooled)) * chunks
 
 
 def _case(name: str, dtype: str, config: GroupedTiles, **constants: object) -> CompileCase:

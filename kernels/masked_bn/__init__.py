@@ -1,6 +1,6 @@
 """Batch-norm, channel mask, residual add and ReLU as one operation, and the passes it consists of. README.md derives them."""
 
-from der_fast.kernels.masked_bn.affine import Affine
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.masked_bn.operation import masked_bn
 from der_fast.kernels.masked_bn.passes import apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from der_fast.kernels.affine import Affine, affine_of
 from der_fast.kernels.masked_bn import passes
-from der_fast.kernels.masked_bn.affine import Affine, affine_of
 
 BACKEND = "fused"
 

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from der_fast.errors import BackendError
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.checks import check_backend
+from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn.autograd import FusedMaskedBN, affine_only
 from der_fast.kernels.masked_bn.reference import masked_bn_reference
-from der_fast.kernels.masked_bn.reference_passes import accumulator
 
 
 def masked_bn(
@@ -26,7 +27,7 @@ def masked_bn(
     relu: bool = False,
     training: bool = False,
     momentum: float = 0.1,
-    eps: float = 1e-5,
+    eps: float = EPSILON,
     backend: str = "reference",
 ) -> Tensor:
     """Return a = [ReLU](m ⊙ (γ·x̂ + β) [+ residual]), x̂ = (x − μ)/√(σ² + ε); DER §3.3 with the mask on batch-norm's output.
@@ -54,19 +55,8 @@ def masked_bn(
     check_backend("masked_bn", backend)
     if backend == "reference":
         checks.check_no_broadcast(x, residual, mask)
-        return masked_bn_reference(
-            x,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            mask=mask,
-            residual=residual,
-            relu=relu,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-        )
+        tensors = (x, weight, bias, running_mean, running_var)
+        return masked_bn_reference(*tensors, mask=mask, residual=residual, relu=relu, training=training, momentum=momentum, eps=eps)
     if not torch.compiler.is_compiling():
         triton_runtime.require(x.device, "masked_bn")
     vectors = {"weight": weight, "bias": bias, "mask": mask, "running_mean": running_mean, "running_var": running_var}
@@ -82,10 +72,9 @@ def masked_bn(
 
 
 def _check(x: Tensor, residual: Tensor | None, vectors: dict[str, Tensor | None], training: bool) -> None:
-    checks.check_shape("x", x)
+    checks.check_input("x", x)
     if residual is not None:
-        checks.check_shape("residual", residual)
-        checks.check_alike("residual", residual, x)
+        checks.check_residual(residual, x)
     checks.check_vectors(vectors, x.shape[1], accumulator(x.dtype), x.device)
     if training and x.shape[1] > 0 and x.numel() <= x.shape[1]:
         raise ValueError(

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.affine import VECTORS, Affine
 from der_fast.kernels.checks import check_backend
+from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn import reference_passes as reference
-from der_fast.kernels.masked_bn.affine import Affine
 from der_fast.kernels.masked_bn.launch import Launch
-from der_fast.kernels.masked_bn.reference_passes import ReluFrom, accumulator
+from der_fast.kernels.masked_bn.reference_passes import ReluFrom
 
 
 def _fused(backend: str, device: torch.device) -> bool:
@@ -31,7 +32,7 @@ def _check_vectors(y: Tensor, **vectors: Tensor | None) -> None:
 
 
 def _check_affine(name: str, y: Tensor, affine: Affine) -> None:
-    _check_vectors(y, **{f"{name}.{part}": getattr(affine, part) for part in ("mean", "rstd", "scale", "shift")})
+    _check_vectors(y, **{f"{name}.{part}": getattr(affine, part) for part in VECTORS})
 
 
 def statistics(y: Tensor, *, launch: Launch | None = None, backend: str) -> Tensor:

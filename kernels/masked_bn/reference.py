@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from der_fast.kernels.affine import EPSILON
+
 
 def masked_bn_reference(
     x: Tensor,
@@ -28,7 +30,7 @@ def masked_bn_reference(
     relu: bool = False,
     training: bool = False,
     momentum: float = 0.1,
-    eps: float = 1e-5,
+    eps: float = EPSILON,
 ) -> Tensor:
     """Return a of shape (N, C, H, W); in training mode the running statistics are updated in place.
 

@@ -13,17 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from der_fast.kernels.masked_bn.affine import Affine, affine_of
+from der_fast.kernels.affine import Affine, affine_of
+from der_fast.kernels.dtypes import accumulator
 
 # How many rows one entry of the partial sums covers.
 ROWS = 4096
 
 ReluFrom = Literal["none", "recompute"] | Tensor
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Return what activations of `dtype` are summed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def rows_of(y: Tensor) -> Tensor:

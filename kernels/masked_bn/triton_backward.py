@@ -11,12 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.compile_case import CompileCase
 from der_fast.kernels.device import multiprocessors
+from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import launch as choose
-from der_fast.kernels.masked_bn.affine import Affine
 from der_fast.kernels.masked_bn.launch import Launch
-from der_fast.kernels.masked_bn.reference_passes import ReluFrom, accumulator
+from der_fast.kernels.masked_bn.reference_passes import ReluFrom
 
 # Programs per multiprocessor that the reductions' registers allow.
 RESIDENT, RESIDENT_WITH_SHORTCUT = 5, 4

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from der_fast.kernels.compile_case import CompileCase
 from der_fast.kernels.device import multiprocessors
+from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import launch as choose
 from der_fast.kernels.masked_bn.launch import Launch
-from der_fast.kernels.masked_bn.reference_passes import accumulator
 
 # Programs per multiprocessor that the statistics pass's registers allow.
 RESIDENT = 7

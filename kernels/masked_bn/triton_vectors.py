@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from der_fast.kernels.affine import Affine
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.masked_bn.affine import Affine
 
 # Eight float32 are one sector of 32 bytes.
 BLOCK_C = 8

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.subjects.networks import SharedNetworks
 from bench.subjects.plain import PlainFeatures
 from bench.subjects.rivals import MaskedNet, Masks, sparsity, take
 from bench.subjects.steps import Task
-from bench.subjects.world import World
 from der_fast.model.architecture import build_architecture
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
@@ -36,9 +36,9 @@ def test_masks_compensation_and_sparsity_agree_with_the_closed_form():
     for logits, start in zip(single.values(), layout.by_group(flat.logits.detach()).values(), strict=True):
         logits.data.copy_(start)
     weights = torch.randn(layout.channels, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    masks, parts = flat(scale), single.soft(scale)
+    (masks, loss), parts = flat.with_sparsity(scale), single.soft(scale)
     torch.testing.assert_close(torch.cat(list(parts.values())), masks)
-    loss, other = flat.sparsity(masks), sparsity(net, parts)
+    other = sparsity(net, parts)
     torch.testing.assert_close(other, loss)
     ((masks * weights).sum() + loss).backward()
     ((torch.cat(list(parts.values())) * weights).sum() + other).backward()
@@ -48,13 +48,13 @@ def test_masks_compensation_and_sparsity_agree_with_the_closed_form():
 
 
 def test_full_and_compact_frozen_networks_give_the_same_features(setting):
-    world = World(setting)
-    images = world.images(3, torch.Generator().manual_seed(0))
-    full, compact = world.full(1)(images), world.compact(1, torch.float32)(images)
-    kept = world.plan(1).features
+    networks = SharedNetworks(setting)
+    images = networks.images(3, torch.Generator().manual_seed(0))
+    full, compact = networks.full(1)(images), networks.compact(1, torch.float32)(images)
+    kept = networks.plan(1).features
     torch.testing.assert_close(full[:, kept], compact, rtol=1e-4, atol=1e-5)
     assert full[:, ~kept].abs().max() == 0 and compact.std() > 0.1
-    assert 0.05 < world.plan(1).parameters / world.net.parameters() < 0.15
+    assert 0.05 < networks.plan(1).parameters / networks.architecture.parameters() < 0.15
 
 
 def test_networks_of_other_shapes_are_refused():
@@ -65,5 +65,5 @@ def test_networks_of_other_shapes_are_refused():
 
 @pytest.mark.parametrize("backend", ["reference", "fused"])
 def test_ours_trains_with_the_backend_that_is_asked_for(setting, backend):
-    task = Task(World(setting), 1, 2, 1)
+    task = Task(SharedNetworks(setting), 1, 2, 1)
     assert task.stage(task.inputs(torch.Generator().manual_seed(0)), "fp32", backend).context.backend.name == backend

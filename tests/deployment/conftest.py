@@ -20,7 +20,7 @@ from der_fast.api import train
 from der_fast.compaction import pack, plan
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.bank.extractor import CompactExtractor
-from der_fast.deployment.network import Network, network_of, part_of
+from der_fast.deployment.network import FoldedNetwork, extractor_of, network_of
 from der_fast.model.architecture import Architecture
 from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
@@ -28,8 +28,7 @@ from der_fast.model.layout import MaskLayout
 from der_fast.model.readout import linear_readout
 from der_fast.training import latency
 from der_fast.training.learner import Learner
-from der_fast.training.model import Model
-from der_fast.training.model import Network as Learned
+from der_fast.training.model import Model, Network
 from der_fast.training.prediction import Prediction
 
 TINY: dict[str, Any] = {
@@ -103,7 +102,7 @@ def every_kind(digits: Tensor, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 @pytest.fixture(scope="session")
-def random_network() -> Callable[..., tuple[Network, Masked]]:
+def random_network() -> Callable[..., tuple[FoldedNetwork, Masked]]:
     return build_network
 
 
@@ -187,7 +186,7 @@ def sixteen_bit_png(pixels: np.ndarray, kind: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: int = 4, align: int = 1) -> tuple[Network, Masked]:
+def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: int = 4, align: int = 1) -> tuple[FoldedNetwork, Masked]:
     """Return a network of one extractor per mask, and the function images → logits that its dense, masked extractors compute.
 
     Args:
@@ -203,7 +202,7 @@ def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: i
         plans.append(plan(layout, keep))
         compacts.append(CompactExtractor(pack(dense[-1], plans[-1])))
     head = new_classifier(sum(extractor.features for extractor in compacts), classes, torch.Generator().manual_seed(9))
-    model = Model(Learned(architecture, FrozenBank(compacts), head), readout=linear_readout(head, 2.0))
+    model = Model(Network(architecture, FrozenBank(compacts), head), readout=linear_readout(head, 2.0))
 
     @torch.no_grad()
     def masked(images: Tensor) -> Tensor:
@@ -215,8 +214,8 @@ def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: i
 
     if align == 1:
         return network_of(model), masked
-    parts = tuple(part_of(pack(extractor, made, align=align)) for extractor, made in zip(dense, plans, strict=True))
-    return replace(network_of(model), parts=parts), masked
+    parts = tuple(extractor_of(pack(extractor, made, align=align)) for extractor, made in zip(dense, plans, strict=True))
+    return replace(network_of(model), extractors=parts), masked
 
 
 def _random_extractor(architecture: Architecture, seed: int) -> Extractor:

@@ -20,7 +20,7 @@ from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.deployment import exporter, optional, pt2_file
 from der_fast.deployment.exporter import export
-from der_fast.deployment.network import Network
+from der_fast.deployment.network import FoldedNetwork
 from der_fast.deployment.pt2_file import EXTRA_FILE, open_written
 from der_fast.errors import CheckpointError, DataError, ExportError, StorageError
 from der_fast.model.architecture import Architecture, Block, Conv
@@ -36,7 +36,7 @@ ONE_BLOCK = Architecture(
     False,
     (Block("stage1.0", (Conv("conv1", ("stage1",), ("stage1.0",), 3), Conv("conv2", ("stage1.0",), ("stage1",), 3))),),
 )
-Build = Callable[..., tuple[Network, Callable[[Tensor], Tensor]]]
+Build = Callable[..., tuple[FoldedNetwork, Callable[[Tensor], Tensor]]]
 Same = Callable[[list[Prediction], list[Prediction]], bool]
 
 
@@ -50,11 +50,11 @@ def small_learner(learner: Learner, random_network: Build, monkeypatch: pytest.M
     return learner, masked
 
 
-def wrong(network: Network, **changes: Any) -> Network:
+def wrong(network: FoldedNetwork, **changes: Any) -> FoldedNetwork:
     return replace(network, readout=replace(network.readout, **changes))
 
 
-def network_features(network: Network) -> Callable[[Tensor], Tensor]:
+def network_features(network: FoldedNetwork) -> Callable[[Tensor], Tensor]:
     size = network.readout.features
     eye = replace(network, readout=Readout(torch.eye(size), torch.zeros(size)))
     return lambda images: eye(images)[0]

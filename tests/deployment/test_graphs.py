@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 
 from der_fast.deployment.facts import Facts, Preprocessing
-from der_fast.deployment.network import Network
+from der_fast.deployment.network import FoldedNetwork
 from der_fast.deployment.onnx_graph import build_onnx
 from der_fast.deployment.pt2_file import DeployedNetwork
 from der_fast.model.architecture import BACKBONES, Architecture, build_architecture
 from der_fast.model.layout import MaskLayout
 
 RULE = Preprocessing((20, 18), (17, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-Build = Callable[..., tuple[Network, Callable[[Tensor], Tensor]]]
+Build = Callable[..., tuple[FoldedNetwork, Callable[[Tensor], Tensor]]]
 
 
-def facts_for(network: Network, rule: Preprocessing = RULE) -> Facts:
+def facts_for(network: FoldedNetwork, rule: Preprocessing = RULE) -> Facts:
     return Facts(("ant", "bee", "cow", "dog"), rule, network.readout.temperature, (), network.checksum, "test")
 
 
-def session_for(network: Network, facts: Facts) -> onnxruntime.InferenceSession:
+def session_for(network: FoldedNetwork, facts: Facts) -> onnxruntime.InferenceSession:
     model = build_onnx(network, facts)
     onnx.checker.check_model(model, full_check=True)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -120,7 +120,7 @@ def test_padded_channels_are_not_seen(random_network: Build) -> None:
     keep = random_keep(architecture, 6)
     network, masked = random_network(architecture, [keep])
     padded, _ = random_network(architecture, [keep], align=4)
-    assert padded.parts[0].features == network.parts[0].features < padded.parts[0].ops[-1].outputs
+    assert padded.extractors[0].features == network.extractors[0].features < padded.extractors[0].ops[-1].outputs
     wanted = masked(images())
     assert relative(run(session_for(padded, facts_for(padded)), images())[0], wanted) < 1e-5
     assert relative(DeployedNetwork(padded, RULE)(images())[0], wanted) < 1e-5
@@ -144,7 +144,7 @@ def test_the_checksum_is_of_names_shapes_and_values(random_network: Build) -> No
     changed = [
         replace(network, readout=replace(network.readout, bias=torch.nextafter(network.readout.bias, torch.tensor(9.0)))),
         replace(network, readout=replace(network.readout, weight=network.readout.weight.reshape(2, -1), bias=network.readout.bias[:2])),
-        replace(network, parts=(*network.parts, *network.parts)),
+        replace(network, extractors=(*network.extractors, *network.extractors)),
     ]
     assert len({network.checksum, *(other.checksum for other in changed)}) == 4
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from der_fast.compaction.program import program
-from der_fast.deployment.network import Network
+from der_fast.deployment.network import FoldedNetwork
 from der_fast.deployment.padding import padded_network
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.layout import MaskLayout
 
-Build = Callable[..., tuple[Network, Callable[[torch.Tensor], torch.Tensor]]]
+Build = Callable[..., tuple[FoldedNetwork, Callable[[torch.Tensor], torch.Tensor]]]
 
 
 def nonzero(tensor: torch.Tensor) -> list[float]:
@@ -35,7 +35,7 @@ def test_the_same_comes_out(random_network: Build, backbone: str, seed: int, den
     images = torch.randn(2, 3, 9, 7, generator=generator)
     wanted, found = network(images)[0], padded(images)[0]
     assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
-    for part, wide in zip(network.parts, padded.parts, strict=True):
+    for part, wide in zip(network.extractors, padded.extractors, strict=True):
         assert wide.features == part.features
         assert all(width % multiple == 0 for width in wide.widths.values())
         assert wide.ops == program(architecture, wide.widths)
@@ -54,11 +54,11 @@ def test_padding_twice(random_network: Build) -> None:
     padded = padded_network(network, 8)
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(padded(images)[0], network(images)[0], rtol=1e-5, atol=1e-5)
-    assert padded.parts[0].widths != network.parts[0].widths
+    assert padded.extractors[0].widths != network.extractors[0].widths
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_what_needs_no_padding_is_left_as_it_is(random_network: Build, multiple: int) -> None:
     architecture = build_architecture("resnet20", width=4)
     network, _ = random_network(architecture, [torch.ones(MaskLayout(architecture).channels, dtype=torch.bool)])
-    assert padded_network(network, multiple).parts[0] is network.parts[0]
+    assert padded_network(network, multiple).extractors[0] is network.extractors[0]

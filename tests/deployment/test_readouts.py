@@ -13,7 +13,7 @@ from torch import Tensor
 
 from der_fast.deployment.exporter import export
 from der_fast.deployment.facts import Facts, Preprocessing
-from der_fast.deployment.network import Network
+from der_fast.deployment.network import FoldedNetwork
 from der_fast.deployment.onnx_graph import build_onnx
 from der_fast.deployment.pt2_file import DeployedNetwork
 from der_fast.deployment.safetensors_file import read_safetensors, write_safetensors
@@ -26,14 +26,14 @@ RULE = Preprocessing((16, 16), (16, 16), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 KINDS = [(False, 1), (True, 1), (False, 3), (True, 3)]
 
 
-def with_readout(network: Network, normalise: bool, proxies: int, scale: float = 1.0) -> Network:
+def with_readout(network: FoldedNetwork, normalise: bool, proxies: int, scale: float = 1.0) -> FoldedNetwork:
     noise = torch.Generator().manual_seed(proxies)
     weight = torch.randn(4 * proxies, network.readout.features, generator=noise) * scale
     bias = torch.randn(4 * proxies, generator=noise)
     return replace(network, readout=Readout(weight, bias, normalise, proxies, temperature=0.5))
 
 
-def facts_for(network: Network) -> Facts:
+def facts_for(network: FoldedNetwork) -> Facts:
     readout = network.readout
     names = ("ant", "bee", "cow", "dog")
     return Facts(names, RULE, readout.temperature, (), network.checksum, "test", readout.normalise, readout.proxies)
@@ -42,7 +42,7 @@ def facts_for(network: Network) -> Facts:
 @pytest.mark.parametrize("share", [1.0, 0.0])
 @pytest.mark.parametrize(("normalise", "proxies"), KINDS)
 def test_every_format_computes_the_readout(
-    normalise: bool, proxies: int, share: float, random_network: Callable[..., tuple[Network, object]], tmp_path: Path
+    normalise: bool, proxies: int, share: float, random_network: Callable[..., tuple[FoldedNetwork, object]], tmp_path: Path
 ) -> None:
     architecture = build_architecture("resnet20", width=2)
     network, _ = random_network(architecture, [torch.full((MaskLayout(architecture).channels,), share > 0)])
@@ -64,7 +64,7 @@ def test_every_format_computes_the_readout(
     assert torch.equal(run(pixels)[0], network(RULE.transform()(pixels))[0])
 
 
-def test_a_file_says_by_its_format_that_its_classifier_is_not_linear(random_network: Callable[..., tuple[Network, object]]) -> None:
+def test_a_file_says_by_its_format_that_its_classifier_is_not_linear(random_network: Callable[..., tuple[FoldedNetwork, object]]) -> None:
     architecture = build_architecture("resnet20", width=2)
     network, _ = random_network(architecture, [torch.ones(MaskLayout(architecture).channels, dtype=torch.bool)])
     formats = {kind: facts_for(with_readout(network, *kind)).to_texts()["der_fast_format"] for kind in KINDS}

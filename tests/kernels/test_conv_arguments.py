@@ -55,18 +55,18 @@ def crop(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": lambda x: x.contiguous()}, "x must have channels_last strides.*memory_format"),
-        ({"x": lambda x: x[0]}, "x must have 4 dimensions"),
+        ({"x": lambda x: x.contiguous()}, "x must have channels-last strides.*memory_format"),
+        ({"x": lambda x: x[0]}, r"x must be \(N, C, H, W\), not of shape \(6, 5, 4\)"),
         ({"x": lambda x: x[:0]}, r"x is empty: shape \(0, 6, 5, 4\)"),
-        ({"x": lambda x: x.int()}, "takes torch.bfloat16.* not torch.int32"),
+        ({"x": lambda x: x.int()}, "takes torch.float32, torch.bfloat16, torch.float16.* not torch.int32"),
         ({"x": crop}, r"weight \(8, 6, 3, 3\) takes 6 channels, but x has 5"),
-        ({"weight": lambda w: w.half()}, "weight must be torch.float32 like the other tensors, not torch.float16"),
-        ({"weight": lambda w: w.contiguous()}, "weight must have channels_last strides"),
+        ({"weight": lambda w: w.half()}, "weight must be torch.float32 to fit the other tensors, not torch.float16"),
+        ({"weight": lambda w: w.contiguous()}, "weight must have channels-last strides"),
         ({"weight": lambda w: w[:, :, :2, :2].contiguous(memory_format=torch.channels_last)}, "must be 1×1 or 3×3"),
         ({"weight": lambda w: w.to("meta")}, "weight lies on meta, the other tensors on"),
         ({"stride": 3}, "stride must be 1 or 2, not 3"),
         ({"prologue": lambda p: (p[0][:-1], p[1])}, r"prologue scale must have shape \(6,\), not \(5,\)"),
-        ({"prologue": lambda p: (p[0], p[1].double())}, "prologue shift must be torch.float32, not torch.float64"),
+        ({"prologue": lambda p: (p[0], p[1].double())}, "prologue shift must be torch.float32 to fit the other tensors, not torch.float64"),
         ({"prologue": lambda p: (p[0].repeat(2)[::2], p[1])}, "prologue scale must be contiguous"),
         ({"prologue": lambda p: (p[0], p[1].to("meta"))}, "prologue shift lies on meta, the other tensors on"),
     ],
@@ -79,15 +79,15 @@ def test_forward_refuses(changes, message, backend):
     ("changes", "message"),
     [
         ({"g": lambda g: g[:0]}, r"g is empty: shape \(0, 8, 3, 2\)"),
-        ({"g": lambda g: g.contiguous()}, "g must have channels_last strides"),
-        ({"g": lambda g: g.int()}, "takes torch.bfloat16.* not torch.int32"),
-        ({"weight": lambda w: w.half()}, "weight must be torch.float32 like the other tensors"),
+        ({"g": lambda g: g.contiguous()}, "g must have channels-last strides"),
+        ({"g": lambda g: g.int()}, "takes torch.float32, torch.bfloat16, torch.float16.* not torch.int32"),
+        ({"weight": lambda w: w.half()}, "weight must be torch.float32 to fit the other tensors"),
         ({"weight": lambda w: w.to("meta")}, "weight lies on meta"),
         ({"g": crop}, r"weight \(8, 6, 3, 3\) gives 8 channels, but g has 7"),
         ({"input_hw": (5, 5)}, r"g has height and width \(3, 2\), but an input of \(5, 5\) with stride 2 gives \(3, 3\)"),
         ({"input_hw": (0, 4)}, "height and width"),
         ({"g_affine": lambda a: (a[0][:2], a[1])}, r"g_affine k must have shape \(3, 8\)"),
-        ({"g_affine": lambda a: (a[0], a[1].contiguous())}, "g_affine y must have channels_last strides"),
+        ({"g_affine": lambda a: (a[0], a[1].contiguous())}, "g_affine y must have channels-last strides"),
         ({"epilogue": lambda e: (crop(e[0]), e[1])}, r"epilogue y_in must have shape \(2, 6, 5, 4\)"),
         ({"epilogue": lambda e: (e[0], SimpleNamespace(**{**vars(e[1]), "rstd": e[1].rstd[1:]}))}, "epilogue rstd must have shape"),
     ],
@@ -100,11 +100,11 @@ def test_dgrad_refuses(changes, message):
     ("changes", "message"),
     [
         ({"g": lambda g: g[:1]}, "g has a batch of 1, x one of 2"),
-        ({"g": lambda g: g.half()}, "g must be torch.float32 like the other tensors"),
+        ({"g": lambda g: g.half()}, "g must be torch.float32 to fit the other tensors"),
         ({"g": lambda g: g.to("meta")}, "g lies on meta"),
-        ({"x": lambda x: x.contiguous()}, "x must have channels_last strides"),
+        ({"x": lambda x: x.contiguous()}, "x must have channels-last strides"),
         ({"x": lambda x: x[:0]}, r"x is empty: shape \(0, 6, 5, 4\)"),
-        ({"x": lambda x: x.int()}, "takes torch.bfloat16.* not torch.int32"),
+        ({"x": lambda x: x.int()}, "takes torch.float32, torch.bfloat16, torch.float16.* not torch.int32"),
         ({"g_affine": lambda a: (a[0].to("meta"), a[1])}, "g_affine k lies on meta"),
         ({"kernel": 5}, "kernel must be 1 or 3, not 5"),
         ({"stride": 1}, "g has height and width"),
@@ -121,7 +121,7 @@ def test_backends():
     for call in (conv_forward, conv_dgrad, conv_wgrad):
         refused(call, {"backend": "cuda"}, "unknown backend 'cuda': choose from reference, fused")
     doubled = {"x": lambda x: x.double(), "backend": "fused"}
-    refused(conv_forward, doubled, "backend 'fused' takes torch.bfloat16, .* not torch.float64")
+    refused(conv_forward, doubled, "backend 'fused' takes torch.float32, torch.bfloat16, torch.float16, not torch.float64")
 
 
 @pytest.mark.parametrize("call", [conv_forward, conv_dgrad, conv_wgrad])

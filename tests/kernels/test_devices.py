@@ -10,7 +10,7 @@ import torch
 
 from der_fast.kernels import resources
 from der_fast.kernels.augment import augment_drawn
-from der_fast.kernels.channel_masks import Convolution, MaskStructure, masks_and_sparsity
+from der_fast.kernels.channel_masks import ConvolutionGroups, MaskStructure, masks_and_sparsity
 from der_fast.kernels.conv import ConvTiles, conv_dgrad, conv_forward, conv_wgrad
 from der_fast.kernels.grouped_conv import GroupMember, grouped_conv, pack_layer
 from der_fast.kernels.masked_bn import masked_bn
@@ -39,7 +39,7 @@ def run_every_operation() -> None:
     grouped_conv(x, layer, backend="fused")
     numbers, plain = torch.arange(1, device=DEVICE), {"mean": (0.0,) * 3, "std": (1.0,) * 3, "padding": 0, "jitter": 0.0, "flip": False}
     augment_drawn(torch.zeros(1, 2, 2, 3, dtype=torch.uint8, device=DEVICE), key=(0, 0), numbers=numbers, backend="fused", **plain)
-    structure = MaskStructure.of([3], [Convolution((), (0,), 3, 9)], device=DEVICE)
+    structure = MaskStructure.of([3], [ConvolutionGroups((), (0,), 3, 9)], device=DEVICE)
     sum(value.sum() for value in masks_and_sparsity(vector.clone().requires_grad_(), 1.0, structure, backend="fused")).backward()
 
 

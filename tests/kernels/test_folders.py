@@ -15,7 +15,7 @@ OWN = {
     "channel_masks": ("structure",),
     "conv": ("shape", "strided"),
     "grouped_conv": ("layer",),
-    "masked_bn": ("affine", "operation", "passes", "reference_passes"),
+    "masked_bn": ("operation", "passes", "reference_passes"),
 }
 
 

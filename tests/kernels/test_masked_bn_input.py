@@ -40,9 +40,9 @@ def whole(x=None, training=True, **changed):
 BAD_ACTIVATIONS = [
     (lambda: image((4, 3, 5), layout=torch.contiguous_format), r"y must be \(N, C, H, W\), not of shape \(4, 3, 5\)"),
     (lambda: image(dtype=torch.int32), r"y is torch.int32; bfloat16, float16 and float32 are supported"),
-    (lambda: image((0, 4, 3, 5)), r"y of shape \(0, 4, 3, 5\) is empty"),
-    (lambda: image((2, 0, 3, 5)), r"y of shape \(2, 0, 3, 5\) is empty"),
-    (lambda: image(layout=torch.contiguous_format), r"y of shape \(2, 4, 3, 5\) has strides \(60, 15, 5, 1\), not channels_last"),
+    (lambda: image((0, 4, 3, 5)), r"y is empty: shape \(0, 4, 3, 5\)"),
+    (lambda: image((2, 0, 3, 5)), r"y is empty: shape \(2, 0, 3, 5\)"),
+    (lambda: image(layout=torch.contiguous_format), r"y must have channels-last strides, not \(60, 15, 5, 1\)"),
     (lambda: image((2, MOST_CHANNELS + 1, 1, 1)), r"channels; at most 1048576"),
 ]
 
@@ -68,27 +68,27 @@ def reduce(backend, norm=None, relu_from="none", **changed):
 BAD_CALLS = {
     "scale": (
         lambda b: passes.apply(image(), (vector(5), vector()), relu=True, keep_bits=False, backend=b),
-        r"scale has shape \(5,\); with 4",
+        r"scale must have shape \(4,\), not \(5,\)",
     ),
     "shift": (
         lambda b: apply(b, vector(), vector(dtype=torch.float16)),
-        "shift is torch.float16; it must be torch.float32",
+        "shift must be torch.float32 to fit the other tensors, not torch.float16",
     ),
     "stride": (
         lambda b: apply(b, vector(8)[::2], vector()),
-        r"scale has strides \(2,\): call .contiguous",
+        r"scale must be contiguous, not with strides \(2,\): use .contiguous",
     ),
     "device": (
         lambda b: apply(b, vector().to("meta"), vector()),
-        "scale is on meta, the activations on",
+        "scale lies on meta, the other tensors on",
     ),
     "residual": (
         lambda b: apply(b, residual=image((1, 4, 3, 5))),
-        r"residual has shape \(1, 4, 3, 5\), the convolution's output has \(2, 4, 3, 5\)",
+        r"residual must have shape \(2, 4, 3, 5\), not \(1, 4, 3, 5\)",
     ),
     "residual's dtype": (
         lambda b: apply(b, residual=image(dtype=torch.bfloat16)),
-        "residual has dtype torch.bfloat16",
+        "residual must be torch.float32 to fit the other tensors, not torch.bfloat16",
     ),
     "no residual": (
         lambda b: apply(b, residual_affine=(vector(), vector())),
@@ -102,17 +102,17 @@ BAD_CALLS = {
     ),
     "mask": (
         lambda b: passes.finalize(torch.ones(1, 3, 4, device=DEVICE), vector(), vector(), vector(1), 1e-5, backend=b),
-        r"mask has shape \(1,\)",
+        r"mask must have shape \(4,\), not \(1,\)",
     ),
     "g": (
         lambda b: reduce(b, g=image((2, 4, 5, 3))),
-        r"g has shape \(2, 4, 5, 3\)",
+        r"g must have shape \(2, 4, 3, 5\), not \(2, 4, 5, 3\)",
     ),
     "g's dtype": (
         lambda b: passes.backward_apply(
             image(dtype=torch.float16), image(), vector(12).view(3, 4), relu_from="none", affine=affine(), backend=b
         ),
-        "g has dtype torch.float16",
+        "g must be torch.float32 to fit the other tensors, not torch.float16",
     ),
     "relu_from": (
         lambda b: reduce(b, relu_from="sign"),
@@ -122,19 +122,19 @@ BAD_CALLS = {
         lambda b: passes.backward_reduce(
             image(), image(), affine(), relu_from=torch.ones(30, 4, dtype=torch.uint8, device=DEVICE), backend=b
         ),
-        r"bits must be uint8 of shape \(30, 1\)",
+        r"bits must have shape \(30, 1\), not \(30, 4\)",
     ),
     "affine": (
         lambda b: reduce(b, affine(rstd=vector(3))),
-        "affine.rstd has shape",
+        r"affine.rstd must have shape \(4,\), not \(3,\)",
     ),
     "shortcut": (
         lambda b: reduce(b, shortcut=(image((2, 4, 3, 4)), affine())),
-        r"the shortcut's y has shape \(2, 4, 3, 4\)",
+        r"the shortcut's y must have shape \(2, 4, 3, 5\), not \(2, 4, 3, 4\)",
     ),
     "k": (
         lambda b: passes.backward_apply(image(), image(), vector(8).view(2, 4), relu_from="none", affine=affine(), backend=b),
-        r"k has shape \(2, 4\); with 4 channels it must be \(3, 4\)",
+        r"k must have shape \(3, 4\), not \(2, 4\)",
     ),
     "count": (
         lambda b: passes.backward_coefficients(torch.ones(1, 2, 4, device=DEVICE), 0, affine(), vector(), vector(), None, backend=b),
@@ -165,15 +165,15 @@ def test_unknown_backend():
         ({"x": image(dtype=torch.int8)}, "x is torch.int8"),
         ({"x": image((1, 4, 1, 1))}, r"x of shape \(1, 4, 1, 1\) has 1 element\(s\) per channel; training needs 2 or more"),
         ({"x": image((0, 4, 3, 5))}, r"x of shape \(0, 4, 3, 5\) has 0 element\(s\) per channel"),
-        ({"weight": vector(3)}, r"weight has shape \(3,\)"),
-        ({"bias": vector(dtype=torch.bfloat16)}, "bias is torch.bfloat16; it must be torch.float32"),
-        ({"mask": vector(1)}, r"mask has shape \(1,\)"),
-        ({"running_var": vector(5)}, r"running_var has shape \(5,\)"),
-        ({"residual": image((2, 4, 3, 4))}, r"residual has shape \(2, 4, 3, 4\)"),
-        ({"residual": image(dtype=torch.bfloat16)}, "residual has dtype torch.bfloat16"),
-        ({"residual": torch.ones(FULL, device="meta")}, "residual has device meta"),
-        ({"mask": torch.ones(4, device="meta")}, "mask is on meta, the activations on"),
-        ({"running_mean": torch.ones(4, device="meta")}, "running_mean is on meta"),
+        ({"weight": vector(3)}, r"weight must have shape \(4,\), not \(3,\)"),
+        ({"bias": vector(dtype=torch.bfloat16)}, "bias must be torch.float32 to fit the other tensors, not torch.bfloat16"),
+        ({"mask": vector(1)}, r"mask must have shape \(4,\), not \(1,\)"),
+        ({"running_var": vector(5)}, r"running_var must have shape \(4,\), not \(5,\)"),
+        ({"residual": image((2, 4, 3, 4))}, r"residual must have shape \(2, 4, 3, 5\), not \(2, 4, 3, 4\)"),
+        ({"residual": image(dtype=torch.bfloat16)}, "residual must be torch.float32 to fit the other tensors, not torch.bfloat16"),
+        ({"residual": torch.ones(FULL, device="meta")}, "residual lies on meta, the other tensors on"),
+        ({"mask": torch.ones(4, device="meta")}, "mask lies on meta, the other tensors on"),
+        ({"running_mean": torch.ones(4, device="meta")}, "running_mean lies on meta"),
     ],
 )
 def test_the_whole_operation(arguments, message):
@@ -184,8 +184,8 @@ def test_the_whole_operation(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask": vector(1)}, r"masked_bn: mask has shape \(1,\); with 4 channels it must be \(4,\)"),
-        ({"residual": image((1, 4, 3, 5))}, r"masked_bn: residual has shape \(1, 4, 3, 5\), x has \(2, 4, 3, 5\)"),
+        ({"mask": vector(1)}, r"masked_bn: mask must have shape \(4,\), not \(1,\)"),
+        ({"residual": image((1, 4, 3, 5))}, r"masked_bn: residual must have shape \(2, 4, 3, 5\), not \(1, 4, 3, 5\)"),
     ],
 )
 def test_the_reference_repeats_nothing_silently(arguments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from der_fast.kernels import resources, triton_runtime
 def report(*arguments: str) -> subprocess.CompletedProcess[str]:
     # A process of its own: this one interprets its kernels.
     command = [sys.executable, "-m", "der_fast.kernels.resources", "--json", *arguments]
-    environment = triton_runtime.environment_without_interpreter()
+    environment = {name: value for name, value in os.environ.items() if name != triton_runtime.INTERPRET}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
 
 

@@ -13,7 +13,7 @@ from der_fast.kernels import choices
 from der_fast.model import paths
 from der_fast.model.architecture import Architecture, Block, Conv, build_architecture
 from der_fast.model.extractor import Extractor
-from der_fast.model.fused import FusedTraining
+from der_fast.model.fused_training import FusedTraining
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # What float32 may move values of about one by, Winograd's convolutions included.

@@ -68,25 +68,18 @@ def test_kept_are_the_channels_whose_final_mask_is_above_one_half():
     assert keep.dtype == torch.bool and not keep.requires_grad
     assert keep[:3].tolist() == [False, True, False]
     for scale in (1.0, 100.0):
-        assert torch.equal(keep[3:], masks(scale)[3:] > 0.5)
-
-
-@pytest.mark.parametrize("scale", [0.01, torch.tensor(100.0)])
-def test_masks_and_sparsity_are_the_kernels(scale):
-    masks = new(low=-2)
-    soft = masks(scale)
-    assert torch.equal(soft, channel_masks(masks.logits, scale))
-    assert torch.equal(masks.sparsity(soft), sparsity_loss(soft, **LAYOUT.sparsity_terms()))
+        assert torch.equal(keep[3:], masks.with_sparsity(scale)[0][3:] > 0.5)
 
 
 @pytest.mark.parametrize("scale", [0.01, torch.tensor(100.0)])
 def test_masks_and_sparsity_together_are_the_two_apart(scale):
     apart, together = new(low=-2), new(low=-2)
-    soft = apart(scale)
-    (soft.square().sum() + 0.3 * apart.sparsity(soft)).backward()
+    soft = channel_masks(apart.logits, scale)
+    sparsity = sparsity_loss(soft, **LAYOUT.sparsity_terms())
+    (soft.square().sum() + 0.3 * sparsity).backward()
     masks, loss = together.with_sparsity(scale)
     (masks.square().sum() + 0.3 * loss).backward()
-    assert torch.equal(masks, soft) and torch.equal(loss, apart.sparsity(soft))
+    assert torch.equal(masks, soft) and torch.equal(loss, sparsity)
     assert torch.equal(together.logits.grad, apart.logits.grad)
 
 
@@ -105,10 +98,10 @@ def test_the_native_backend_agrees_for_every_kind_of_network(backbone):
 
 def test_sparsity_alone_drives_every_logit_down():
     masks = new(low=-2)
-    masks.sparsity(masks(100.0)).backward()
+    masks.with_sparsity(100.0)[1].backward()
     assert bool((masks.logits.grad > 0).all())
 
 
 def test_masks_move_to_another_precision_as_one():
     masks = new().double()
-    assert masks.sparsity(masks(1.0)).dtype == torch.float64
+    assert masks.with_sparsity(1.0)[1].dtype == torch.float64

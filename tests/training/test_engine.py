@@ -24,7 +24,7 @@ from der_fast.kernels import triton_runtime
 from der_fast.kernels.backend import Backend
 from der_fast.model.architecture import build_architecture
 from der_fast.model.extractor import Extractor
-from der_fast.model.fused import FusedTraining
+from der_fast.model.fused_training import FusedTraining
 from der_fast.training import batch_step
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NARROW = (
-    "tests/model/test_fused.py::test_single_precision_is_about_as_exact_as_autograd",
+    "tests/model/test_fused_training.py::test_single_precision_is_about_as_exact_as_autograd",
     "tests/training/test_imagenet.py::test_a_preset_runs_from_a_folder_in_the_standard_layout[imagenet100-b50-10]",
     "tests/training/test_step.py::test_every_backbone_learns_two_steps[resnet18-small]",
     "tests/training/test_step.py::test_every_backbone_learns_two_steps[preact_resnet18-small]",

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,20 +28,25 @@ class _Captured:
     features: Tensor
 
 
-def run_parallel(branches: Sequence[Branch], images: Tensor, streams: Sequence[torch.cuda.Stream]) -> Tensor:
-    """Return what all branches make of the images, side by side; each runs on a stream of its own."""
-    here = torch.cuda.current_stream(images.device)
-    features: list[Tensor] = []
+def run_beside(works: Sequence[Callable[[], Tensor]], streams: Sequence[torch.cuda.Stream]) -> list[Tensor]:
+    """Return what every piece of work gives; they run beside one another, dealt out to the streams in turn."""
+    here = torch.cuda.current_stream(streams[0].device)
+    found: list[Tensor] = []
     for stream in streams:
         stream.wait_stream(here)
-    for number, branch in enumerate(branches):
+    for number, work in enumerate(works):
         with torch.cuda.stream(streams[number % len(streams)]):
-            features.append(branch(images))
+            found.append(work())
     for stream in streams:
         here.wait_stream(stream)
-    for part in features:
-        part.record_stream(here)
-    return torch.cat(features, 1)
+    for result in found:
+        result.record_stream(here)
+    return found
+
+
+def run_parallel(branches: Sequence[Branch], images: Tensor, streams: Sequence[torch.cuda.Stream]) -> Tensor:
+    """Return what all branches make of the images, side by side in the channels; see `run_beside`."""
+    return torch.cat(run_beside([partial(branch, images) for branch in branches], streams), 1)
 
 
 def _stream(images: Tensor) -> torch.cuda.Stream:
@@ -95,6 +101,7 @@ class GraphedBranches:
         def run() -> Tensor:
             return run_parallel(self.branches, static, self._streams)
 
-        graph, side = torch.cuda.CUDAGraph(), capture.warmed_up(run, images.device)
+        graph, side = torch.cuda.CUDAGraph(), _stream(images)
+        capture.warm_up(run, side)
         features = capture.record(run, graph, side)
         return _Captured(graph, static, features)

@@ -18,10 +18,9 @@ from torch import Tensor
 from der_fast.compaction.arena import Arena
 from der_fast.compaction.program import AFFINE, CONV, IMAGE, MEAN, POOL, WIDEN, Op, program
 from der_fast.kernels import triton_runtime
+from der_fast.kernels.dtypes import FUSED_DTYPES
 from der_fast.kernels.grouped_conv import GroupedLayer, GroupMember, grouped_conv, pack_layer, padded
 from der_fast.model.architecture import IMAGE_CHANNELS
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def reason_against(arenas: Sequence[Arena], dtypes: Sequence[torch.dtype]) -> str:
@@ -37,7 +36,7 @@ def reason_against(arenas: Sequence[Arena], dtypes: Sequence[torch.dtype]) -> st
     names = sorted({arena.architecture.name for arena in live})
     if any(arena.architecture != live[0].architecture for arena in live):
         return f"they have different backbones ({', '.join(names)})" if len(names) > 1 else f"their {names[0]} have different full widths"
-    if len(set(dtypes)) > 1 or dtypes[0] not in DTYPES:
+    if len(set(dtypes)) > 1 or dtypes[0] not in FUSED_DTYPES:
         kinds = sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})
         return f"they compute in {' and '.join(kinds)}, not all in one of float32, bfloat16 or float16"
     if any(op.kind == AFFINE for op in _template(live[0])):
@@ -73,7 +72,7 @@ class _Value:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _LayerLaunch:
     """One launch; `layer` is None for the max-pooling. `done` are values that nothing reads any more."""
 
     target: str
@@ -101,7 +100,7 @@ class GroupedProgram:
     def __init__(self, arenas: Sequence[Arena], dtype: torch.dtype, *, backend: str = "fused") -> None:
         self.dtype, self.backend = dtype, backend
         live = [arena for arena in arenas if arena.ops]
-        builder = _Builder(live, dtype)
+        builder = _LaunchBuilder(live, dtype)
         self.steps = builder.build()
         self._index = builder.features()
         self.launches = len(self.steps)
@@ -136,7 +135,7 @@ class GroupedProgram:
         return features if self._index is None else features.index_select(1, self._index)
 
 
-class _Builder:
+class _LaunchBuilder:
     def __init__(self, arenas: Sequence[Arena], dtype: torch.dtype) -> None:
         self.arenas, self.dtype = arenas, dtype
         self.device = arenas[0].storage.device
@@ -145,16 +144,16 @@ class _Builder:
         self.values = {IMAGE: _Value((IMAGE_CHANNELS,))}
         # A widened value is another one, read with a stride.
         self.views: dict[str, tuple[str, int]] = {}
-        self.steps: list[_Step] = []
+        self.steps: list[_LayerLaunch] = []
 
-    def build(self) -> list[_Step]:
+    def build(self) -> list[_LayerLaunch]:
         """Return the launches in order, from the full network's operations."""
         for op in _template(self.arenas[0]):
             if op.kind == CONV:
                 self._conv(op)
             elif op.kind == POOL:
                 self.values[op.target] = self.values[op.source]
-                self.steps.append(_Step(op.target, op.source, None))
+                self.steps.append(_LayerLaunch(op.target, op.source, None))
             elif op.kind == WIDEN:
                 self.views[op.target] = op.source, op.stride
             else:
@@ -189,7 +188,7 @@ class _Builder:
             kernel, step, source = 1, stride, residual
         channels = IMAGE_CHANNELS if source == IMAGE else self.values[source].channels
         layer = pack_layer(parts, kernel=kernel, stride=step, relu=op.relu, inputs=channels, dtype=self.dtype, device=self.device)
-        self.steps.append(_Step(op.target, source, layer, residual, stride))
+        self.steps.append(_LayerLaunch(op.target, source, layer, residual, stride))
 
     def _part(self, index: int, found: Op, value: _Value, op: Op, residual: str) -> GroupMember:
         tensors: Mapping[str, Tensor] = self.tensors[index]
@@ -214,7 +213,7 @@ class _Builder:
         return GroupMember(weight, bias, 0, 0, value.channels)
 
 
-def _with_ends(steps: Sequence[_Step]) -> list[_Step]:
+def _with_ends(steps: Sequence[_LayerLaunch]) -> list[_LayerLaunch]:
     """Note with every step which values it is the last to read, so that their memory is free for the next one."""
     last: dict[str, int] = {}
     for number, step in enumerate(steps):

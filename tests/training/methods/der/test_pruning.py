@@ -13,6 +13,7 @@ from torch import Tensor
 from der_fast.compaction.plan import with_floor
 from der_fast.config.schema import Config, MasksConfig
 from der_fast.data import MemorySource
+from der_fast.kernels.channel_masks import sparsity_loss
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
@@ -128,7 +129,7 @@ def test_the_controllers_weight_is_a_finite_number_of_at_least_0(target: float) 
     for batch in range(30):
         update(controller, masks, batch)
         assert 0 <= controller.weight < math.inf
-        (gradient,) = torch.autograd.grad(controller.weight * masks.sparsity(masks(1.0)), masks.logits)
+        (gradient,) = torch.autograd.grad(controller.weight * masks.with_sparsity(1.0)[1], masks.logits)
         with torch.no_grad():
             masks.logits -= 0.5 * gradient
 
@@ -173,7 +174,7 @@ def test_the_threshold_is_found_for_every_backbone(backbone: str) -> None:
 def test_the_pull_is_the_gradient_of_the_sparsity_loss(seed: int) -> None:
     masks = masks_of(seed)
     soft = torch.sigmoid(masks.logits.detach().double()).requires_grad_()
-    (gradient,) = torch.autograd.grad(masks.double().sparsity(soft), soft)
+    (gradient,) = torch.autograd.grad(sparsity_loss(soft, **LAYOUT.sparsity_terms(torch.float64)), soft)
     expected = (gradient * soft.detach() * (1 - soft.detach())).mean()
     found = Budget(LAYOUT, config_of(0.3), torch.device("cpu")).pull(masks.logits.detach())
     # The logits are float32, and their sigmoid is rounded to it.

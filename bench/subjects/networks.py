@@ -28,20 +28,18 @@ CLASSES = 10
 
 
 @dataclass
-class World:
+class SharedNetworks:
     """Everything that variants of one setting share.
 
     Attributes:
         setting: device and scale.
-        share: of every group's channels that frozen extractors kept.
     """
 
     setting: Setting
-    share: float = SHARE
     _dense: dict[int, Extractor] = field(default_factory=dict)
 
     @property
-    def net(self) -> Architecture:
+    def architecture(self) -> Architecture:
         """ResNet-18 with a small stem; a narrow one for smoke runs."""
         return build_architecture("resnet18", width=8 if self.setting.smoke else None)
 
@@ -54,7 +52,7 @@ class World:
         """A frozen extractor before compaction, on the CPU, with running statistics that are not those of initialisation."""
         if number not in self._dense:
             generator = torch.Generator().manual_seed(100 + number)
-            extractor = Extractor(self.net).initialise(generator).train()
+            extractor = Extractor(self.architecture).initialise(generator).train()
             norms = [module for module in extractor.modules() if isinstance(module, MaskedBatchNorm)]
             # Running statistics of real activations, as after training: without them features die out or explode.
             for norm in norms:
@@ -68,10 +66,10 @@ class World:
     def plan(self, number: int) -> CompactionPlan:
         """What extractor `number` kept."""
         generator = torch.Generator().manual_seed(200 + number)
-        layout = MaskLayout(self.net)
+        layout = MaskLayout(self.architecture)
         keep = torch.zeros(layout.channels, dtype=torch.bool)
         for part in layout.by_group(keep).values():
-            part[torch.randperm(len(part), generator=generator)[: max(1, round(len(part) * self.share))]] = True
+            part[torch.randperm(len(part), generator=generator)[: max(1, round(len(part) * SHARE))]] = True
         return plan(layout, keep)
 
     def compact(self, number: int, dtype: torch.dtype) -> CompactExtractor:
@@ -80,11 +78,11 @@ class World:
 
     def full(self, number: int) -> PlainFeatures:
         """The same as a full network of torch.nn modules: what was pruned gives zeros."""
-        net = PlainFeatures(self.net)
+        net = PlainFeatures(self.architecture)
         take(net, self.dense(number).state_dict())
-        keep, layout = self.plan(number).masks, MaskLayout(self.net)
+        keep, layout = self.plan(number).masks, MaskLayout(self.architecture)
         norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm, groups in zip(norms, self.net.norms(), strict=True):
+        for norm, groups in zip(norms, self.architecture.norms(), strict=True):
             mask = keep[layout.slice_of(groups)]
             norm.weight.data.mul_(mask)
             norm.bias.data.mul_(mask)

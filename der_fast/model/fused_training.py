@@ -18,7 +18,8 @@ from torch import Tensor
 from der_fast.kernels.choices import Choices, shared
 from der_fast.kernels.conv.strided import convolve
 from der_fast.kernels.masked_bn import masked_bn
-from der_fast.model import chain, paths
+from der_fast.kernels.masked_bn.autograd import channels_last
+from der_fast.model import paths
 from der_fast.model.chain import IDENTITY, NOTHING, PROJECTION, WIDENED, ChainBlock
 from der_fast.model.chain_node import run_block, weights_of
 from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm, ResidualBlock
@@ -31,7 +32,7 @@ Pair = tuple[Convolution, MaskedBatchNorm]
 
 
 @dataclass(frozen=True)
-class _Step:
+class _StepTensors:
     """What one call computes with.
 
     Attributes:
@@ -85,8 +86,8 @@ class FusedTraining:
         if not len(images):
             raise ValueError(f"a batch without images cannot be trained on; its shape is {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):
-            x = chain.channels_last(images.to(self.dtype))
-            step = _Step(self._cast_weights(), self._slice_masks(masks))
+            x = channels_last(images.to(self.dtype))
+            step = _StepTensors(self._cast_weights(), self._slice_masks(masks))
             x = self._preactivation(x, step) if extractor.architecture.preactivation else self._postactivation(x, step)
             _move_statistics(step)
             return x.mean((2, 3), dtype=torch.promote_types(self.dtype, torch.float32))
@@ -105,14 +106,14 @@ class FusedTraining:
             return dict.fromkeys(self._norms)
         return dict(zip(self._norms, self._slices(masks), strict=True))
 
-    def _postactivation(self, x: Tensor, step: _Step) -> Tensor:
+    def _postactivation(self, x: Tensor, step: _StepTensors) -> Tensor:
         extractor = self.extractor
         if extractor.stem.weight.numel():
             x = self._run("stem", [(extractor.stem, extractor.norm)], NOTHING, x, step)
         else:
             x = self._plainly(lambda image: extractor.norm(extractor.stem(image), None), x)
         if extractor.architecture.pool:
-            x = chain.channels_last(F.max_pool2d(x, 3, 2, 1) if x.shape[1] else x[:, :, ::2, ::2])
+            x = channels_last(F.max_pool2d(x, 3, 2, 1) if x.shape[1] else x[:, :, ::2, ::2])
         for index, module in enumerate(extractor.blocks):
             assert isinstance(module, ResidualBlock)
             pairs = _pairs(module)
@@ -124,7 +125,7 @@ class FusedTraining:
                 x = self._plainly(partial(module, masks=None), x)
         return x
 
-    def _run(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, step: _Step) -> Tensor:
+    def _run(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, step: _StepTensors) -> Tensor:
         """Run a block as one node."""
         flat: list[Tensor | None] = []
         for conv, norm in pairs:
@@ -150,9 +151,9 @@ class FusedTraining:
     def _plainly(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Run what has lost all of its channels somewhere, which the kernels do not take, as the reference does."""
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16)):
-            return chain.channels_last(run(x).to(self.dtype))
+            return channels_last(run(x).to(self.dtype))
 
-    def _preactivation(self, x: Tensor, step: _Step) -> Tensor:
+    def _preactivation(self, x: Tensor, step: _StepTensors) -> Tensor:
         extractor = self.extractor
         x = self._convolve(extractor.stem, x)
         if extractor.architecture.pool:
@@ -173,7 +174,7 @@ class FusedTraining:
             return conv(x)  # type: ignore[no-any-return]
         return convolve(x, conv.weight.to(self.dtype), conv.stride, conv.padding)
 
-    def _normalise(self, norm: torch.nn.Module, x: Tensor, step: _Step) -> Tensor:
+    def _normalise(self, norm: torch.nn.Module, x: Tensor, step: _StepTensors) -> Tensor:
         assert isinstance(norm, MaskedBatchNorm)
         if x.shape[1] == 0:
             return x
@@ -205,7 +206,7 @@ def _uniform(block: ChainBlock, path: str) -> ChainBlock:
 
 
 @torch.no_grad()
-def _move_statistics(step: _Step) -> None:
+def _move_statistics(step: _StepTensors) -> None:
     """Move all running statistics towards those of the batch, in one launch, as PyTorch's batch-norm does one by one."""
     by_momentum: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
     for norm, mean, variance in step.statistics:

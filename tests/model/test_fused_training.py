@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from der_fast.kernels import choices
-from der_fast.model import chain, chain_node, fused, paths
+from der_fast.model import chain, chain_node, fused_training, paths
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
-from der_fast.model.fused import FusedTraining
+from der_fast.model.fused_training import FusedTraining
 from der_fast.model.layout import MaskLayout
 from der_fast.model.mask_slices import MaskSlices
 from der_fast.model.paths import BACKWARD, CHAIN, CUDNN, EPILOGUE, FORWARD, Layer
@@ -195,9 +195,9 @@ def test_bfloat16_keeps_weights_statistics_and_features_in_float32(path):
 
 def test_activations_between_nodes_are_in_the_asked_dtype_and_weights_are_cast_once(monkeypatch):
     seen, casts = [], []
-    original, copying = fused.run_block, torch._foreach_copy_
+    original, copying = fused_training.run_block, torch._foreach_copy_
     monkeypatch.setattr(
-        fused, "run_block", lambda block, x, flat: seen.append((x.dtype, flat[1].dtype, flat[2].dtype)) or original(block, x, flat)
+        fused_training, "run_block", lambda block, x, flat: seen.append((x.dtype, flat[1].dtype, flat[2].dtype)) or original(block, x, flat)
     )
     monkeypatch.setattr(torch, "_foreach_copy_", lambda *tensors: casts.append(len(tensors[0])) or copying(*tensors))
     extractor = network("resnet20", dtype=torch.float32)

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# What every batch-norm of the networks adds to the variance.
+EPSILON = 1e-5
+VECTORS = ("mean", "rstd", "scale", "shift")
+
 
 @dataclass(frozen=True)
 class Affine:
