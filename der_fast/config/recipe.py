@@ -9,9 +9,9 @@ from typing import Any
 
 import tomli_w
 
-from der_fast.config.check import RULES, check
+from der_fast.config.check import check
 from der_fast.config.schema import Config
-from der_fast.config.tree import flatten, parse_toml, replace_keys, to_dict
+from der_fast.config.tree import declared, flatten, parse_toml, replace_keys, to_dict
 from der_fast.errors import ConfigError
 
 SUFFIX = ".toml"
@@ -50,8 +50,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
             node: Any = replace_keys(Config(), {dotted: value})
             for name in dotted.split("."):
                 node = getattr(node, name)
-            if node is not None and not RULES[dotted].accepts(node):
-                raise ConfigError(f"{dotted} takes {RULES[dotted].takes}, not {node!r}")
+            rule = declared()[dotted].rule
+            if node is not None and not rule.accepts(node):
+                raise ConfigError(f"{dotted} takes {rule.takes}, not {node!r}")
         except ConfigError as error:
             raise ConfigError(f"{_place(path, text, dotted)}: ", *error.args) from error
     return tables
