@@ -29,7 +29,8 @@ A run has one configuration: a tree of frozen dataclasses (`der_fast.Config`). I
 `der-fast train DATA … --print-config` writes the result as a file for `--preset`, without training; every run saves it in `config.json`.
 Such a file may hold any of the keys below, and `extends = "photos"`, or another file by its path from there, for what it leaves out. Where
 epochs of a stage are changed, by whatever means, its milestones and warm-up move in proportion unless they are named too. Lists are written
-`--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded.
+`--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded. So is a
+key that only another method knows, if an option, `--set` or a file of one's own sets it; what presets hold of it does not count.
 
 Folders, lists and tars of images get the preset `images`, `images64` or `photos` by the size of their images. A folder that is called like
 a data set of the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so would any

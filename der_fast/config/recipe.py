@@ -90,15 +90,14 @@ def _plain(name: str) -> str:
 
 
 def recipe_text(config: Config) -> str:
-    """Write every key of a configuration as a recipe, which read again gives the same configuration.
+    """Write every key that a configuration's method knows as a recipe, which read again gives the same configuration.
 
     TOML has no word for a key that is empty, so it is written as the text ``"none"``, which such a key takes.
     """
+    tables: dict[str, dict[str, Any]] = {}
     # One group after the other, in the order of the reference.
-    return tomli_w.dumps(_without_none(to_dict(config)))
-
-
-def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_none(value) if isinstance(value, Mapping) else "none" if value is None else value for name, value in tree.items()
-    }
+    for dotted, value in flatten(to_dict(config)).items():
+        if declared()[dotted].method in (None, config.method.name):
+            group, _, name = dotted.partition(".")
+            tables.setdefault(group, {})[name] = "none" if value is None else value
+    return tomli_w.dumps(tables)
