@@ -20,7 +20,7 @@ from der_fast.cli.main import app
 from der_fast.cli.settings import changes_from
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config, DataConfig
-from der_fast.config.tree import key_docs, replace_keys
+from der_fast.config.tree import declared, replace_keys
 from der_fast.data import as_image_batch, load_dataset, load_folder_images
 from der_fast.errors import CheckpointError, ConfigError, DataError, ExportError, UserError
 from der_fast.home import cache_folder, expand, older_cache_folder
@@ -95,10 +95,10 @@ def path_parameters() -> Iterator[tuple[str, str, Any]]:
 
 def test_every_path_option_and_argument_knows_the_home_folder(at_home: Path) -> None:
     found = set()
-    for command, name, declared in path_parameters():
-        assert declared.callback is not None, f"{command}: {name} leaves ~ as it is; declare it with callback=at_home"
-        assert declared.callback([Path("~/a"), Path("b")]) == [at_home / "a", Path("b")]
-        assert declared.callback(Path("~/a")) == at_home / "a" and declared.callback(None) is None
+    for command, name, parameter in path_parameters():
+        assert parameter.callback is not None, f"{command}: {name} leaves ~ as it is; declare it with callback=at_home"
+        assert parameter.callback([Path("~/a"), Path("b")]) == [at_home / "a", Path("b")]
+        assert parameter.callback(Path("~/a")) == at_home / "a" and parameter.callback(None) is None
         found.add((command, name))
     assert {
         ("train", "out"),
@@ -151,7 +151,7 @@ NO_PATHS = {
 
 
 def test_every_path_of_the_configuration_knows_the_home_folder(at_home: Path) -> None:
-    texts = {key for key, (default, _) in key_docs().items() if isinstance(default, str) or (default is None and accepts_text(key))}
+    texts = {name for name, key in declared().items() if isinstance(key.default, str) or (key.default is None and accepts_text(name))}
     assert texts - NO_PATHS == {"data.name", "data.root", "data.test_list"}
     (at_home / "photos").mkdir()
     changes = {"data.name": "~/photos", "data.root": "~/root", "data.test_list": "~/test.txt"}

@@ -13,7 +13,7 @@ import typer
 
 import der_fast
 from der_fast.cli.main import app
-from der_fast.config.tree import key_docs
+from der_fast.config.tree import declared
 from der_fast.errors import OUT, RESUME, ConfigError, Spelling, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,7 @@ def test_both_names_of_a_spelling_exist(place: str, spelling: Spelling) -> None:
     assert set(re.findall(r"der-fast ([a-z]+)", spelling.option)) <= set(commands)
     assert not OPTION.search(spelling.argument) and "der-fast" not in spelling.argument
     known = {*ARGUMENTS, *der_fast.__all__, "settings"}
-    keys = set(key_docs())
+    keys = set(declared())
     assert keys & set(re.findall(r"\w+\.\w+", spelling.argument)) or known & set(re.findall(r"\w+", spelling.argument)), spelling
 
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from der_fast.cli.group import at_home, remember_debug
-from der_fast.config.check import BACKBONES, BACKENDS, METHODS
+from der_fast.config.methods import METHODS
 from der_fast.config.presets import list_presets
+from der_fast.config.schema import BACKBONES, BACKENDS
 
 _LEARN = "What is learned"
 _SCHEDULE = "Schedule"
@@ -94,7 +95,9 @@ Paper = Annotated[
         "--paper", help="the paper's pruning schedule: no settling, no target, no floor, no whole blocks", rich_help_panel=_METHOD
     ),
 ]
-Method = Annotated[str | None, typer.Option(help=", ".join(METHODS), rich_help_panel=_METHOD)]
+Method = Annotated[
+    str | None, typer.Option(help="; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items()), rich_help_panel=_METHOD)
+]
 NoPrune = Annotated[bool, typer.Option("--no-prune", help="no channel masks: DER without pruning", rich_help_panel=_METHOD)]
 NoAux = Annotated[bool, typer.Option("--no-aux", help="without the auxiliary loss", rich_help_panel=_METHOD)]
 NoExpand = Annotated[bool, typer.Option("--no-expand", help="one extractor for all steps: --method replay", rich_help_panel=_METHOD)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,10 @@ def resolve(options: dict[str, Any]) -> Config:
         raise ConfigError("DATA is missing: give digits, cifar10, cifar100 or a folder of class folders, e.g. `der-fast train digits`")
     if base is None and preset is None:
         protocol = options["protocol"]
-        chosen = preset_for(options["data"], None if protocol is None else protocol_keys(protocol)["protocol.name"])
-        say_note(f"recipe: {f'preset {chosen}' if chosen else 'the defaults'}")
-    config = resolve_config(options["data"], options["protocol"], preset=preset, paper=options["paper"], base=base)
+        preset = preset_for(options["data"], None if protocol is None else protocol_keys(protocol)["protocol.name"])
+        say_note(f"recipe: {f'preset {preset}' if preset else 'the defaults'}")
+    put_together = partial(resolve_config, options["data"], options["protocol"], preset=preset, paper=options["paper"], base=base)
+    config = put_together()
     if config.protocol.steps is not None and options["class_order"] is not None:
         raise ConfigError("--class-order says nothing about a protocol that names the classes of every step; leave it out")
-    return resolve_config(base=config, changes=changes_from(options, config), begun=base)
+    return put_together(changes=changes_from(options, config), begun=base)

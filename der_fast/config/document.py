@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from der_fast.config.check import RULES
 from der_fast.config.presets import describe_preset, list_presets
-from der_fast.config.tree import key_docs
+from der_fast.config.tree import declared
 from der_fast.errors import ConfigError
 from der_fast.files import write_bytes
 
@@ -30,12 +29,17 @@ A run has one configuration: a tree of frozen dataclasses (`der_fast.Config`). I
 `der-fast train DATA … --print-config` writes the result as a file for `--preset`, without training; every run saves it in `config.json`.
 Such a file may hold any of the keys below, and `extends = "photos"`, or another file by its path from there, for what it leaves out. Where
 epochs of a stage are changed, by whatever means, its milestones and warm-up move in proportion unless they are named too. Lists are written
-`--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded.
+`--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded. So is a
+key that only another method knows, if an option, `--set` or a file of one's own sets it; what presets hold of it does not count.
 
 Folders, lists and tars of images get the preset `images`, `images64` or `photos` by the size of their images. A folder that is called like
 a data set of the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so would any
 folder with `--preset imagenet100-b0-10`. Folders are stored as absolute paths; where the images were moved, the run goes on with
 `der-fast train NEW_PLACE --out RUN --resume` if they are still the same, by their checksum.
+
+The last column says what may change a key once something was learned. `never`: nothing, since what was learned depends on it. `learn`:
+`der-fast learn`, from its step on; with `--resume` a run goes on as it was begun. `resume`: `--resume` too, since the key decides where and
+how a run computes, not what it learns. `place`: as `resume`; it says where the images lie now.
 
 Two things differ from the authors' code. Random-resized-crop draws its crops from the stored square (256/224 of the network's input), not
 from the whole photo. And `protocol.class_order_seed = 1993` shuffles with PyTorch's permutation, so the paper's curves in a report are over
@@ -47,12 +51,12 @@ def configuration_page() -> str:
     """Return the page as Markdown: every key with default, range and meaning, then every preset."""
     parts = [_HEAD]
     group = ""
-    for dotted, (default, meaning) in key_docs().items():
+    for dotted, key in declared().items():
         if dotted.split(".")[0] != group:
             group = dotted.split(".")[0]
-            parts.append(f"\n## {group}\n\n| key | default | takes | meaning |\n| --- | --- | --- | --- |")
-        takes = RULES[dotted].takes
-        parts.append(f"| `{dotted}` | `{_written(default)}` | {_cell(takes)} | {_cell(meaning)} |")
+            parts.append(f"\n## {group}\n\n| key | default | takes | meaning | change |\n| --- | --- | --- | --- | --- |")
+        cells = (f"`{dotted}`", f"`{_written(key.default)}`", _cell(key.rule.takes), _cell(key.doc), key.change.value)
+        parts.append(f"| {' | '.join(cells)} |")
     parts.append("\n## Presets\n\n| name | what it is |\n| --- | --- |")
     parts += [f"| `{name}` | {_cell(describe_preset(name))} |" for name in list_presets()]
     return "\n".join(parts) + "\n"

@@ -42,6 +42,24 @@ def preset_config(name: str) -> Config:
     return check_recipe(name, config) if is_recipe(name) else config
 
 
+def own_keys(name: str) -> set[str]:
+    """Return the dotted keys that a recipe in a file sets, or a file that it extends: a person wrote them. A preset of ours has none.
+
+    Raises:
+        ConfigError: as `load_preset`.
+    """
+    return _own_keys(_full_name(name, Path()), ())
+
+
+def _own_keys(name: str, below: tuple[str, ...]) -> set[str]:
+    if not is_recipe(name):
+        return set()
+    tables = _read_once(name, below)
+    parent = tables.pop("extends", None)
+    above = set() if parent is None else _own_keys(_full_name(str(parent), Path(name).parent), (*below, name))
+    return above | {key for key in flatten(tables) if key != "about"}
+
+
 def _over(base: Config, tables: Mapping[str, Any]) -> Config:
     return replace_keys(base, stretched(base, flatten(tables)))
 
@@ -81,9 +99,7 @@ def find_preset(data_name: str, protocol: str | None = None) -> str | None:
 
 
 def _load(name: str, below: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    if name in below:
-        raise ConfigError(f"presets extend each other in a circle: {' → '.join((*below, name))}")
-    tables = _read(name)
+    tables = _read_once(name, below)
     about = str(tables.pop("about", ""))
     parent = tables.pop("extends", None)
     if parent is not None:
@@ -91,6 +107,12 @@ def _load(name: str, below: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         # A schedule that is made shorter keeps its shape, wherever it is made shorter.
         tables = _merged(above, _nested(stretched(_over(Config(), above), flatten(tables))))
     return tables, about
+
+
+def _read_once(name: str, below: tuple[str, ...]) -> dict[str, Any]:
+    if name in below:
+        raise ConfigError(f"presets extend each other in a circle: {' → '.join((*below, name))}")
+    return _read(name)
 
 
 def _read(name: str) -> dict[str, Any]:

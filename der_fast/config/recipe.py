@@ -9,9 +9,9 @@ from typing import Any
 
 import tomli_w
 
-from der_fast.config.check import RULES, check
+from der_fast.config.check import check
 from der_fast.config.schema import Config
-from der_fast.config.tree import flatten, parse_toml, replace_keys, to_dict
+from der_fast.config.tree import declared, flatten, parse_toml, replace_keys, to_dict
 from der_fast.errors import ConfigError
 
 SUFFIX = ".toml"
@@ -50,8 +50,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
             node: Any = replace_keys(Config(), {dotted: value})
             for name in dotted.split("."):
                 node = getattr(node, name)
-            if node is not None and not RULES[dotted].accepts(node):
-                raise ConfigError(f"{dotted} takes {RULES[dotted].takes}, not {node!r}")
+            rule = declared()[dotted].rule
+            if node is not None and not rule.accepts(node):
+                raise ConfigError(f"{dotted} takes {rule.takes}, not {node!r}")
         except ConfigError as error:
             raise ConfigError(f"{_place(path, text, dotted)}: ", *error.args) from error
     return tables
@@ -89,15 +90,14 @@ def _plain(name: str) -> str:
 
 
 def recipe_text(config: Config) -> str:
-    """Write every key of a configuration as a recipe, which read again gives the same configuration.
+    """Write every key that a configuration's method knows as a recipe, which read again gives the same configuration.
 
     TOML has no word for a key that is empty, so it is written as the text ``"none"``, which such a key takes.
     """
+    tables: dict[str, dict[str, Any]] = {}
     # One group after the other, in the order of the reference.
-    return tomli_w.dumps(_without_none(to_dict(config)))
-
-
-def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_none(value) if isinstance(value, Mapping) else "none" if value is None else value for name, value in tree.items()
-    }
+    for dotted, value in flatten(to_dict(config)).items():
+        if declared()[dotted].method in (None, config.method.name):
+            group, _, name = dotted.partition(".")
+            tables.setdefault(group, {})[name] = "none" if value is None else value
+    return tomli_w.dumps(tables)

@@ -7,7 +7,7 @@ from typing import Any
 
 from der_fast.config.check import check, refuse_others
 from der_fast.config.datasets import absolute, data_folder
-from der_fast.config.presets import find_preset, preset_config
+from der_fast.config.presets import find_preset, own_keys, preset_config
 from der_fast.config.protocols import Protocol, even_form, protocol_keys, sizes_of
 from der_fast.config.rescale import stretched
 from der_fast.config.sampled import largest_side
@@ -46,7 +46,8 @@ def resolve_config(
         begun: the configuration of the run that is gone on with, see `stretched`.
 
     Raises:
-        ConfigError: unknown preset or key, a value that the key does not take, or a key among `changes` that only another method knows.
+        ConfigError: unknown preset or key, a value that the key does not take, or a key among `changes` or in a recipe of one's own that
+            only another method knows.
     """
     asked = {} if protocol is None else protocol_keys(protocol)
     if preset is not None or base is None:
@@ -62,7 +63,7 @@ def resolve_config(
         # Who names a protocol means it, whatever lists a preset or a file has.
         keys["protocol.steps"] = None
     config = check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, stretched(base, keys, begun)))))
-    refuse_others(config, changes or {})
+    refuse_others(config, {**dict.fromkeys(sorted(own_keys(preset)) if preset else ()), **(changes or {})})
     return config
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from der_fast.config.former import present_keys
+from der_fast.config.key import Change, Key
 from der_fast.config.schema import Config
 from der_fast.errors import ConfigError
 
@@ -60,7 +61,7 @@ def _hints(group: type) -> dict[str, Any]:
 
 def _suggestion(dotted: str, name: str, fields: Sequence[str]) -> str:
     """Point at the keys that were probably meant: same last part anywhere, a close spelling, or else all that exist here."""
-    known = list(key_docs())
+    known = list(declared())
     last = dotted.rsplit(".", 1)[-1]
     meant = [key for key in known if key.endswith(f".{last}")] or difflib.get_close_matches(dotted, known, n=3)
     if meant:
@@ -198,21 +199,16 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     return replace_keys(Config(), flatten(tree))
 
 
-def key_methods() -> dict[str, str]:
-    """Return the dotted keys that only one method knows, with its name."""
+@functools.cache
+def declared() -> Mapping[str, Key]:
+    """Return every dotted key with what is declared of it, in the order of the tree."""
     return {
-        f"{group.name}.{entry.name}": entry.metadata["method"]
+        f"{group.name}.{entry.name}": entry.metadata["key"]
         for group in dataclasses.fields(Config)
         for entry in dataclasses.fields(getattr(Config(), group.name))
-        if entry.metadata.get("method") is not None
     }
 
 
-def key_docs() -> dict[str, tuple[Any, str]]:
-    """Return every dotted key with its default value and its meaning."""
-    docs: dict[str, tuple[Any, str]] = {}
-    for group in dataclasses.fields(Config):
-        default = getattr(Config(), group.name)
-        for entry in dataclasses.fields(default):
-            docs[f"{group.name}.{entry.name}"] = (getattr(default, entry.name), entry.metadata["doc"])
-    return docs
+def keys_with(*changes: Change) -> tuple[str, ...]:
+    """Return the dotted keys that are declared with one of `changes`, in the order of the tree."""
+    return tuple(dotted for dotted, key in declared().items() if key.change in changes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from der_fast.config.tree import flatten, key_docs
+from der_fast.config.tree import declared, flatten
 from der_fast.report import style
 from der_fast.report.fields import Values
 from der_fast.report.paper import PaperCurve
@@ -225,11 +225,11 @@ def paper_table(run: RunRecord, paper: PaperCurve) -> Table:
 
 def config_table(config: Mapping[str, Any]) -> Table:
     """Return every key with its value and meaning; rows that differ from the default are emphasised."""
-    docs = key_docs()
+    known = declared()
     rows: list[tuple[str, str, str]] = []
     changed: set[int] = set()
     for key, value in flatten(config).items():
-        default, meaning = docs.get(key, (value, ""))
+        default, meaning = (known[key].default, known[key].doc) if key in known else (value, "")
         if value != (list(default) if isinstance(default, tuple) else default):
             changed.add(len(rows))
         rows.append((key, _plain(value), meaning))

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from der_fast.config.check import check
+from der_fast.config.key import Change
 from der_fast.config.schema import Config, RuntimeConfig
-from der_fast.config.tree import flatten, to_dict
+from der_fast.config.tree import flatten, keys_with, to_dict
 from der_fast.data.kept import located
 from der_fast.data.sets.dataset import as_source
 from der_fast.data.source import ImageSource
@@ -42,12 +43,6 @@ from der_fast.training.watching import watched
 
 # Up to this input side the stem is the small one (3×3, stride 1).
 _SMALL_SIDE = 64
-# Frozen extractors would see other images, or not fit, under other values.
-FIXED_KEYS = (
-    "method.name",
-    *(f"model.{name}" for name in ("backbone", "width", "stem")),
-    *(f"data.{name}" for name in ("image_size", "random_resized_crop", "mean", "std")),
-)
 
 # Stands for "no observer was given": where a person looks on, such a learner shows its progress.
 _NOBODY = Observer()
@@ -254,7 +249,7 @@ class Learner(KnownClasses):
         """
         config = check(config)
         if self._model is not None:
-            changed = [key for key in FIXED_KEYS if _value(config, key) != _value(self.config, key)]
+            changed = [key for key in keys_with(Change.NEVER) if _value(config, key) != _value(self.config, key)]
             if changed:
                 rows = ", ".join(f"{key} was {_value(self.config, key)!r}, now {_value(config, key)!r}" for key in changed)
                 raise ConfigError(f"what was learned depends on these keys, so they cannot be changed any more: {rows}")

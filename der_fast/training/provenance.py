@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from der_fast.config.datasets import absolute, data_folder
+from der_fast.config.key import Change
 from der_fast.config.schema import DataConfig
+from der_fast.config.tree import keys_with
 from der_fast.data.identity import FILE, UNREADABLE, identities, kind_of
 from der_fast.data.source import ImageSource
 from der_fast.errors import CheckpointError, DataError
@@ -30,7 +32,7 @@ FOLDER = "learned"
 GIVEN = "given as datasets"
 # What of a data configuration says which images a data set has and which of them are held out.
 _KEYS = ("name", "root", "test_list", "classes", "train_per_class", "test_per_class", "test_share")
-_PLACE_KEYS = ("name", "root", "test_list")
+_PLACE_KEYS = tuple(key.removeprefix("data.") for key in keys_with(Change.PLACE))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from der_fast.config.former import present_keys
+from der_fast.config.key import Change
 from der_fast.config.rescale import unreached_note
 from der_fast.config.schema import Config
-from der_fast.config.tree import flatten, to_dict
+from der_fast.config.tree import flatten, keys_with, to_dict
 from der_fast.data.source import ImageSource, renamed
 from der_fast.errors import OUT, RESUME, CheckpointError, ConfigError, DataError, DivergenceError, Spelling
 from der_fast.files import held, remove_leftovers
@@ -33,18 +34,7 @@ from der_fast.training.storage.history import HistoryFile
 from der_fast.training.storage.named_files import load_manifest, save_manifest
 from der_fast.training.storage.saved import saved_steps
 
-# Where the images lie. They may be moved: checksums tell whether they are still the same.
-PLACE_KEYS = ("data.name", "data.root", "data.test_list")
-# These decide where and how a run computes, not what it learns.
-FREE_KEYS = (
-    *(
-        f"runtime.{name}"
-        for name in ("device", "backend", "threads", "tune_allocator", "keep_checkpoints", "checkpoint_seconds", "tensorboard")
-    ),
-    *(*PLACE_KEYS, "data.download", "data.max_gib"),
-    # Whether a folder is held in memory or left in its files shows in the images' checksum.
-    *(f"data.{name}" for name in ("reader", "workers", "prefetch", "timeout", "cache_gib", "hardware_load", "width_hint", "height_hint")),
-)
+_FREE = keys_with(Change.RESUME, Change.PLACE)
 
 
 def run_protocol(
@@ -137,7 +127,7 @@ def _how(learner: Learner) -> str:
 def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, hooks: Hooks) -> None:
     """Learn one step, from its last checkpoint if there is one, and save the learner."""
     # Which classes arrive in other steps is nothing to this one; its own are in the images' checksum.
-    free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in (*FREE_KEYS, "protocol.steps")}
+    free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in (*_FREE, "protocol.steps")}
     task = task_of({"config": free, "known": names_then(learner.class_names, learner.events), "train": train.fingerprint()})
     checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
     watcher = learner.observer
@@ -205,7 +195,7 @@ def _check_same(path: Path, facts: dict[str, Any]) -> None:
     """Refuse to go on with a run under another configuration or with other data."""
     old = load_manifest(path)
     before, now = flatten(present_keys(old["config"])), flatten(facts["config"])
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in FREE_KEYS]
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in _FREE]
     if changed:
         rows = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed[:5])
         raise CheckpointError(f"{path.parent} was started with another configuration: {rows}. Use the old values, or another ", OUT, ".")
@@ -223,7 +213,7 @@ def _note_place(path: Path, config: Config) -> None:
     """Write down where the images lie now, for the next --resume and for `der-fast eval`."""
     facts = load_manifest(path)
     data, now = facts["config"]["data"], flatten(to_dict(config))
-    moved = {key.partition(".")[2]: now[key] for key in PLACE_KEYS}
+    moved = {key.partition(".")[2]: now[key] for key in keys_with(Change.PLACE)}
     if any(data.get(name) != value for name, value in moved.items()):
         data.update(moved)
         save_manifest(path, facts)

@@ -179,6 +179,15 @@ def test_print_config(run: Run, api: Any) -> None:
     assert api.calls[0]["config"] == resolve_config("digits", changes={"first.epochs": 3, "later.epochs": 3})
 
 
+def test_the_options_join_what_a_recipe_of_ones_own_sets(run: Run, api: Any) -> None:
+    Path("mine.toml").write_text('extends = "digits"\nmasks.floor = 0.1\n')
+    assert run("train", "--preset", "mine.toml", "--lr", "0.02").exit_code == 0
+    assert (api.calls[0]["config"].masks.floor, api.calls[0]["config"].later.lr) == (0.1, 0.02)
+    ended = run("train", "--preset", "mine.toml", "--method", "replay")
+    assert ended.exit_code == 2
+    assert "masks.floor is a key of 'der', but method.name is 'replay'" in " ".join(ended.stderr.split())
+
+
 def test_unreached_milestones_are_said(run: Run) -> None:
     ended = run("train", "digits", "--set", "later.milestones=5,30", "--print-config")
     assert "note: milestones that are never reached: later.milestones 30 of 20 epochs: the learning rate falls less often" in ended.stderr

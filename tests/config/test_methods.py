@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from der_fast.config.former import present_keys
+from der_fast.config.presets import own_keys
+from der_fast.config.recipe import recipe_text
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
-from der_fast.config.tree import from_dict, key_methods, to_dict
+from der_fast.config.tree import declared, from_dict, to_dict
 from der_fast.errors import ConfigError
 
 
@@ -26,10 +30,34 @@ def test_what_presets_and_common_options_hold_is_not_refused() -> None:
     assert (config.method.name, config.later.lr) == ("replay", 0.05)
 
 
+@pytest.mark.parametrize("place", ["mine", "extended"])
+def test_a_key_of_another_method_in_a_recipe_of_ones_own_is_refused_by_name(place: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "cifar100-b0-10"\nmasks.floor = 0.1\n[method]\nfwt = true\n')
+    if place == "extended":
+        (tmp_path / "more.toml").write_text('extends = "mine.toml"\nabout = "more"\n')
+        mine = tmp_path / "more.toml"
+    assert resolve_config(preset=str(mine)).masks.floor == 0.1
+    with pytest.raises(ConfigError, match=r"^masks.floor is a key of 'der', but method.name is 'replay'"):
+        resolve_config(preset=str(mine), changes={"method.name": "replay"})
+    # What a preset holds that the recipe extends is not the person's.
+    assert own_keys(str(mine)) == {"masks.floor", "method.fwt"}
+    assert own_keys("cifar100-b0-10") == set()
+
+
+def test_a_recipe_that_is_written_holds_the_keys_of_its_method(tmp_path: Path) -> None:
+    config = resolve_config("cifar100", "B0-10", changes={"method.name": "replay"})
+    (tmp_path / "r.toml").write_text(recipe_text(config), encoding="utf-8")
+    again = resolve_config(preset=str(tmp_path / "r.toml"))
+    assert "masks" not in recipe_text(config) and "aux_weight" not in recipe_text(config)
+    assert replace(again, masks=config.masks) == config
+    with pytest.raises(ConfigError, match="masks.enabled is a key of 'der'"):
+        resolve_config(preset=str(tmp_path / "r.toml"), changes={"masks.enabled": False})
+
+
 def test_the_keys_of_der() -> None:
-    owners = key_methods()
-    assert set(owners.values()) == {"der"}
-    assert set(owners) == {*(f"masks.{name}" for name in to_dict(Config())["masks"]), "method.aux_weight"}
+    owned = {name for name, key in declared().items() if key.method == "der"}
+    assert owned == {*(f"masks.{name}" for name in to_dict(Config())["masks"]), "method.aux_weight"}
 
 
 @pytest.mark.parametrize(

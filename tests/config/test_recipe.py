@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from der_fast.config.check import BACKBONES, READERS, RULES, check
+from der_fast.config.check import check
+from der_fast.config.methods import METHODS
 from der_fast.config.presets import list_presets, preset_config
 from der_fast.config.recipe import recipe_text
 from der_fast.config.resolve import resolve_config
-from der_fast.config.schema import Config
-from der_fast.config.tree import key_docs, replace_keys
+from der_fast.config.schema import BACKBONES, BACKENDS, PRECISIONS, READERS, STEMS, Config
+from der_fast.config.tree import declared, replace_keys
 from der_fast.errors import ConfigError
 
 # Without what no file's name and no TOML can hold.
@@ -25,10 +26,11 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 )
 CHOICES = {
     "model.backbone": BACKBONES,
-    "model.stem": ("auto", "imagenet", "small"),
+    "model.stem": STEMS,
     "data.reader": READERS,
-    "runtime.backend": ("auto", "reference", "fused"),
-    "runtime.precision": ("fp32", "bf16"),
+    "method.name": tuple(METHODS),
+    "runtime.backend": BACKENDS,
+    "runtime.precision": PRECISIONS,
     "runtime.device": ("auto", "cpu", "cuda", "cuda:3"),
 }
 PLAIN = {
@@ -54,17 +56,19 @@ def values(dotted: str) -> st.SearchStrategy[Any]:
         found = st.lists(PLAIN[kinds[0]], max_size=4, unique=True).map(sorted).map(tuple) if several else st.tuples(*map(PLAIN.get, kinds))
     else:
         found = PLAIN[hint]
-    return (st.none() if optional else st.nothing()) | found.filter(RULES[dotted].accepts)
+    return (st.none() if optional else st.nothing()) | found.filter(declared()[dotted].rule.accepts)
 
 
-KEYS = st.fixed_dictionaries({}, optional={dotted: values(dotted) for dotted in key_docs()})
+KEYS = st.fixed_dictionaries({}, optional={dotted: values(dotted) for dotted in declared()})
 
 
 @given(KEYS)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None)
 def test_what_is_written_reads_back_as_it_was(tmp_path: Path, keys: dict[str, Any]) -> None:
+    method = keys.get("method.name", Config().method.name)
+    known = {name: value for name, value in keys.items() if declared()[name].method in (None, method)}
     try:
-        config = resolve_config(base=Config(), changes={name: value for name, value in keys.items() if name != "data.name"})
+        config = resolve_config(base=Config(), changes={name: value for name, value in known.items() if name != "data.name"})
     except ConfigError:
         # Values that are each in range may contradict each other.
         assume(False)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from der_fast.config.schema import Config
-from der_fast.config.tree import from_dict, key_docs, parse_toml, replace_keys, split_list, to_dict
+from der_fast.config.tree import declared, from_dict, parse_toml, replace_keys, split_list, to_dict
 from der_fast.errors import ConfigError
 
 
@@ -130,7 +130,7 @@ def test_broken_toml_names_its_source() -> None:
 
 
 def test_every_key_has_a_meaning() -> None:
-    docs = key_docs()
-    assert {"data.name", "masks.settle", "classifier.temperature", "runtime.tensorboard"} <= set(docs)
-    assert docs["masks.s_max"][0] == Config().masks.s_max
-    assert all(len(meaning) > 4 for _, meaning in docs.values())
+    keys = declared()
+    assert {"data.name", "masks.settle", "classifier.temperature", "runtime.tensorboard"} <= set(keys)
+    assert keys["masks.s_max"].default == Config().masks.s_max
+    assert all(len(key.doc) > 4 for key in keys.values())

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from der_fast.config.key import Change
 from der_fast.config.schema import Config
+from der_fast.config.tree import keys_with
 from der_fast.data import MemorySource
 from der_fast.errors import CheckpointError, ConfigError, DataError, DivergenceError, StorageError
 from der_fast.files import held
 from der_fast.training.learner import Learner
 from der_fast.training.progress import Observer
-from der_fast.training.run import FREE_KEYS, learn_more, run_protocol
+from der_fast.training.run import learn_more, run_protocol
 from der_fast.training.storage.named_files import load_manifest, save_manifest
 
 Tiny = Callable[..., Config]
@@ -173,7 +175,7 @@ def test_where_it_computes_may_change(copy: Path, tiny: Tiny, synthetic: Images)
                "data.download": True, "data.max_gib": 1.0, "runtime.tensorboard": True, "data.test_list": "elsewhere.txt",
                "data.reader": "memory", "data.workers": 3, "data.prefetch": 1, "data.timeout": 9.0, "data.cache_gib": 1.0,
                "data.hardware_load": 0.5, "data.width_hint": 640, "data.height_hint": 480}  # fmt: skip
-    assert set(changes) == set(FREE_KEYS)
+    assert set(changes) == set(keys_with(Change.RESUME, Change.PLACE))
     learner = resumed(copy, tiny, synthetic, changes)
     assert learner.config.runtime.keep_checkpoints == 5
     # What follows finds the images where they are now; the device of one resumed run says nothing about the next.

@@ -1,14 +1,15 @@
 """The methods, by the names that `method.name` and `--method` take.
 
-A new one of ours is a file here, a line in `METHODS` and its name in `der_fast.config.check.METHODS`; one of yours calls `register`.
+A method of this package is a line in `der_fast.config.methods` and a file here that `METHODS` names. Your own method calls `register`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from der_fast.config import check
+from der_fast.config import methods as declared
 from der_fast.config.schema import Config
 from der_fast.errors import ConfigError
 from der_fast.training.figures import RunFigures
@@ -21,14 +22,23 @@ from der_fast.training.results import StepResult
 METHODS: dict[str, Method[Any]] = {"der": Der(), "replay": Replay(), "bound": Bound()}
 
 
-def register(name: str, method: Method[Any]) -> None:
+def check_complete(methods: Mapping[str, Method[Any]]) -> None:
+    """Refuse a method that is declared and not here, or the other way round; raises RuntimeError with their names."""
+    if differing := sorted(methods.keys() ^ declared.METHODS.keys()):
+        raise RuntimeError(f"{', '.join(differing)}: der_fast.config.methods declares the methods that der_fast.training.methods has")
+
+
+check_complete(METHODS)
+
+
+def register(name: str, method: Method[Any], meaning: str = "") -> None:
     """Add a method of your own, so that `method.name` takes its name; raises ConfigError where that, or a figure's, is taken."""
     if name in METHODS:
         raise ConfigError(f"there is a method {name!r} already; give yours another name")
     if taken := sorted(method.figures.keys() & {each.name for each in (*fields(StepResult), *fields(RunFigures))}):
         raise ConfigError(f"the method {name!r} calls figures of its own {', '.join(taken)}, which every run has: give them other names")
     METHODS[name] = method
-    check.METHODS.append(name)
+    declared.METHODS[name] = meaning
 
 
 def method_of(config: Config) -> Method[Any]:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import der_fast
-from der_fast.config import check
+from der_fast.config import methods
+from der_fast.config.check import check
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
 from der_fast.data.source import ImageSource
@@ -24,7 +25,7 @@ from der_fast.training.batch_step import TrainedFeatures
 from der_fast.training.context import Context
 from der_fast.training.evaluation import features_by_class
 from der_fast.training.learner import Learner
-from der_fast.training.methods import METHODS, register
+from der_fast.training.methods import METHODS, check_complete, register
 from der_fast.training.methods.replay import Replay
 from der_fast.training.model import Model, Network
 from der_fast.training.packing import schedule_of
@@ -85,7 +86,7 @@ def _registered() -> Iterator[None]:
     register("toy", Toy())
     yield
     del METHODS["toy"]
-    check.METHODS.remove("toy")
+    del methods.METHODS["toy"]
 
 
 class Stop(Observer):
@@ -135,7 +136,7 @@ def test_a_name_is_given_once_and_an_unknown_one_is_refused(tiny: Tiny) -> None:
         register("taking", Taking())
     assert list(METHODS) == check.METHODS and "taking" not in METHODS
     with pytest.raises(ConfigError, match=r"method.name takes one of der, replay, bound, .*not 'wa'"):
-        check.check(tiny({"method.name": "wa"}))
+        check(tiny({"method.name": "wa"}))
 
 
 def test_facts_that_are_not_declared_are_refused(tiny: Tiny, synthetic: Images, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,5 +146,8 @@ def test_facts_that_are_not_declared_are_refused(tiny: Tiny, synthetic: Images, 
         learner.learn(synthetic("ab"))
 
 
-def test_the_names_in_the_configuration_are_those_of_the_methods() -> None:
-    assert list(METHODS) == check.METHODS
+def test_methods_that_are_declared_and_missing_or_the_other_way_round_are_refused() -> None:
+    check_complete(METHODS)
+    for changed in ({"der": METHODS["der"]}, {**METHODS, "other": Toy()}):
+        with pytest.raises(RuntimeError, match="^(bound, replay, toy|other): "):
+            check_complete(changed)
