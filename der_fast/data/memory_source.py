@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from der_fast.data.augment.draws import key_of
 from der_fast.data.augment.transform import Transform
 from der_fast.data.io.names import spelled
 from der_fast.data.read.place import BEGINNING, Place
@@ -190,43 +191,36 @@ class MemorySource:
         """Go through the images once; see `ImageSource.batches`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        if shuffle and generator is None:
-            raise ValueError("shuffling needs a torch.Generator: without one its result could not be repeated")
+        if (shuffle or transform.train) and generator is None:
+            raise ValueError("shuffling and augmentation need a torch.Generator: without one the result could not be repeated")
         order = torch.arange(len(self)) if indices is None else check_indices(indices, len(self))
-        return self._walk(order, batch_size, transform, generator, shuffle, device, channels_last, start.batches)
+        if shuffle:
+            order = order[torch.randperm(len(order), generator=generator)]
+            order = shard_of(order, self.groups, self.rank, self.world)
+            if len(order) > batch_size > 1 == len(order) % batch_size:
+                order = order[:-1]
+        key = key_of(generator) if transform.train and generator is not None else None
+        return self._walk(order, batch_size, transform, key, device, channels_last, start.batches)
 
     def _walk(
         self,
         order: Tensor,
         batch_size: int,
         transform: Transform,
-        generator: torch.Generator | None,
-        shuffle: bool,
+        key: int | None,
         device: str | torch.device,
         channels_last: bool,
-        skipped: int,
+        behind: int,
     ) -> Iterator[Batch]:
-        rank, world, places = 0, 1, torch.arange(len(order))
-        if shuffle:
-            order = order[torch.randperm(len(order), generator=generator)]
-            rank, world = self.rank, self.world
-            places = shard_of(places, self.groups[order], rank, world)
-        draw = transform.draw(len(order), generator)
-        for number, start in enumerate(range(0, len(places), batch_size), 1):
-            part = places[start : start + batch_size]
-            if shuffle and start > 0 and len(part) == 1 < batch_size:
-                return
-            for process in range(world):
-                # What the other processes draw for their batches, or was drawn before the start, must not be drawn again.
-                if process != rank or number <= skipped:
-                    transform.draw_for_nothing(len(part), self.image_size, generator)
-                    continue
-                chosen = order[part]
-                pixels = self._images.index_select(0, chosen)
-                images = transform(pixels, generator, draw=draw.at(part), device=device, channels_last=channels_last)
-                batch = Batch(images, self._labels[chosen].to(device), chosen, Place(number))
-            if number > skipped:
-                yield batch
+        rest = order[behind * batch_size :]
+        # Cheap for a whole epoch, and hardly cheaper for a batch.
+        drawn = None if key is None else transform.draw(key, rest, self.image_size)
+        for start in range(0, len(rest), batch_size):
+            chosen = rest[start : start + batch_size]
+            pixels = self._images.index_select(0, chosen)
+            part = None if drawn is None else drawn.at(start, start + batch_size)
+            images = transform(pixels, part, device=device, channels_last=channels_last)
+            yield Batch(images, self._labels[chosen].to(device), chosen, Place(behind + start // batch_size + 1))
 
     def _with(self, indices: Tensor, labels: Tensor, names: tuple[str, ...]) -> MemorySource:
         files = None if self._files is None else tuple(self._files[index] for index in indices.tolist())

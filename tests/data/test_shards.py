@@ -105,14 +105,13 @@ def test_every_source_deals_its_epochs_out(kind, new, memory, world, batch_size)
     held = [sum(int((batch.indices >= new).sum()) for batch in part) for part in parts]
     assert max(held) - min(held) <= 1 + share - read
     # An image is cut and mirrored as it would be by one process that reads all of them.
-    if kind != "photos in memory":
-        whole = by_index(epoch_of(source, transform, batch_size, 0))
-        for index, image in by_index(batch for part in parts for batch in part).items():
-            assert index not in whole or torch.equal(image, whole[index])
+    whole = by_index(epoch_of(source, transform, batch_size, 0))
+    for index, image in by_index(batch for part in parts for batch in part).items():
+        assert index not in whole or torch.equal(image, whole[index])
 
 
 @pytest.mark.parametrize("kind", ["small images", "photos in memory", "files"])
-def test_a_shard_goes_on_in_its_middle_and_epochs_are_dealt_out_anew(kind):
+def test_a_shard_goes_on_in_its_middle_and_epochs_are_dealt_out_again(kind):
     source, transform = source_of(kind, 20, 9)
     shards = [source.sharded(rank, 3) for rank in range(3)]
     for shard in shards:

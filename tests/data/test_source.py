@@ -153,6 +153,22 @@ def test_equal_seeds_give_equal_batches_bit_for_bit():
 
 
 @pytest.mark.parametrize("photos", [False, True])
+def test_what_an_image_becomes_does_not_depend_on_its_batch(photos):
+    source = make(side=9)
+    config = DataConfig(random_resized_crop=True, image_size=8) if photos else DataConfig(crop_padding=1)
+    transform = transforms_for(config, source.image_size)[0]
+
+    def run(batch_size, indices=None):
+        batches = source.batches(indices, batch_size, transform=transform, generator=seeded(), shuffle=indices is None)
+        return {int(index): image for batch in batches for index, image in zip(batch.indices, batch.images, strict=True)}
+
+    whole = run(4)
+    for other in (run(1), run(9)):
+        assert len(set(whole) & set(other)) >= 8
+        assert all(torch.equal(whole[index], image) for index, image in other.items() if index in whole)
+
+
+@pytest.mark.parametrize("photos", [False, True])
 @pytest.mark.parametrize("train", [False, True])
 def test_a_pass_goes_on_from_the_place_that_a_batch_names(photos, train):
     source = make(side=9)

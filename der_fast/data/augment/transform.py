@@ -7,21 +7,35 @@ input, short side resized and the rest cut off, so a training crop never sees wh
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from der_fast.config.schema import DataConfig
+from der_fast.data.augment.draws import brightness, flips, random_windows, uniform
 from der_fast.data.sizes import stored_side
 from der_fast.errors import DataError
 from der_fast.kernels.augment import Draw, augment, draw_augmentation
 
-_AREA = (0.08, 1.0)
-_ASPECT = (3 / 4, 4 / 3)
-_ATTEMPTS = 10
+
+class Drawn(NamedTuple):
+    """What training does to N images.
+
+    Attributes:
+        crop: padded crop, flip and brightness.
+        windows: int64 (N, 4): top, left, height, width of each photo's random window in pixels; None for small images.
+    """
+
+    crop: Draw
+    windows: Tensor | None = None
+
+    def at(self, start: int, stop: int) -> Drawn:
+        """Return what is done to the images at positions start … stop − 1."""
+        return Drawn(Draw(*(values[start:stop] for values in self.crop)), None if self.windows is None else self.windows[start:stop])
 
 
 @dataclass(frozen=True)
@@ -56,9 +70,8 @@ class Transform:
     def __call__(
         self,
         images: Tensor,
-        generator: torch.Generator | None = None,
+        drawn: Drawn | None = None,
         *,
-        draw: Draw | None = None,
         device: str | torch.device = "cpu",
         channels_last: bool = True,
         dtype: torch.dtype = torch.float32,
@@ -67,8 +80,7 @@ class Transform:
 
         Args:
             images: uint8, N × H × W × 3, on the CPU; H × W as `size`, or with `random_resized_crop` as `stored_size`.
-            generator: CPU generator; required for training, unused otherwise.
-            draw: these images' part of what `draw` returned for the epoch; default: drawn for the batch alone.
+            drawn: what `draw` returned for these images; required for training, unused otherwise.
             device: where the result should be; pixels travel as uint8.
             channels_last: memory layout of the result.
             dtype: of the result.
@@ -78,20 +90,21 @@ class Transform:
 
         Raises:
             DataError: the images are not of the size that this transform takes.
-            ValueError: training without a generator.
+            ValueError: training without `drawn`.
         """
         self._check_size(images)
-        draw = draw or self.draw(len(images), generator)
         if not self.train:
-            images = _centre_crop(images, self.size)
-        elif self.random_resized_crop:
-            images = random_resized_crop(images, self.size, _required(generator))
+            images, drawn = _centre_crop(images, self.size), _nothing(len(images))
+        elif drawn is None:
+            raise ValueError("a training transform needs what draw() returns: without it its result could not be repeated")
+        elif drawn.windows is not None:
+            images = resized_windows(images, self.size, drawn.windows)
         return augment(
             images.to(device, non_blocking=True),
-            row=draw.row.to(device),
-            col=draw.col.to(device),
-            flip=draw.flip.to(device),
-            brightness=draw.brightness.to(device),
+            row=drawn.crop.row.to(device),
+            col=drawn.crop.col.to(device),
+            flip=drawn.crop.flip.to(device),
+            brightness=drawn.crop.brightness.to(device),
             padding=self._padding,
             mean=self.mean,
             std=self.std,
@@ -99,31 +112,25 @@ class Transform:
             channels_last=channels_last,
         )
 
-    def draw(self, count: int, generator: torch.Generator | None = None) -> Draw:
-        """Draw crop, flip and brightness of `count` images, at once because that is cheap for a whole epoch.
+    def draw(self, key: int, images: Tensor, stored: tuple[int, int]) -> Drawn:
+        """Draw what training does to images: a function of the epoch's key and each image's number alone.
 
-        One number of the generator is the key of a counter-based draw (kernels/augment/draw.py), in which every image has its own
-        number: what happens to it does not depend on how the epoch is cut into batches. In evaluation nothing is drawn.
-
-        Raises:
-            ValueError: training without a generator.
-        """
-        if not self.train:
-            zero = torch.zeros(count, dtype=torch.int64)
-            return Draw(zero, zero, torch.zeros(count, dtype=torch.bool), torch.ones(count))
-        seed = int(torch.randint(2**63 - 1, (), generator=_required(generator)))
-        return draw_augmentation(seed, 0, torch.arange(count), padding=self._padding, jitter=self.brightness, flip=self.flip)
-
-    def draw_for_nothing(self, count: int, stored: tuple[int, int], generator: torch.Generator | None = None) -> None:
-        """Take from the generator what transforming a batch takes beside `draw`, so that the batches behind it are what they would be.
+        So it does not matter how an epoch is cut into batches, where it begins, or which process reads an image. Small images take their
+        numbers from `kernels/augment/draw.py`, photos from `draws.py`, as photos in files do.
 
         Args:
-            count: images of the batch.
-            stored: (height, width) of the images in pixels.
-            generator: as the batch would have been given.
+            key: of the epoch, as `draws.key_of` draws it.
+            images: int64 (N,): the images' positions in their source.
+            stored: (height, width) of the stored images in pixels.
         """
-        if self.train and self.random_resized_crop:
-            _draw_rectangles(count, *stored, _required(generator))
+        if not self.random_resized_crop:
+            return Drawn(draw_augmentation(key, 0, images, padding=self._padding, jitter=self.brightness, flip=self.flip))
+        numbers = uniform(key, images.numpy())
+        heights, widths = (np.full(len(images), side, dtype=np.int64) for side in stored)
+        zero = torch.zeros(len(images), dtype=torch.int64)
+        flip = torch.from_numpy(flips(numbers)) if self.flip else torch.zeros(len(images), dtype=torch.bool)
+        bright = torch.from_numpy(brightness(numbers, self.brightness)).float()
+        return Drawn(Draw(zero, zero, flip, bright), torch.from_numpy(random_windows(numbers, heights, widths)))
 
     @property
     def _padding(self) -> int:
@@ -140,55 +147,31 @@ class Transform:
             )
 
 
-def _required(generator: torch.Generator | None) -> torch.Generator:
-    if generator is None:
-        raise ValueError("a training transform needs a torch.Generator: without one its result could not be repeated")
-    return generator
+def _nothing(count: int) -> Drawn:
+    zero = torch.zeros(count, dtype=torch.int64)
+    return Drawn(Draw(zero, zero, torch.zeros(count, dtype=torch.bool), torch.ones(count)))
 
 
-def random_resized_crop(images: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Cut a random rectangle out of every image and resize it (area 8–100 %, aspect ratio 3/4–4/3, log-uniform).
+def resized_windows(images: Tensor, size: tuple[int, int], windows: Tensor) -> Tensor:
+    """Cut a window out of every image and resize it.
 
-    One call per image, because every crop has its own shape and an antialiased resize (which a batched grid_sample cannot do) is what
+    One call per image, because every window has its own shape and an antialiased resize (which a batched grid_sample cannot do) is what
     keeps shrunk crops free of aliasing; on uint8 channels-last images PyTorch has a vectorised path for it.
 
     Args:
         images: uint8, N × H × W × 3, on the CPU.
         size: (height, width) of the result.
-        generator: CPU generator.
+        windows: int64 (N, 4): top, left, height, width in pixels.
 
     Returns:
         uint8, N × size[0] × size[1] × 3.
     """
-    count, height, width, _ = images.shape
-    result = torch.empty(count, *size, 3, dtype=torch.uint8)
-    for index, (top, left, rows, columns) in enumerate(_draw_rectangles(count, height, width, generator)):
+    result = torch.empty(len(images), *size, 3, dtype=torch.uint8)
+    for index, (top, left, rows, columns) in enumerate(windows.tolist()):
         crop = images[index, top : top + rows, left : left + columns].permute(2, 0, 1)[None]
         resized = F.interpolate(crop, size=size, mode="bilinear", antialias=True, align_corners=False)
         result[index] = resized[0].permute(1, 2, 0)
     return result
-
-
-def _draw_rectangles(count: int, height: int, width: int, generator: torch.Generator) -> list[tuple[int, int, int, int]]:
-    """Draw (top, left, height, width) per image; where ten attempts do not fit, the central largest rectangle of allowed aspect."""
-    area = torch.empty(count, _ATTEMPTS).uniform_(*_AREA, generator=generator).double() * (height * width)
-    log_low, log_high = math.log(_ASPECT[0]), math.log(_ASPECT[1])
-    aspect = torch.empty(count, _ATTEMPTS).uniform_(log_low, log_high, generator=generator).double().exp()
-    position = torch.rand(count, 2, generator=generator).tolist()
-    columns, rows = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-    fits = (columns > 0) & (columns <= width) & (rows > 0) & (rows <= height)
-    first = fits.int().argmax(1, keepdim=True)
-    chosen = torch.cat([rows.gather(1, first), columns.gather(1, first)], 1).tolist()
-    rectangles = []
-    for (crop_rows, crop_columns), (y, x), fitted in zip(chosen, position, fits.any(1).tolist(), strict=True):
-        if fitted:
-            top, left = int(y * (height - crop_rows + 1)), int(x * (width - crop_columns + 1))
-        else:
-            crop_columns = min(width, round(height * _ASPECT[1])) if width > height else width
-            crop_rows = min(height, round(width / _ASPECT[0])) if height >= width else height
-            top, left = (height - crop_rows) // 2, (width - crop_columns) // 2
-        rectangles.append((top, left, crop_rows, crop_columns))
-    return rectangles
 
 
 def _centre_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
