@@ -40,6 +40,8 @@ def config_of(data: str, args: argparse.Namespace, backend: str, seed: int, vari
         return round(number * share)
 
     keys: dict[str, Any] = {**VARIANTS[variant], "runtime.seed": seed, "runtime.backend": backend, "runtime.device": args.device}
+    # The paper's orders are of 100 classes.
+    keys["protocol.class_order_seed"] = 1993
     keys |= {"runtime.precision": args.precision, "data.train_per_class": args.per_class, "data.test_per_class": None}
     for stage in ("first", "later"):
         milestones = tuple(dict.fromkeys(max(1, scaled(number)) for number in PAPER["milestones"]))  # type: ignore[attr-defined]

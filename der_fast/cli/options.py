@@ -10,6 +10,7 @@ import typer
 from der_fast.cli.group import at_home, remember_debug
 from der_fast.config.methods import METHODS
 from der_fast.config.presets import list_presets
+from der_fast.config.rules import ORDERS
 from der_fast.config.schema import BACKBONES, BACKENDS
 
 _LEARN = "What is learned"
@@ -50,7 +51,9 @@ Backbone = Annotated[str | None, typer.Option(help=", ".join(BACKBONES), rich_he
 Width = Annotated[int | None, typer.Option(help="channels of the backbone's first stage", rich_help_panel=_LEARN)]
 ClassOrder = Annotated[
     str | None,
-    typer.Option(help="'alphabetical', names separated by commas, or a file with one name per line", rich_help_panel=_LEARN),
+    typer.Option(
+        help=f"'alphabetical', {', '.join(ORDERS)}, class names separated by commas, or a file with one per line", rich_help_panel=_LEARN
+    ),
 ]
 Classes = Annotated[
     str | None,

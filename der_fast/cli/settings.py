@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from der_fast.config.rules import ORDER, ORDERS
 from der_fast.config.schema import Config, ScheduleConfig
 from der_fast.config.tree import split_list, unquoted
 from der_fast.errors import ConfigError
@@ -88,10 +89,12 @@ def _flag(name: str) -> str:
 
 
 def class_order_keys(text: str) -> dict[str, Any]:
-    """Read ``--class-order``: 'alphabetical', names separated by commas, or a file with one name per line (UTF-8)."""
+    """Read ``--class-order``: 'alphabetical', a published order, class names separated by commas, or a file with one per line (UTF-8)."""
     if text.strip().lower() == "alphabetical":
         return {"protocol.class_order": None, "protocol.class_order_seed": None}
-    return {"protocol.class_order": read_names(text, "--class-order", "'alphabetical', nor ")}
+    if ORDER.accepts(text.strip()):
+        return {"protocol.class_order": text.strip()}
+    return {"protocol.class_order": read_names(text, "--class-order", f"'alphabetical', nor one of {', '.join(ORDERS)}, nor ")}
 
 
 def read_names(text: str, option: str, other: str = "") -> tuple[str, ...]:

@@ -21,7 +21,8 @@ def check(config: Config) -> Config:
             the message names key, value and what the key takes.
     """
     config = from_dict(to_dict(config))
-    refuse_repeats(config.protocol.class_order or ())
+    if isinstance(config.protocol.class_order, tuple):
+        refuse_repeats(config.protocol.class_order)
     refuse_repeats([name for names in config.protocol.steps or () for name in names], "protocol.steps")
     for dotted, value in flatten(to_dict(config)).items():
         rule = declared()[dotted].rule

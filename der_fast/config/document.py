@@ -41,9 +41,12 @@ The last column says what may change a key once something was learned. `never`: 
 `der-fast learn`, from its step on; with `--resume` a run goes on as it was begun. `resume`: `--resume` too, since the key decides where and
 how a run computes, not what it learns. `place`: as `resume`; it says where the images lie now.
 
-Two things differ from the authors' code. Random-resized-crop draws its crops from the stored square (256/224 of the network's input), not
-from the whole photo. And `protocol.class_order_seed = 1993` shuffles with PyTorch's permutation, so the paper's curves in a report are over
-another order of the classes than the run's.
+Class orders are those of the field. The paper's results on CIFAR-100 are means over three orders, `icarl`, `podnet-2` and `podnet-3`; the
+presets take the first, `--class-order podnet-2` and `--class-order podnet-3` run the other two. On ImageNet the order is `numpy-1993`. All
+count in the alphabetical class names. Steps or a `protocol.class_order_seed` that are set replace the order that a preset has.
+
+One thing differs from the authors' code: random-resized-crop draws its crops from the stored square (256/224 of the network's input), not
+from the whole photo.
 """
 
 

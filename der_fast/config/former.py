@@ -9,7 +9,7 @@ from typing import Any
 def present_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a saved configuration, nested, with the keys of this version; the given one is left unchanged.
 
-    Up to version 0.1 two switches said what `method.name` says now.
+    Up to version 0.1 two switches said what `method.name` says now, and a seed of the class order was one of PyTorch's generator.
     """
     tree = dict(tree)
     method = tree.get("method")
@@ -17,4 +17,14 @@ def present_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in method.items() if name not in ("expand", "bound")}
         name = "bound" if method.get("bound") else "der" if method.get("expand", True) else "replay"
         tree["method"] = {"name": name, **rest}
+        tree["protocol"] = _with_named_order(tree.get("protocol", {}))
     return tree
+
+
+def _with_named_order(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the order that a seed stood for: the rest of a run's steps follows from it."""
+    seed = protocol.get("class_order_seed", 1993)
+    order = protocol.get("class_order")
+    if order is None and protocol.get("steps") is None and seed is not None:
+        order = f"torch-{seed}"
+    return {**protocol, "class_order": order, "class_order_seed": None}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from der_fast.config.datasets import absolute, paper_name
+from der_fast.config.protocols import with_order_given
 from der_fast.config.recipe import SUFFIX, check_recipe, is_recipe, read_recipe
 from der_fast.config.rescale import stretched
 from der_fast.config.schema import Config
@@ -105,7 +106,7 @@ def _load(name: str, below: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     if parent is not None:
         above = _load(_full_name(str(parent), Path(name).parent), (*below, name))[0]
         # A schedule that is made shorter keeps its shape, wherever it is made shorter.
-        tables = _merged(above, _nested(stretched(_over(Config(), above), flatten(tables))))
+        tables = _merged(above, _nested(stretched(_over(Config(), above), with_order_given(flatten(tables)))))
     return tables, about
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from der_fast.config.tree import split_list
+from der_fast.config.schema import Config
+from der_fast.config.tree import replace_keys, split_list
 from der_fast.errors import ConfigError
 from der_fast.home import expand
 
@@ -86,6 +87,19 @@ def protocol_keys(protocol: Protocol) -> dict[str, Any]:
 
 def _steps_keys(steps: Sequence[Sequence[str]]) -> dict[str, Any]:
     return {"protocol.steps": [list(names) for names in steps], "protocol.name": sizes_of(steps), "protocol.class_order": None}
+
+
+def with_order_given(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `changes`; where they give steps or a seed, and no class order, that of what they change is emptied.
+
+    Who gives these means them, whatever order a preset or a file has.
+
+    Args:
+        changes: dotted keys and values as `replace_keys` takes them.
+    """
+    steps = replace_keys(Config(), {"protocol.steps": changes.get("protocol.steps")}).protocol.steps
+    given = steps is not None or "protocol.class_order_seed" in changes
+    return {"protocol.class_order": None, **changes} if given else dict(changes)
 
 
 def sizes_of(steps: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from der_fast.config.check import check, refuse_others
 from der_fast.config.datasets import absolute, data_folder
 from der_fast.config.presets import find_preset, own_keys, preset_config
-from der_fast.config.protocols import Protocol, even_form, protocol_keys, sizes_of
+from der_fast.config.protocols import Protocol, even_form, protocol_keys, sizes_of, with_order_given
 from der_fast.config.rescale import stretched
 from der_fast.config.sampled import largest_side
 from der_fast.config.schema import Config
@@ -62,6 +62,7 @@ def resolve_config(
     if "protocol.name" in (changes or {}) and "protocol.steps" not in (changes or {}):
         # Who names a protocol means it, whatever lists a preset or a file has.
         keys["protocol.steps"] = None
+    keys = with_order_given(keys)
     config = check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, stretched(base, keys, begun)))))
     refuse_others(config, {**dict.fromkeys(sorted(own_keys(preset)) if preset else ()), **(changes or {})})
     return config

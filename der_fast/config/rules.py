@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 LARGEST_SEED = 2**63 - 1
+# What they are: der_fast/training/orders.py.
+CIFAR_ORDERS = ("icarl", "podnet-2", "podnet-3")
+IMAGENET_ORDER = "numpy-1993"
+ORDERS = (*CIFAR_ORDERS, IMAGENET_ORDER)
 
 
 @dataclass(frozen=True)
@@ -66,4 +70,11 @@ EPOCHS = Rule("epochs in increasing order, the first at least 1", _is_increasing
 CLASSES = Rule("one or more class names, none of them twice", lambda names: 0 < len(names) == len(set(names)) and all(names))
 STEPS = Rule("one or more lists of class names, none of them empty", lambda steps: bool(steps) and all(map(_are_names, steps)))
 # Names that come twice are refused by name: a list of a hundred classes says little about which it is.
-ORDER = Rule("two or more class names, none of them twice", lambda names: len(names) > 1 and all(names))
+ORDER = Rule(
+    f"{', '.join(ORDERS)}, torch-<seed>, or two or more class names, none of them twice",
+    lambda order: (
+        order in ORDERS or re.fullmatch(r"torch-\d+", order) is not None if isinstance(order, str) else len(order) > 1 and all(order)
+    ),
+)
+# NumPy's generator takes no larger one.
+ORDER_SEED = count(0, 2**32 - 1)

@@ -20,6 +20,7 @@ from der_fast.config.rules import (
     INSIDE,
     NOT_NEGATIVE,
     ORDER,
+    ORDER_SEED,
     POSITIVE,
     SEED,
     SHARE,
@@ -122,8 +123,19 @@ class ProtocolConfig:
     steps: tuple[tuple[str, ...], ...] | None = key(
         None, STEPS, 'the class names of every step, e.g. [["cat", "dog"], ["car"]], instead of sizes and order'
     )
-    class_order: tuple[str, ...] | None = key(None, ORDER, "class names in the order they arrive; default: shuffled by class_order_seed")
-    class_order_seed: int | None = key(1993, SEED, "seed of the class order; 'none' keeps the data set's own order")
+    class_order: tuple[str, ...] | str | None = key(
+        None,
+        ORDER,
+        "class names in the order they arrive, or the name of a published order of the alphabetical class names: 'icarl', 'podnet-2', "
+        "'podnet-3' (100 classes each), 'numpy-1993'; 'torch-<seed>': what a seed meant up to version 0.1.0; default: that of "
+        "class_order_seed",
+    )
+    class_order_seed: int | None = key(
+        1993,
+        ORDER_SEED,
+        "seed N of the class order, numpy.random.RandomState(N).permutation(n) over the n alphabetical class names; 'none' keeps the data "
+        "set's own order",
+    )
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,11 @@ def _coerce(dotted: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null", "")):
             return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        # Of a key that takes a name or a list, a text of one entry is the name.
+        if len(options) > 1 and isinstance(value, str) and not value.lstrip().startswith("[") and len(split_list(value)) == 1:
+            return unquoted(value)
+        hint = options[0]
     if typing.get_origin(hint) is tuple:
         return _coerce_tuple(dotted, value, typing.get_args(hint))
     if isinstance(value, str) and hint in (int, float, bool):

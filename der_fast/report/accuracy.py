@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,16 @@ def _accuracy_caption(run: RunRecord, paper: PaperCurve | None) -> str:
     if mine is not None:
         theirs = sum(paper.pruned[:finished]) / finished
         own = f"{own}, {style.signed(mine - theirs)} points from the paper's pruned {theirs:.1f} % in {metric} over the same steps"
-    return f"{own}; the paper's curves are its authors' published values, with ResNet-18 and another order of the classes."
+    return f"{own}; the paper's curves are its authors' published values, with ResNet-18, {_orders(run, paper)}."
+
+
+def _orders(run: RunRecord, paper: PaperCurve) -> str:
+    """Say how the class orders of the paper's curves stand to the run's."""
+    protocol = run.config.get("protocol")
+    same = isinstance(protocol, Mapping) and protocol.get("class_order") in paper.orders
+    if len(paper.orders) > 1:
+        return f"as means over {len(paper.orders)} orders of the classes, {'one of them this' if same else 'all of them others'}"
+    return f"over {'this' if same else 'another'} order of the classes"
 
 
 def class_sets_over_time(run: RunRecord) -> style.Picture | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from der_fast.config.datasets import paper_name
 from der_fast.config.protocols import even_form
+from der_fast.config.rules import CIFAR_ORDERS, IMAGENET_ORDER
 from der_fast.report.record import RunRecord
 
 
@@ -23,6 +24,7 @@ class PaperCurve:
         class_counts: number of classes seen after every step.
         average_params_pruned, average_params_unpruned: parameters used at inference, averaged over steps; None = not printed.
         source: where the accuracies come from.
+        orders: the class orders over which they are means, as `protocol.class_order` names them.
     """
 
     metric: str
@@ -32,6 +34,7 @@ class PaperCurve:
     average_params_pruned: int | None
     average_params_unpruned: int | None
     source: str
+    orders: tuple[str, ...]
 
 
 def paper_curve(dataset: str, protocol: str, class_counts: Sequence[int]) -> PaperCurve | None:
@@ -67,6 +70,7 @@ def _curve(entry: dict[str, Any], counts: tuple[int, ...]) -> PaperCurve:
         average_params_pruned=entry["average_params_pruned"],
         average_params_unpruned=entry["average_params_unpruned"],
         source=_published()["source"]["curves"],
+        orders=CIFAR_ORDERS if entry["dataset"] == "cifar100" else (IMAGENET_ORDER,),
     )
 
 

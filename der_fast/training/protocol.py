@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import torch
-
 from der_fast.config.check import refuse_repeats
 from der_fast.config.protocols import FORMS, parse_even, parse_sizes
 from der_fast.config.schema import ProtocolConfig
 from der_fast.data.io.names import spelled
 from der_fast.errors import ConfigError
-from der_fast.seeds import generator
+from der_fast.training.orders import named_order, seeded_order
 
 
 def steps_of(names: Sequence[str], config: ProtocolConfig) -> list[tuple[str, ...]]:
@@ -42,11 +40,15 @@ def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]
 
     Args:
         names: all classes of the data set.
-        config: an explicit `class_order`, or the seed of the shuffle; without either the data set's own order.
+        config: a `class_order`, by its name or as a list of class names, or the seed of one; without either the data set's own order.
 
     Raises:
-        ConfigError: the explicit order repeats a class or names one that the data set does not have.
+        ConfigError: the list repeats a class or names one that the data set does not have; a published order of another number of classes.
     """
+    # However a data set lists its classes, and however a system spells them.
+    alphabetical = sorted(names, key=spelled)
+    if isinstance(config.class_order, str):
+        return tuple(alphabetical[index] for index in named_order(config.class_order, len(names)))
     if config.class_order is not None:
         order = tuple(map(spelled, config.class_order))
         refuse_repeats(order)
@@ -55,8 +57,7 @@ def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]
         return tuple(called[name] for name in order)
     if config.class_order_seed is None:
         return tuple(names)
-    shuffled = torch.randperm(len(names), generator=generator(config.class_order_seed, "class order"))
-    return tuple(names[int(i)] for i in shuffled)
+    return tuple(alphabetical[index] for index in seeded_order(config.class_order_seed, len(names)))
 
 
 def split_steps(order: Sequence[str], protocol: str) -> list[tuple[str, ...]]:

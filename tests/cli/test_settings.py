@@ -37,6 +37,8 @@ from der_fast.errors import ConfigError
         ({"batch_size": 64}, {"first.batch_size": 64, "later.batch_size": 64}),
         ({"class_order": "alphabetical"}, {"protocol.class_order": None, "protocol.class_order_seed": None}),
         ({"class_order": "b, a"}, {"protocol.class_order": ("b", "a")}),
+        ({"class_order": "podnet-2"}, {"protocol.class_order": "podnet-2"}),
+        ({"class_order": "torch-7"}, {"protocol.class_order": "torch-7"}),
         ({"classes": "b, a"}, {"data.classes": ("b", "a")}),
         ({"settings": ["later.lr=0.5", "data.flip=false"]}, {"later.lr": "0.5", "data.flip": "false"}),
     ],
@@ -94,7 +96,9 @@ def test_class_order_from_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 def test_class_order_that_is_neither_list_nor_file() -> None:
-    with pytest.raises(ConfigError, match="neither 'alphabetical', nor class names separated by commas, nor a file"):
+    with pytest.raises(
+        ConfigError, match="neither 'alphabetical', nor one of icarl, .*, numpy-1993, nor class names separated by commas, nor a file"
+    ):
         changes_from({"class_order": "missing.txt"}, Config())
 
 

@@ -37,8 +37,8 @@ REFUSED: dict[str, list[Any]] = {
     "data.height_hint": [-1],
     "protocol.name": [""],
     "protocol.steps": [(), ((),), (("a",), ("b", ""))],
-    "protocol.class_order": [(), ("a",), ("a", "")],
-    "protocol.class_order_seed": [-1, 2**63],
+    "protocol.class_order": [(), ("a",), ("a", ""), "paper", "torch-", "podnet-1"],
+    "protocol.class_order_seed": [-1, 2**32],
     "model.backbone": ["resnet19", ""],
     "model.width": [0, 5000],
     "model.stem": ["large"],
@@ -141,6 +141,11 @@ def test_classes_that_are_named_twice_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
         check(replace_keys(Config(), {"protocol.class_order": order}))
     assert str(caught.value) == "protocol.class_order names 'class 7', 'class 98' more than once; list every class once"
+
+
+def test_an_unknown_order_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"takes icarl, podnet-2, podnet-3, numpy-1993, torch-<seed>, or two or more .*, not 'paper'"):
+        check(replace_keys(Config(), {"protocol.class_order": "paper"}))
 
 
 def test_trees_built_by_hand_are_normalised() -> None:

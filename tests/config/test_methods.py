@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from der_fast.config.check import check
 from der_fast.config.former import present_keys
 from der_fast.config.presets import own_keys
 from der_fast.config.recipe import recipe_text
@@ -61,6 +62,22 @@ def test_the_keys_of_der() -> None:
 
 
 @pytest.mark.parametrize(
+    ("protocol", "order"),
+    [
+        ({}, "torch-1993"),
+        ({"class_order_seed": 2**63 - 1}, f"torch-{2**63 - 1}"),
+        ({"class_order_seed": None}, None),
+        ({"class_order": ["b", "a"], "class_order_seed": 2**40}, ("b", "a")),
+        ({"steps": [["b"], ["a"]], "class_order_seed": 5}, None),
+    ],
+)
+def test_saved_configurations_of_version_0_1_name_their_order(protocol: dict[str, Any], order: Any) -> None:
+    config = check(from_dict({"method": {"expand": True}, "protocol": protocol}))
+    assert (config.protocol.class_order, config.protocol.class_order_seed) == (order, None)
+    assert from_dict({"protocol": {"class_order_seed": 5}}).protocol.class_order is None
+
+
+@pytest.mark.parametrize(
     ("expand", "bound", "name"), [(True, False, "der"), (False, False, "replay"), (True, True, "bound"), (False, True, "bound")]
 )
 def test_saved_configurations_of_version_0_1_say_which_method_it_was(expand: bool, bound: bool, name: str) -> None:
@@ -69,5 +86,7 @@ def test_saved_configurations_of_version_0_1_say_which_method_it_was(expand: boo
     before = {**old, "method": dict(old["method"])}
     config = from_dict(old)
     assert (config.method.name, config.method.aux_weight, config.method.fwt) == (name, 0.5, True)
+    # Then a seed of the class order was one of PyTorch's generator, and the order of the remaining steps follows from it.
+    assert (config.protocol.class_order, config.protocol.class_order_seed) == ("torch-1993", None)
     assert old == before
     assert present_keys(to_dict(config)) == to_dict(config)

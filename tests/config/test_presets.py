@@ -44,7 +44,7 @@ def test_cifar100(name: str) -> None:
     config = config_of(name)
     assert config.data.name == "cifar100"
     assert config.protocol.name == name.removeprefix("cifar100-").upper()
-    assert (config.protocol.class_order, config.protocol.class_order_seed) == (None, 1993)
+    assert config.protocol.class_order == "icarl"
     assert (config.model.backbone, config.model.stem, config.model.width) == ("resnet18", "small", None)
     assert (config.data.crop_padding, config.data.flip, config.data.random_resized_crop) == (4, True, False)
     assert config.data.brightness == 63 / 255
@@ -82,6 +82,7 @@ def test_imagenet(name: str) -> None:
     config = config_of(name)
     assert name == f"{config.data.name}-{config.protocol.name.lower()}"
     assert config.first == config.later == IMAGENET_STEP
+    assert config.protocol.class_order == "numpy-1993"
     assert (config.model.backbone, config.model.stem) == ("resnet18", "imagenet")
     assert (config.data.image_size, config.data.random_resized_crop, config.data.flip, config.data.brightness) == (224, True, True, 0.0)
     assert config.data.mean == (0.485, 0.456, 0.406)
@@ -90,7 +91,7 @@ def test_imagenet(name: str) -> None:
 
 def test_imagenet_memory() -> None:
     assert [config_of(name).memory.total for name in IMAGENET] == [2000, 2000, 20000]
-    assert [config_of(name).memory.per_class for name in IMAGENET] == [None, None, None]
+    assert [config_of(name).memory.per_class for name in IMAGENET] == [None, 20, None]
 
 
 def test_cifar10_in_five_steps() -> None:

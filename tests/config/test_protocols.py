@@ -99,6 +99,28 @@ def test_texts_that_are_no_lists_of_lists(text: str) -> None:
         replace_keys(Config(), {"protocol.steps": text})
 
 
+@pytest.mark.parametrize("where", ["settings", "recipe"])
+@pytest.mark.parametrize(
+    ("key", "value", "order"),
+    [
+        ("class_order_seed", "7", None),
+        ("class_order_seed", '"none"', None),
+        ("steps", '[["cat", "dog"], ["car"]]', None),
+        ("steps", '"none"', "icarl"),
+        ("name", '"B0-20"', "icarl"),
+    ],
+)
+def test_steps_and_seeds_replace_the_order_of_a_preset(where: str, key: str, value: str, order: str | None, tmp_path: Path) -> None:
+    if where == "recipe":
+        (tmp_path / "r.toml").write_text(f'extends = "cifar100-b0-10"\n[protocol]\n{key} = {value}\n')
+        config = resolve_config(preset=str(tmp_path / "r.toml"))
+    else:
+        config = resolve_config("cifar100", "B0-10", changes={f"protocol.{key}": value.strip('"')})
+    assert config.protocol.class_order == order
+    both = {"protocol.class_order_seed": 7, "protocol.class_order": "podnet-3"}
+    assert resolve_config("cifar100", changes=both).protocol.class_order == "podnet-3"
+
+
 def test_two_orders_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="both say in which order"):
         check(replace_keys(Config(), {"protocol.steps": STEPS, "protocol.class_order": ["cat", "dog"]}))

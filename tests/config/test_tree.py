@@ -48,6 +48,12 @@ def value_after(key: str, value: Any) -> Any:
         ("protocol.class_order", "['cat', 'dog']", ("cat", "dog")),
         ("protocol.class_order", "owl (barn),owl (snow)", ("owl (barn)", "owl (snow)")),
         ("protocol.class_order", "1,2", ("1", "2")),
+        ("protocol.class_order", "icarl", "icarl"),
+        ("data.root", " 'a, b' ", " 'a, b' "),
+        ("protocol.class_order", " 'podnet-2' ", "podnet-2"),
+        ("protocol.class_order", ["icarl"], ("icarl",)),
+        ("protocol.class_order", "[icarl]", ("icarl",)),
+        ("protocol.class_order", "none", None),
     ],
 )
 def test_values_are_read_as_the_keys_type(key: str, value: Any, expected: Any) -> None:
@@ -96,7 +102,7 @@ _changes = st.fixed_dictionaries(
     optional={
         "later.lr": st.floats(1e-6, 1e3),
         "first.milestones": st.lists(st.integers(1, 10**6), max_size=5),
-        "protocol.class_order": st.none() | st.lists(st.text(max_size=8), max_size=4),
+        "protocol.class_order": st.none() | st.lists(st.text(max_size=8), max_size=4) | st.just("icarl"),
         "masks.target_params": st.none() | st.floats(0.001, 1),
         "data.mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
         "data.name": st.text(min_size=1, max_size=20),

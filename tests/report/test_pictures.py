@@ -116,6 +116,23 @@ def test_accuracy_draws_run_and_paper(tmp_path, make_run, figures):
     assert lines["paper, top-1, not pruned"].get_ydata()[-1] == 65.221
 
 
+@pytest.mark.parametrize(
+    ("dataset", "order", "words"),
+    [
+        ("cifar100", "podnet-2", "as means over 3 orders of the classes, one of them this."),
+        ("cifar100", "numpy-1993", "as means over 3 orders of the classes, all of them others."),
+        ("imagenet100", "numpy-1993", "over this order of the classes."),
+        ("imagenet100", None, "over another order of the classes."),
+    ],
+)
+def test_the_caption_says_in_which_order_the_papers_classes_came(dataset, order, words, tmp_path, make_run, figures):
+    make_run(tmp_path, CIFAR100, dataset=dataset, protocol="B0-10", config={"protocol": {"class_order": order}})
+    run = read_run(tmp_path)
+    with style.look():
+        picture = accuracy.accuracy_per_step(run, curve_beside(run))
+    assert picture is not None and picture.caption.endswith(f"published values, with ResNet-18, {words}")
+
+
 def test_top5_of_five_classes_is_not_drawn(tmp_path, make_run, figures):
     make_run(tmp_path, [["a", "b"], ["c", "d", "e"]])
     with style.look():

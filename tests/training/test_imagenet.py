@@ -29,7 +29,7 @@ PER_CLASS = {"train": 3, "val": 1}
 # Preset → synsets in the folder, those that a list names of them, sizes of the first two steps, and exemplars per class after these.
 CASES = {
     "imagenet100-b0-10": (110, 100, (10, 10), 100),
-    "imagenet100-b50-10": (100, None, (50, 5), 2000 // 55),
+    "imagenet100-b50-10": (100, None, (50, 5), 20),
     "imagenet1000-b0-10": (1000, None, (100, 100), 100),
 }
 

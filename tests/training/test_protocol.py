@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from der_fast.config.schema import ProtocolConfig
 from der_fast.errors import ConfigError
+from der_fast.training.orders import seeded_order
 from der_fast.training.protocol import class_order, split_steps, steps_of
 
 NAMES = tuple(f"class{index}" for index in range(12))
@@ -60,12 +62,23 @@ def test_the_message_names_what_would_fit() -> None:
         split_steps(NAMES, "B12-1")
 
 
-def test_order_by_seed() -> None:
-    first = class_order(NAMES, ProtocolConfig(class_order_seed=1993))
-    assert sorted(first) == sorted(NAMES)
-    assert first != NAMES
-    assert first == class_order(NAMES, ProtocolConfig(class_order_seed=1993))
-    assert first != class_order(NAMES, ProtocolConfig(class_order_seed=1994))
+@given(st.permutations(NAMES), st.integers(0, 2**32 - 1))
+def test_a_seed_permutes_the_alphabetical_names_however_they_are_listed(names: list[str], seed: int) -> None:
+    order = class_order(names, ProtocolConfig(class_order_seed=seed))
+    alphabetical = sorted(NAMES)
+    assert order == tuple(alphabetical[index] for index in np.random.RandomState(seed).permutation(len(NAMES)))
+    assert sorted(order) == alphabetical
+
+
+def test_another_seed_is_another_order() -> None:
+    assert class_order(NAMES, ProtocolConfig(class_order_seed=1993)) != class_order(NAMES, ProtocolConfig(class_order_seed=1994))
+
+
+def test_names_are_sorted_as_people_read_them() -> None:
+    # Decomposed, "café" would come before "cafz".
+    for written in ("caf\u00e9", "cafe\u0301"):
+        order = class_order(("tea", "cafz", written), ProtocolConfig(class_order="numpy-1993"))
+        assert order == tuple(("cafz", written, "tea")[index] for index in seeded_order(1993, 3))
 
 
 def test_without_a_seed_the_data_sets_own_order() -> None:

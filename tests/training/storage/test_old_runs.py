@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import der_fast
+from der_fast.errors import CheckpointError
 from der_fast.training.learner import Learner
 
 SAVED = Path(__file__).with_name("saved") / "run-0.1.0"
@@ -39,6 +40,22 @@ def test_it_goes_on_learning(run, synthetic):
     assert len(learner.results) == 3
     learner.save(run)
     assert Learner.load(run, device="cpu").class_names == learner.class_names
+
+
+def test_its_second_step_learns_the_classes_of_the_order_it_was_begun_with(run):
+    wanted = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["class_names"]
+    shutil.rmtree(run / "steps" / "02")
+    assert len(Learner.load(run, device="cpu").results) == 1
+    result = der_fast.train("digits", out=run, resume=True, settings={"later.epochs": 12})
+    assert result.metrics["class_names"] == wanted
+    assert result.learner.config.protocol.class_order == "torch-1993"
+
+
+def test_another_order_is_refused_by_name(run):
+    with pytest.raises(
+        CheckpointError, match=r"protocol.class_order was 'torch-1993', now None, protocol.class_order_seed was None, now 1993"
+    ):
+        der_fast.train("digits", out=run, resume=True, settings={"protocol.class_order_seed": 1993})
 
 
 def test_it_is_resumed_exported_and_reported(run, tmp_path):
