@@ -89,7 +89,7 @@ def test_files_are_decoded_and_answered_part_by_part(
     happened: list[str] = []
     real = parts.decode_files
     monkeypatch.setattr(parts, "decode_files", lambda files, size: (happened.append(f"{len(files)} decoded"), real(files, size))[1])
-    for one, place in ((model, "der_fast.deployment.deployed"), (learner, "der_fast.training.learner")):
+    for one, place in ((model, "der_fast.deployment.deployed"), (learner, "der_fast.training.trained")):
         happened.clear()
         with monkeypatch.context() as patch:
             patch.setattr(f"{place}.predictions_of", noting(happened, one))
