@@ -141,6 +141,7 @@ def test_every_text_option_that_may_be_a_path_knows_the_home_folder(at_home: Pat
 NO_PATHS = {
     "method.name",
     "protocol.name",
+    "protocol.class_order",
     "model.backbone",
     "model.stem",
     "data.reader",
