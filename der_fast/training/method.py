@@ -11,11 +11,11 @@ from der_fast.config.schema import Config
 from der_fast.data.source import ImageSource
 from der_fast.model.readout import Readout
 from der_fast.training.context import Context
-from der_fast.training.model import Model, Network
+from der_fast.training.model import Model
 from der_fast.training.packing import Packed
 from der_fast.training.state import StepState
 
-# Images to train on, and held-out ones or None.
+# Images to learn from, and held-out ones or None.
 Split = tuple[ImageSource, "ImageSource | None"]
 State = TypeVar("State", bound=StepState)
 
@@ -41,19 +41,32 @@ class Method(Protocol[State]):
         ...
 
     def split(self, context: Context, model: Model, train: ImageSource) -> Split:
-        """Return the images to train on, labelled over all seen classes, and held-out ones or None."""
+        """Return the images of `train` to learn from and to choose exemplars from, and held-out ones, which only `finish` sees, or None."""
         ...
 
     def train(self, context: Context, model: Model, state: State, source: ImageSource) -> None:
-        """Do everything before the network is final, in named stages; raises DivergenceError, Stopped."""
+        """Do everything before the network is final, in named stages, on new images and memory, labelled over all seen classes.
+
+        Raises:
+            DivergenceError: the loss is no longer finite.
+            Stopped: a signal says stop.
+        """
         ...
 
     def pack(self, context: Context, model: Model, state: State, source: ImageSource) -> Packed:
         """Return the finished network; called again where a step goes on in a later stage, and then gives the same."""
         ...
 
-    def finish(self, context: Context, network: Network, state: State, source: ImageSource) -> None:
-        """Do what is done on the frozen network, in named stages: its classifier may change; raises DivergenceError, Stopped."""
+    def finish(self, context: Context, model: Model, state: State, source: ImageSource, held: ImageSource | None) -> None:
+        """Do what is done on the frozen network, in named stages: its classifier may change; raises DivergenceError, Stopped.
+
+        Args:
+            context: settings and listeners.
+            model: the finished model with its refilled memory; its readout is still that of the step before.
+            state: the step in progress.
+            source: what was trained on: new images and the memory before the step.
+            held: what `split` held out.
+        """
         ...
 
     def readout(self, context: Context, model: Model, state: State) -> Readout:

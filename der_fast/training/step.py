@@ -11,7 +11,7 @@ from der_fast.training.context import Context
 from der_fast.training.method import Method, State
 from der_fast.training.model import Model
 from der_fast.training.packing import Packed
-from der_fast.training.rehearsal import new_names, refill
+from der_fast.training.rehearsal import new_names, refill, rehearsal
 
 
 def learn_step(
@@ -34,14 +34,15 @@ def learn_step(
         DerFastError: the compact network does not compute what the trained one does, or the method's figures are not those it declares.
     """
     new = new_names(model, train)
-    source, _ = method.split(context, model, train)
+    chosen, held = method.split(context, model, train)
+    source = rehearsal(model, chosen)
     state.unreadable = source.recall(state.unreadable)
     context.observer.step_begins(state.step, state.step, new, len(source))
     method.train(context, model, state, source)
     packed = method.pack(context, model, state, source)
-    method.finish(context, packed.network, state, source)
     finished = replace(model, network=packed.network, class_sets=[*model.class_sets, new])
-    finished.memory = None if method.joint else refill(context, finished, model.memory, train)
+    finished.memory = None if method.joint else refill(context, finished, model.memory, chosen)
+    method.finish(context, finished, state, source, held)
     finished.readout = method.readout(context, finished, state)
     facts = method.facts(context, state, packed)
     if facts.keys() != method.figures.keys():

@@ -124,7 +124,7 @@ def before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, step: int) ->
 BETWEEN = {
     "as a step begins": (runs.Learner, "_learn", 9),
     "as masks settle for good": (der, "_end_representation", 24),
-    "in herding": (rehearsals, "herding", 32),
+    "in herding": (rehearsals, "herding", 24),
     "in the measurement": (learners, "measure", 32),
     "while it is saved": (learners.saved, "save_model", 47),
     "as checkpoints are deleted": (runs.Checkpoints, "clear", 47),

@@ -8,10 +8,8 @@ from der_fast.config.schema import Config
 from der_fast.data.source import ImageSource
 from der_fast.model.readout import Readout, linear_readout
 from der_fast.training.context import Context
-from der_fast.training.method import Split
 from der_fast.training.methods.replay import Replay
 from der_fast.training.model import Model, Network
-from der_fast.training.rehearsal import labelled
 from der_fast.training.state import StepState
 
 
@@ -24,11 +22,7 @@ class Bound(Replay):
         """Extractor and classifier start from scratch."""
         return super().begin(context, replace(model, network=Network(model.network.architecture)), train)
 
-    def split(self, context: Context, model: Model, train: ImageSource) -> Split:
-        """The given images, which are those of all seen classes."""
-        return labelled(model, train), None
-
-    def finish(self, context: Context, network: Network, state: StepState, source: ImageSource) -> None:
+    def finish(self, context: Context, model: Model, state: StepState, source: ImageSource, held: ImageSource | None) -> None:
         """Nothing: the data is balanced as it is."""
 
     def readout(self, context: Context, model: Model, state: StepState) -> Readout:

@@ -16,9 +16,9 @@ from der_fast.training.classifier_stage import classifier_readout, has_classifie
 from der_fast.training.context import Context
 from der_fast.training.cross_entropy import CrossEntropyStage
 from der_fast.training.method import Split, placed
-from der_fast.training.model import Model, Network
+from der_fast.training.model import Model
 from der_fast.training.packing import Packed, packed_extractor, packed_network, schedule_of
-from der_fast.training.rehearsal import new_names, rehearsal
+from der_fast.training.rehearsal import new_names
 from der_fast.training.state import CLASSIFIER, REPRESENTATION, StepState
 
 
@@ -39,8 +39,8 @@ class Replay:
         return placed(context, StepState(step, {"extractor": extractor, "head": head}))
 
     def split(self, context: Context, model: Model, train: ImageSource) -> Split:
-        """New images and memory."""
-        return rehearsal(model, train), None
+        """All of them, none held out."""
+        return train, None
 
     def train(self, context: Context, model: Model, state: StepState, source: ImageSource) -> None:
         """The representation stage."""
@@ -56,10 +56,10 @@ class Replay:
             context.save(state)
         return packed_network(state, model.network, FrozenBank(), newest)
 
-    def finish(self, context: Context, network: Network, state: StepState, source: ImageSource) -> None:
+    def finish(self, context: Context, model: Model, state: StepState, source: ImageSource, held: ImageSource | None) -> None:
         """The classifier stage."""
         if has_classifier_stage(context, state.step):
-            train_classifier(context, state, network.bank, source)
+            train_classifier(context, state, model.network.bank, source)
 
     def readout(self, context: Context, model: Model, state: StepState) -> Readout:
         """The linear classifier."""

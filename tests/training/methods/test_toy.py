@@ -23,11 +23,12 @@ from der_fast.errors import ConfigError, DerFastError
 from der_fast.model.readout import Readout
 from der_fast.training.batch_step import TrainedFeatures
 from der_fast.training.context import Context
-from der_fast.training.evaluation import features_by_class
+from der_fast.training.evaluation import features_by_class, logits_of
 from der_fast.training.learner import Learner
+from der_fast.training.method import Split
 from der_fast.training.methods import METHODS, check_complete, register
 from der_fast.training.methods.replay import Replay
-from der_fast.training.model import Model, Network
+from der_fast.training.model import Model
 from der_fast.training.packing import schedule_of
 from der_fast.training.progress import Observer
 from der_fast.training.run import run_protocol
@@ -41,9 +42,21 @@ TUNING = "tuning"
 
 
 class Toy(Replay):
-    """Two stages before the network is final; the first keeps the classifier's weights positive. Nearest class means at test time."""
+    """Two stages before the network is final; the first keeps the classifier's weights positive. Nearest class means at test time.
+
+    One image of every new class is held out, and measured once the memory is refilled.
+    """
 
     figures: Mapping[str, tuple[str, str]] = {"held_out_top1": ("percent", "of held-out images")}
+
+    def __init__(self) -> None:
+        self.held_out: dict[int, tuple[int, float]] = {}
+
+    def split(self, context: Context, model: Model, train: ImageSource) -> Split:
+        last = torch.tensor([int((train.labels == label).nonzero()[-1]) for label in range(len(train.class_names))])
+        rest = torch.ones(len(train), dtype=torch.bool)
+        rest[last] = False
+        return train.subset(rest.nonzero().flatten()), train.subset(last)
 
     def train(self, context: Context, model: Model, state: StepState, source: ImageSource) -> None:
         features = TrainedFeatures(context, state.extractor)
@@ -65,8 +78,14 @@ class Toy(Replay):
         if state.stage == TUNING:
             Stage(context, state, source, schedule, loss, parts={"head": state.head}).run()
 
-    def finish(self, context: Context, network: Network, state: StepState, source: ImageSource) -> None:
-        pass
+    def finish(self, context: Context, model: Model, state: StepState, source: ImageSource, held: ImageSource | None) -> None:
+        assert held is not None and model.memory is not None
+        trained = {image.numpy().tobytes() for each in (source, model.memory) for image in each.pixels(torch.arange(len(each)))}
+        assert not trained & {image.numpy().tobytes() for image in held.pixels(torch.arange(len(held)))}
+        assert set(model.memory.labels.tolist()) == set(range(len(model.class_names)))
+        logits, _ = logits_of(context, model.network.bank, self.readout(context, model, state), held)
+        right = logits.argmax(1) == held.relabelled(model.class_names).labels
+        self.held_out[state.step] = (len(held), 100 * float(right.double().mean()))
 
     def readout(self, context: Context, model: Model, state: StepState) -> Readout:
         assert model.memory is not None
@@ -75,7 +94,7 @@ class Toy(Replay):
         return Readout(means, means.new_zeros(len(means)), normalise=True, temperature=0.5)
 
     def facts(self, context: Context, state: StepState, packed: Any) -> dict[str, Any]:
-        return {"held_out_top1": 12.5 * state.step}
+        return {"held_out_top1": self.held_out[state.step][1]}
 
     def label(self, config: Config) -> str:
         return "a toy"
@@ -113,10 +132,13 @@ def test_two_steps_resumed_predicted_saved_and_exported(tiny: Tiny, synthetic: I
     loaded = Learner.load(tmp_path / "run", device="cpu")
     assert loaded.predict(images[1].images, top=4) == wanted
     assert loaded.model.ready.normalise and loaded.model.ready.temperature == 0.5
-    assert loaded.metrics()["name"] == "a toy" and loaded.metrics()["held_out_top1"] == [12.5, 25.0]
+    toy = METHODS["toy"]
+    assert isinstance(toy, Toy) and [count for count, _ in toy.held_out.values()] == [2, 2]
+    shown = [share for _, share in toy.held_out.values()]
+    assert loaded.metrics()["name"] == "a toy" and loaded.metrics()["held_out_top1"] == shown
     row = json.loads((tmp_path / "run" / "steps" / "02" / "learner.json").read_text())["results"][1]
-    assert row["held_out_top1"] == 25.0 and "facts" not in row
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["held_out_top1"] == [12.5, 25.0]
+    assert row["held_out_top1"] == shown[1] and "facts" not in row
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["held_out_top1"] == shown
     assert not list((tmp_path / "run").rglob("mask_logits*"))
     done = export(loaded, tmp_path / "model.onnx", images=images[1].images)
     assert done.difference < 1e-5

@@ -27,10 +27,10 @@ from der_fast.training.method import Split, placed
 from der_fast.training.methods.der.pruning import binarise, final_keep, reestimate_batch_norm
 from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.methods.der.state import DerState
-from der_fast.training.model import Model, Network
+from der_fast.training.model import Model
 from der_fast.training.packing import Packed, packed_extractor, packed_network, schedule_of
 from der_fast.training.progress import EpochRecord
-from der_fast.training.rehearsal import new_names, rehearsal
+from der_fast.training.rehearsal import new_names
 from der_fast.training.state import CLASSIFIER, REPRESENTATION
 
 
@@ -50,8 +50,8 @@ class Der:
         return begin_step(context, model, len(new_names(model, train)))
 
     def split(self, context: Context, model: Model, train: ImageSource) -> Split:
-        """New images and memory."""
-        return rehearsal(model, train), None
+        """All of them, none held out."""
+        return train, None
 
     def train(self, context: Context, model: Model, state: DerState, source: ImageSource) -> None:
         """The representation stage; afterwards the masks are binary."""
@@ -73,10 +73,10 @@ class Der:
             context.save(state)
         return packed_network(state, model.network, frozen, newest)
 
-    def finish(self, context: Context, network: Network, state: DerState, source: ImageSource) -> None:
+    def finish(self, context: Context, model: Model, state: DerState, source: ImageSource, held: ImageSource | None) -> None:
         """The classifier stage."""
         if has_classifier_stage(context, state.step):
-            train_classifier(context, state, network.bank, source)
+            train_classifier(context, state, model.network.bank, source)
 
     def readout(self, context: Context, model: Model, state: DerState) -> Readout:
         """The linear classifier."""
