@@ -116,15 +116,7 @@ class Task:
     def ready(self, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
         """Return the batches of the stage's first epoch, as it would draw them, on the device."""
         names = (stage.context.seed, stage.name, stage.state.step, 0)
-        drawn = stage.source.batches(
-            None,
-            self.batch,
-            transform=stage.context.train_transform,
-            generator=generator(*names),
-            shuffle=True,
-            device=self.setting.device,
-            channels_last=True,
-        )
+        drawn = stage.context.training_batches(stage.source, None, self.batch, generator(*names))
         return [(batch.images, batch.labels) for batch in drawn]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from der_fast.seeds import generator
 from der_fast.training.classifier_stage import classifier_readout, has_classifier_stage, train_classifier
 from der_fast.training.context import Context
 from der_fast.training.method import Split, placed
-from der_fast.training.methods.der.pruning import binarise, final_keep, reestimate_batch_norm
+from der_fast.training.methods.der.batch_norm import reestimate_batch_norm
+from der_fast.training.methods.der.pruning import binarise, final_keep
 from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.model import Model
@@ -145,17 +145,7 @@ def _end_representation(context: Context, state: DerState, source: ImageSource) 
     config = context.config.masks
     binary = binarise(state.masks, config).float().to(context.device)
     state.mask_log.add(state.epoch, state.masks.logits)
-    reestimate_batch_norm(
-        state.extractor,
-        binary,
-        source,
-        context.train_transform,
-        images=config.bn_images,
-        generator=generator(context.seed, "batch-norm", state.step),
-        device=context.device,
-        channels_last=context.config.runtime.channels_last,
-        told=partial(context.observer.images_pass, "batch-norm statistics"),
-    )
+    reestimate_batch_norm(context, state.extractor, binary, source, generator(context.seed, "batch-norm", state.step))
     state.elapsed += time.perf_counter() - started
 
 

@@ -1,9 +1,6 @@
-"""How masks are made binary within a parameter budget, and how batch-norm is re-estimated afterwards."""
+"""How masks are made binary within a parameter budget."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,9 +9,6 @@ from der_fast.compaction.plan import with_floor
 from der_fast.compaction.program import live_widths, lost_branch
 from der_fast.compaction.rounding import round_channels
 from der_fast.config.schema import MasksConfig
-from der_fast.data.augment.transform import Transform
-from der_fast.data.source import ImageSource
-from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 from der_fast.training.methods.der.sparsity import budget_threshold
@@ -67,56 +61,3 @@ def binarise(masks: ChannelMasks, config: MasksConfig) -> Tensor:
     keep = round_channels(masks.layout, logits, final_keep(masks, config), config.multiple, config.floor)
     masks.logits.copy_(torch.where(keep, logits.clamp(min=torch.finfo(logits.dtype).tiny), logits.clamp(max=0.0)))
     return keep
-
-
-@torch.no_grad()
-def reestimate_batch_norm(
-    extractor: Extractor,
-    masks: Tensor | None,
-    source: ImageSource,
-    transform: Transform,
-    *,
-    images: int,
-    generator: torch.Generator,
-    device: torch.device,
-    channels_last: bool,
-    batch_size: int = 128,
-    told: Callable[[int, int], None] = lambda done, images: None,
-) -> None:
-    """Replace the running statistics by the mean over one pass of training images with the binary masks (docs/method.md).
-
-    Args:
-        extractor: the full network; left in evaluation mode.
-        masks: (C,) binary masks as floats.
-        source, transform: training images and their augmentation.
-        images: how many images, drawn without replacement; 0 does nothing.
-        generator: draws them.
-        device, channels_last: as in training.
-        batch_size: images per batch.
-        told: called with how many of how many images were passed.
-    """
-    count = min(images, len(source))
-    if count >= 2:
-        picked = torch.randperm(len(source), generator=generator)[:count]
-        norms = [module for module in extractor.modules() if isinstance(module, MaskedBatchNorm)]
-        usual = [norm.momentum for norm in norms]
-        extractor.train()
-        batches = source.batches(
-            picked,
-            math.ceil(count / max(round(count / batch_size), 1)),
-            transform=transform,
-            generator=generator,
-            shuffle=True,
-            device=device,
-            channels_last=channels_last,
-        )
-        done = 0
-        for number, batch in enumerate(batches, 1):
-            told(done, count)
-            for norm in norms:
-                norm.momentum = 1 / number
-            extractor(batch.images, masks)
-            done += len(batch.labels)
-        for norm, momentum in zip(norms, usual, strict=True):
-            norm.momentum = momentum
-    extractor.eval()
