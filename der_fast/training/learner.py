@@ -13,9 +13,9 @@ from der_fast.config.check import check
 from der_fast.config.key import Change
 from der_fast.config.schema import Config, RuntimeConfig
 from der_fast.config.tree import flatten, keys_with, to_dict
-from der_fast.data.kept import located
 from der_fast.data.sets.dataset import as_source
 from der_fast.data.source import ImageSource
+from der_fast.data.storage import located
 from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
 from der_fast.home import expand

@@ -11,9 +11,9 @@ from PIL import Image
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource, transforms_for
-from der_fast.data.kept import from_record, record_of
 from der_fast.data.read.library import read_settings
 from der_fast.data.sets.dataset import as_source
+from der_fast.data.storage import from_record, record_of
 from der_fast.errors import DataError
 from der_fast.training.learner import Learner
 from der_fast.training.sources import check_test, check_train, counts_by_class, without_empty_classes

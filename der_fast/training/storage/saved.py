@@ -26,9 +26,9 @@ from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.config import schema
 from der_fast.config.tree import from_dict, to_dict
-from der_fast.data.kept import from_record, record_of
 from der_fast.data.read.library import read_settings
 from der_fast.data.source import ImageSource
+from der_fast.data.storage import from_record, record_of
 from der_fast.errors import CheckpointError, Spelling, UserError
 from der_fast.files import write_bytes
 from der_fast.kernels import choices

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from der_fast.config.resolve import preset_for
-from der_fast.data.kept import from_record, located, record_of
 from der_fast.data.memory_source import MemorySource
+from der_fast.data.storage import from_record, located, record_of
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 
