@@ -49,7 +49,7 @@ def test_a_source_that_lacks_something_is_refused(tiny: Tiny) -> None:
 
         def batches(self) -> None: ...
 
-    with pytest.raises(DataError, match="Half is not a whole image source .* lacks concatenated, files, .*, with_labels"):
+    with pytest.raises(DataError, match="Half is not a complete image source .* lacks concatenated, files, .*, with_labels"):
         as_source(Half(), tiny().data)
 
 
