@@ -217,7 +217,7 @@ def test_learning_without_the_runs_own_data(tmp_path: Path) -> None:
     run, said = tmp_path / "run", Messages()
     train(load_dataset(resolve_config("digits", changes=TINY).data), "B0-2", out=run, settings=TINY)
     result = learn_run(run, folder_of(tmp_path / "new", {"green": 10, "red": 10}), observer=said)
-    assert any("(given as datasets) cannot be read here: accuracy is measured on the new classes only" in text for text in said.texts)
+    assert any("(given as datasets) cannot be read here: accuracy is measured only on the new classes" in text for text in said.texts)
     assert [sum(row) for row in result.metrics["confusion"]] == [0] * 10 + [2] * 2
     assert result.metrics["class_set_top1"][-1][:2] == [None, None]
 

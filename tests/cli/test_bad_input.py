@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[Callable[[], Result], str]] = {
         lambda: train("images", "--lr", "1e30", "--no-prune"),
         "Lower the learning rate (now 1e+30) with --lr. Start again with another --out and the lower value: --resume takes no changed",
     ),
-    "no space": (no_space_left, "No space left on device. What was saved there before is unharmed; free some space, then go"),
+    "no space": (no_space_left, "No space left on device. What was saved there before is unharmed; free some space, then continue"),
     "too small a memory": (
         lambda: train("images", "--memory", "3"), "memory.total = 3 leaves no exemplar for each of 4 classes; use at least 4 (--memory)"
     ),
@@ -206,7 +206,7 @@ REFUSED_LATER: dict[str, tuple[Callable[[], Result], str]] = {
         lambda: train("images", "--resume", "--seed", "5"), "was started with another configuration: runtime.seed was 1993, now 5"
     ),
     "resume with other images": (changed_images, "was started with other t"),
-    "begin where a run is": (lambda: train("images"), "run already holds a run; go on with it by --resume, or give another --out"),
+    "begin where a run is": (lambda: train("images"), "run already holds a run; continue it with --resume, or give another --out"),
     "a known class without a classifier stage": (a_known_class, "which classifier.epochs = 0 leaves out; give --set classifier.epochs"),
     "a memory that would be emptied": (a_memory_that_would_be_emptied, "memory.total = 8 leaves no exemplar for each of 9 classes"),
     "a run of which nothing is whole": (nothing_whole, "no saved step is whole; restore the folder from a copy, or train again"),

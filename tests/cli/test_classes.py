@@ -90,7 +90,7 @@ def test_steps_from_a_file(trained: Path, tmp_path: Path) -> None:
         ("dog\nwolf, cat\n", [], "step 2 of protocol.steps names wolf, which the data set does not have"),
         ("dog\ndog\n", [], "names 'dog' more than once"),
         ("\n", [], "names no class"),
-        ("dog\ncat\n", ["--class-order", "alphabetical"], "--class-order says nothing about a protocol that names"),
+        ("dog\ncat\n", ["--class-order", "alphabetical"], "--class-order does not apply to a protocol that names"),
     ],
 )
 def test_files_of_steps_that_are_refused(lines: str, options: list[str], words: str, trained: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_more_images_of_known_classes(here: Path, tmp_path: Path) -> None:
 
 def test_rename_and_forget(here: Path, trained: Path, tmp_path: Path) -> None:
     ended = command("rename", here, "cat", "[red]tom")
-    assert (ended.exit_code, "class 'cat' is '[red]tom' now" in ended.stdout) == (0, True)
+    assert (ended.exit_code, "class 'cat' is now '[red]tom'" in ended.stdout) == (0, True)
     ended = command("forget", here, "[b]gnu", "fox")
     assert ended.exit_code == 0, ended.output
     assert "forgotten: '[b]gnu', 'fox'; 3 class(es) are left" in ended.stdout

@@ -236,7 +236,7 @@ def test_interrupted(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    assert f"go on with: der-fast train --out {out} --resume" in errors
+    assert f"continue with: der-fast train --out {out} --resume" in errors
     assert list(out.glob("checkpoints/*"))
 
 
