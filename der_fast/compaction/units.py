@@ -14,7 +14,7 @@ ALWAYS, ALIVE, LOST = 0, 1, 2
 
 @dataclass(frozen=True)
 class Unit:
-    """One stored piece: the tensors of one operation of `program`, whatever is kept.
+    """One stored piece: the tensors of one operation of `program`, for any masks.
 
     Attributes:
         name: the operation's target.
