@@ -225,7 +225,7 @@ def test_learning_without_the_runs_own_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "overrides", "error", "words"),
     [
-        ({"3": 4}, {"classifier.epochs": 0}, ConfigError, "classifier.epochs = 0 leaves out"),
+        ({"3": 4}, {"classifier.epochs": 0}, ConfigError, "classifier.epochs = 0 switches off"),
         ({"green": 4, "red": 4}, {"model.width": 4}, ConfigError, "model.width was 2, now 4"),
         ({"green": 4, "red": 4}, {"data.image_size": 16}, ConfigError, "data.image_size"),
         ({"green": 4, "red": 4}, {"later.speed": 4}, ConfigError, "later.speed"),

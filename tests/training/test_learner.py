@@ -262,7 +262,7 @@ def test_another_learners_state_is_nothing_to_fall_back_on(copy: Path, tiny: Tin
     other.save(copy)
     assert [path.parent.name for path in copy.glob("steps/*/learner.json")] == ["03"]
     next(copy.glob("steps/03/model-*")).unlink()
-    with pytest.raises(CheckpointError, match="no saved step is whole"):
+    with pytest.raises(CheckpointError, match="no saved step is complete"):
         Learner.load(copy)
 
 
@@ -394,7 +394,7 @@ def test_scarce_classes_are_noted_before_they_are_learned_and_once(tiny: Tiny, s
     notes = [text for text in watcher.messages if "quota" in text]
     assert len(notes) == 1
     assert notes[0].startswith("2 class(es) have fewer training images than their memory quota of 20: 'b' (1), 'a' (5). All are kept")
-    assert "1 of each" in notes[0]
+    assert "only 1 of every class" in notes[0]
 
 
 def test_a_step_never_empties_the_memory_unasked(learned: tuple[Learner, Path], tiny: Tiny, synthetic: Images) -> None:

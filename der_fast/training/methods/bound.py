@@ -16,7 +16,7 @@ from der_fast.training.state import StepState
 
 
 class Bound(Replay):
-    """See `der_fast.training.method.Method`; replay of everything, and nothing is taken over from the step before."""
+    """See `der_fast.training.method.Method`; it replays everything and takes nothing from the step before."""
 
     joint = True
 
@@ -25,11 +25,11 @@ class Bound(Replay):
         return super().begin(context, replace(model, network=Network(model.network.architecture)), train)
 
     def split(self, context: Context, model: Model, train: ImageSource) -> Split:
-        """The given images, which are those of all seen classes."""
+        """The given images, which cover all seen classes."""
         return labelled(model, train), None
 
     def finish(self, context: Context, network: Network, state: StepState, source: ImageSource) -> None:
-        """Nothing: the data is balanced as it is."""
+        """Nothing: the data is already balanced."""
 
     def readout(self, context: Context, model: Model, state: StepState) -> Readout:
         """The linear classifier."""
