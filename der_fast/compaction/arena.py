@@ -227,7 +227,7 @@ def _load(path: Path, sha256: str | None, architecture: Architecture | None) -> 
 
 
 def _restored(facts: Mapping[str, Any], storage: Tensor) -> Arena:
-    """Build the arena that `facts` describe; raises ValueError and the like where they contradict themselves or the storage."""
+    """Build the arena that `facts` describe; raises ValueError and the like if they contradict themselves or the storage."""
     architecture = build_architecture(facts["backbone"], width=facts["width"], stem=facts["stem"])
     widths, align, dtype, layout = facts["widths"], facts["align"], DTYPES[facts["dtype"]], facts["layout"]
     if widths.keys() != architecture.groups.keys() or layout not in ("KCRS", "KRSC") or not 1 <= align <= 1024:

@@ -5,7 +5,7 @@ reads this list, so that the order of operations and the names and shapes of the
 
 Batch-norm in evaluation mode is an affine map. Where it follows a convolution it is folded into the convolution's weight and bias:
 W' = γ/√(σ² + ε) · W and b' = β − γμ/√(σ² + ε). In pre-activation networks the batch-norm of the residual stream follows an addition and
-stays an operation of its own, `affine`: x · scale + shift.
+stays a separate operation, `affine`: x · scale + shift.
 
 A block with an empty inner group has lost its branch. What remains is a constant vector, which is added to the shortcut (`bias`), or
 nothing at all in a pre-activation network, where no batch-norm follows the last convolution.

@@ -108,7 +108,7 @@ def load(path: str | Path, *, device: str | None = None) -> DeployedModel:
 
 
 def load_run(run: Path, *, device: str | None = None) -> Learner:
-    """Read a saved run's learner; raises CheckpointError, also where the run has no finished step yet."""
+    """Read a saved run's learner; raises CheckpointError, also if the run has no finished step yet."""
     if (run / "config.json").is_file() and not saved_steps(run):
         raise CheckpointError(
             f"the run in {run} has no finished step yet: let its training finish one, or continue it with ",

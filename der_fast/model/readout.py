@@ -2,7 +2,7 @@
 
     u = f, or f / ‖f‖ with `normalise`
     s = W·u + b                                   one score per proxy
-    s_c = Σ_p softmax(s_c)_p · s_c,p              where a class has several proxies
+    s_c = Σ_p softmax(s_c)_p · s_c,p              if a class has several proxies
     p(y | x) = softmax(s / T)                     (eq. 14)
 
 DER, weight alignment and a folded bias correction are linear. A cosine classifier has unit rows, normalised features and T = 1/η.

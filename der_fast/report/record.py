@@ -50,7 +50,7 @@ class EventRow(StepFigures["float | None", "float | None"]):
 class RunRecord(StepFigures[Values, Values], RunFigures):
     """A run, as far as it got.
 
-    Lists indexed by step have one entry per *finished* step (T entries), `None` where the run has no value. Only pruned runs have
+    Lists indexed by step have one entry per *finished* step (T entries), `None` if the run has no value. Only pruned runs have
     `saved_seconds` and `kept`.
     """
 

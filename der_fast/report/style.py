@@ -115,7 +115,7 @@ def step_ticks(steps: int, most: int = 20) -> list[int]:
 
 
 def legend_above(axes: Axes, columns: int = 4) -> None:
-    """Put the legend in one row above the axes, where it can hide no data."""
+    """Put the legend in one row above the axes, where it does not hide data."""
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncol=columns, borderaxespad=0.2, handlelength=1.8, columnspacing=1.4)
 
 

@@ -80,7 +80,7 @@ def _refuse_forgotten(learner: Learner, run: Path, class_names: Sequence[str]) -
     gone = [name for name in class_names if name not in learner.class_names]
     if gone and before.issuperset(gone):
         _sweep(run)
-        raise DataError(f"class {', '.join(map(repr, gone))} has already been forgotten; {run} holds nothing of it any more")
+        raise DataError(f"class {', '.join(map(repr, gone))} has already been forgotten; {run} no longer holds any of its data")
 
 
 @contextmanager

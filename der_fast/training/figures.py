@@ -1,7 +1,7 @@
 """The figures of a step and of a run: each is declared here, once, with its unit, its meaning and the places where it appears.
 
 A step's result (`StepResult`), ``metrics.json``, the events in it, what a report reads, an exported file's facts and docs/metrics.md
-follow from the declaration. A method declares figures of its own in `Method.figures`.
+follow from the declaration. A method declares its own figures in `Method.figures`.
 """
 
 from __future__ import annotations

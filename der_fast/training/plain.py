@@ -9,7 +9,7 @@ _TYPED = {"–": "-", "—": "-", "…": "...", "×": "x", "→": "->", "≥": "
 
 
 def write_line(stream: TextIO, text: str) -> None:
-    """Write one line and flush; raises OSError, or ValueError where the stream is closed."""
+    """Write one line and flush; raises OSError, or ValueError if the stream is closed."""
     stream.write(encodable(printable(text), getattr(stream, "encoding", None) or "utf-8") + "\n")
     stream.flush()
 

@@ -15,7 +15,7 @@ from der_fast.errors import ConfigError, Spelling
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one image: the best class, its probability in [0, 1], and the best few as (name, probability)."""
+    """The model's answer for one image: the best class, its probability in [0, 1], and the best few as (name, probability)."""
 
     class_name: str
     probability: float

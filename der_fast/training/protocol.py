@@ -36,7 +36,7 @@ def steps_of(names: Sequence[str], config: ProtocolConfig) -> list[tuple[str, ..
 
 
 def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]:
-    """Return the class names in the order in which they arrive.
+    """Return the class names in the order of their arrival.
 
     Args:
         names: all classes of the data set.
@@ -64,7 +64,7 @@ def split_steps(order: Sequence[str], protocol: str) -> list[tuple[str, ...]]:
     """Divide the classes into steps.
 
     Args:
-        order: classes in the order in which they arrive.
+        order: classes in the order of their arrival.
         protocol: 'B0-n' (n equal steps), 'B<base>-<n>' (base classes first, the rest in n equal steps), or the sizes of all steps,
             '10,10,5'.
 

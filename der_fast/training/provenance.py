@@ -1,6 +1,6 @@
 """What a run learned, step by step: the data set, the images it was trained on, and those it held out for testing.
 
-    DIR/learned/NN-<checksum>.safetensors    identities of step NN's images; places and class names stand in the state's manifest
+    DIR/learned/NN-<checksum>.safetensors    identities of step NN's images; places and class names are in the state's manifest
 
 Images are identified by their content (`data.identity`), not by their paths, so they are found even if files or class folders were
 moved or renamed, and recognised in another split. A training image takes 8 bytes, a held-out one 20.

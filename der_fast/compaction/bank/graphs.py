@@ -54,7 +54,7 @@ def _stream(images: Tensor) -> torch.cuda.Stream:
 
 
 class GraphedBranches:
-    """Runs branches as one CUDA graph per shape and dtype of the images, or eagerly where a graph cannot be captured.
+    """Runs branches as one CUDA graph per shape and dtype of the images, or eagerly if no graph can be captured.
 
     Args:
         branches: functions of images on one device, without gradients; they read weights where these lie at capture.

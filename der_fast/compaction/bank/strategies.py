@@ -55,7 +55,7 @@ class Runnable:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Views of the arena; copies where an entry has another dtype, made when a strategy first needs them."""
+        """Views of the arena; copies for entries of another dtype, made when a strategy first needs them."""
         return {name: tensor.to(self.dtype) for name, tensor in self.arena.tensors().items()}
 
     def forget_copies(self) -> None:

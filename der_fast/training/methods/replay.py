@@ -66,7 +66,7 @@ class Replay:
         return classifier_readout(context, state)
 
     def facts(self, context: Context, state: StepState, packed: Packed) -> dict[str, Any]:
-        """None of its own."""
+        """No figures besides those of every run."""
         return {}
 
     def label(self, config: Config) -> str:
