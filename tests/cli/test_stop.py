@@ -103,7 +103,7 @@ def test_what_is_advised_before_the_run_began_works(whole: Path, tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     again = run_quickly("train", "digits", *TINY, "--out", "run", "--resume", "--quiet")
     assert again.exit_code == 0, again.output
-    assert "nothing was begun in run yet: the run starts" in again.stderr
+    assert "there is no run in run yet: starting one" in again.stderr
     assert FACTS(tmp_path / "run") == FACTS(whole)
 
 

@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(
         data[len(data) // 2] ^= 16
         path.write_bytes(data if "flipped" in kind else data[:-30])
     run(out, tiny, synthetic, resume=True, observer=watcher)
-    passed_over = [text for text in watcher.messages if "is passed over, going back to the one before" in text]
+    passed_over = [text for text in watcher.messages if "is skipped, going back to the one before" in text]
     assert len(passed_over) == (2 if kind == "both cut off" else 1)
     assert newest.stem in passed_over[0]
     first = watcher.records[0]

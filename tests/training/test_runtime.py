@@ -76,7 +76,7 @@ def test_several_processes_of_torchrun_are_refused(
         lambda: learn_more(tmp_path / "run", synthetic("ab"), None, tiny()),
     )
     for begin in begun:
-        with pytest.raises(ConfigError, match="torchrun started 2 processes, but a run is trained by one"):
+        with pytest.raises(ConfigError, match="torchrun started 2 processes, but a run needs exactly one"):
             begin()
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")

@@ -189,5 +189,5 @@ def test_a_test_set_may_name_classes_that_it_has_no_images_of(tiny: Tiny, synthe
 
 
 def test_a_shard_is_not_trained_on(tiny: Tiny, synthetic: Images) -> None:
-    with pytest.raises(DataError, match="a step is trained by one process"):
+    with pytest.raises(DataError, match="one process trains a step"):
         Learner(tiny()).learn(synthetic("ab").sharded(0, 2))

@@ -1,4 +1,4 @@
-"""Checkpoints within a step: one after every epoch and stage, in long epochs some in between, the last few kept."""
+"""Checkpoints within a step: one after every epoch and stage, more within long epochs; the last few are kept."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of the step in progress.
+    """The checkpoints of the current step.
 
     Args:
         run: the run's folder.
-        keep: how many stay.
+        keep: number of checkpoints to keep.
         task: names what is being learned (see `task_of`); checkpoints of anything else are not restored.
     """
 
@@ -29,30 +29,30 @@ class Checkpoints:
 
     def _stem(self, state: StepState) -> Path:
         order = state.stages + 1
-        # In the middle of an epoch they sort behind its beginning and before its end.
+        # Those within an epoch sort after its start and before its end.
         within = "" if state.position is None else f"-{state.position.place.batches:08d}"
         return self.folder / f"{state.step:03d}-{order}-{state.stage}-{state.epoch:04d}{within}"
 
     def stems(self) -> list[Path]:
-        """What is there, oldest first."""
+        """The existing checkpoints, oldest first."""
         return sorted(path.with_suffix("") for path in self.folder.glob("*.json"))
 
     def save(self, state: StepState) -> None:
-        """Write the state down and delete all but the last few; raises StorageError."""
+        """Save the state and delete all but the last few; raises StorageError."""
         newest = self._stem(state)
         save_record(newest, state.tensors(), {**state.facts(), "task": self.task})
         stems = self.stems()
-        # A step that is learned again may find checkpoints further on, of its first time: they must not outlive the new ones.
+        # A step that is learned again may find later checkpoints of its first attempt: they must not outlive the new ones.
         last = stems.index(newest) + 1
         for stem in [*stems[: max(last - self.keep, 0)], *stems[last:]]:
             remove_record(stem)
 
     def restore(self, state: StepState, warn: Callable[[str], None]) -> bool:
-        """Bring a freshly begun step to its newest checkpoint that verifies; returns False where there is none.
+        """Bring a freshly begun step to its newest checkpoint that verifies; returns False if there is none.
 
         Args:
-            state: as `begin_step` made it; changed in place, also where False is returned.
-            warn: told about every checkpoint that had to be passed over.
+            state: as `begin_step` made it; changed in place, even if False is returned.
+            warn: called for every checkpoint that had to be skipped.
         """
         for stem in reversed(self.stems()):
             if not stem.name.startswith(f"{state.step:03d}-"):
@@ -63,7 +63,7 @@ class Checkpoints:
                     continue
                 state.restore(tensors, facts)
             except (CheckpointError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                warn(f"checkpoint {stem.name} is passed over, going back to the one before: {error}")
+                warn(f"checkpoint {stem.name} is skipped, going back to the one before: {error}")
                 continue
             return True
         return False
@@ -72,7 +72,7 @@ class Checkpoints:
         """Delete every checkpoint: the step they belong to is finished and saved."""
         for stem in self.stems():
             remove_record(stem)
-        # A process that was killed between a checkpoint's two files leaves tensors without a manifest.
+        # A process killed between a checkpoint's two files leaves tensors without a manifest.
         for path in self.folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
 

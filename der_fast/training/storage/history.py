@@ -1,4 +1,4 @@
-"""``history.json``: one row per finished epoch, written as the run goes, so that a job can be watched."""
+"""``history.json``: one row per finished epoch, written during the run, so that a job can be watched."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def _write(run: Path, rows: Sequence[str]) -> None:
 
 
 class HistoryFile(Observer):
-    """Keeps RUN/history.json up to the last finished epoch of the step in progress.
+    """Keeps RUN/history.json up to date, up to the last finished epoch of the current step.
 
-    Rows are turned into text once, so that the thousandth epoch costs hardly more than the first. A write that fails (on Windows: while
-    somebody reads the file) is told and tried again with the next epoch; what a run needs to go on is in its checkpoints.
+    Rows are turned into text once, so the thousandth epoch costs hardly more than the first. A write that fails (on Windows: while
+    another program reads the file) is reported and tried again after the next epoch; a run resumes from its checkpoints.
 
     Args:
         run: the run's folder.
         finished: the epochs of all finished steps.
-        say: told about the first write that fails.
+        say: called for the first write that fails.
     """
 
     def __init__(self, run: Path, finished: Iterable[EpochRecord], say: Callable[[str], None]) -> None:
@@ -48,7 +48,7 @@ class HistoryFile(Observer):
         self._failed = False
 
     def go_on_from(self, records: Iterable[EpochRecord]) -> None:
-        """Take up a step with these finished epochs: whatever the file held of the step beyond them will be trained again."""
+        """Continue a step with these finished epochs: later epochs of the step in the file will be trained again."""
         self._rows = [*self._finished, *(_row(record) for record in records)]
         self._store()
 

@@ -94,7 +94,7 @@ def test_a_damaged_one_is_passed_over_with_a_message(kind: str, suffix: str, tmp
     assert checkpoints.restore(state, said.append)
     assert (state.epoch, values_of(state)) == (1, {1.0})
     assert len(said) == 1
-    assert "001-1-representation-0002 is passed over, going back to the one before" in said[0]
+    assert "001-1-representation-0002 is skipped, going back to the one before" in said[0]
     assert f"0002{suffix}" in said[0]
 
 

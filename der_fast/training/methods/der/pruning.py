@@ -15,15 +15,15 @@ from der_fast.training.methods.der.sparsity import budget_threshold
 
 
 def kept_share(layout: MaskLayout, keep: Tensor) -> float:
-    """Return the share of an extractor's parameters that the kept channels (boolean, (C,)) leave, in [0, 1]."""
+    """Return the share of an extractor's parameters that remain with the kept channels (boolean, (C,)), in [0, 1]."""
     architecture = layout.architecture
     return architecture.parameters(live_widths(architecture, layout.widths(keep.cpu()))) / architecture.parameters()
 
 
 def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
-    """Return the binary masks that a step ends with, boolean (C,) on the CPU: e_c > 0, and never fewer than the floor.
+    """Return a step's final binary masks, boolean (C,) on the CPU: e_c > 0, and never fewer than the floor.
 
-    Where one inner convolution of a block keeps nothing, the block's others go too: nothing that they compute depends on the image.
+    If one inner convolution of a block keeps nothing, the block's others go too: nothing that they compute depends on the image.
     """
     layout = masks.layout
     keep = with_floor(layout, masks.logits.detach().cpu(), masks.keep().cpu(), config.floor)
@@ -37,7 +37,7 @@ def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
 
 @torch.no_grad()
 def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
-    """Lower the logits so that keeping e_c > 0 leaves at most the target share; does nothing without a target or within it."""
+    """Lower the logits so that keeping e_c > 0 leaves at most the target share; does nothing without a target or if it is met."""
     if config.target_params is None:
         return
     logits = masks.logits.detach().cpu()
@@ -49,13 +49,13 @@ def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
     lowered = logits - threshold * weights
     # Rounding must not move a channel across zero: the budget was counted with the quotient.
     lowered = torch.where(keep, lowered.clamp(min=torch.finfo(lowered.dtype).tiny), lowered.clamp(max=0.0))
-    # Not clamped: logits that were equal after a clamp would leave it to chance which of them the floor keeps.
+    # Not clamped: clamped logits can be equal, and then chance would decide which of them the floor keeps.
     masks.logits.copy_(lowered)
 
 
 @torch.no_grad()
 def binarise(masks: ChannelMasks, config: MasksConfig) -> Tensor:
-    """Decide which channels stay, boolean (C,) on the CPU, and write it into the logits: from now on a channel is kept iff e_c > 0."""
+    """Decide which channels stay, boolean (C,) on the CPU, and write that into the logits: then a channel is kept iff e_c > 0."""
     meet_budget(masks, config)
     logits = masks.logits.detach().cpu()
     keep = round_channels(masks.layout, logits, final_keep(masks, config), config.multiple, config.floor)
