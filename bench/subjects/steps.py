@@ -58,6 +58,7 @@ class Task:
         batch: images per batch.
         batches: per epoch.
         augment: crop, flip and jitter; then only ours and its own speed make sense.
+        target: share of the parameters that λ_s is adapted to; None: a constant λ_s, as the rivals have it.
     """
 
     networks: SharedNetworks
@@ -65,6 +66,7 @@ class Task:
     batch: int
     batches: int
     augment: bool = False
+    target: float | None = None
 
     @property
     def setting(self) -> Setting:
@@ -86,7 +88,8 @@ class Task:
 
     def config(self, precision: str, backend: str) -> Any:
         """Return the configuration of ours."""
-        keys: dict[str, Any] = {"model.backbone": "resnet18", "masks.enabled": True, "masks.target_params": None, "masks.settle": 0.0}
+        keys: dict[str, Any] = {"model.backbone": "resnet18", "masks.enabled": True, "masks.settle": 0.0}
+        keys |= {"masks.target_params": self.target}
         keys |= {"masks.s_max": LARGEST_SCALE, "masks.lr": MASK_LR, "masks.sparsity": SPARSITY, "masks.clamp": CLAMP}
         keys |= {"runtime.precision": precision, "runtime.backend": backend, "runtime.device": str(self.setting.device)}
         if not self.augment:

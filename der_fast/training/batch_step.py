@@ -52,11 +52,12 @@ class BatchStep:
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Train on a batch."""
         if self._graphed is None:
-            self._body(images, labels)
+            self.body(images, labels)
         else:
-            self._graphed(self._body, images, labels)
+            self._graphed(self.body, images, labels)
 
-    def _body(self, images: Tensor, labels: Tensor) -> None:
+    def body(self, images: Tensor, labels: Tensor) -> None:
+        """Train on a batch, kernel by kernel: what a CUDA graph holds."""
         loss, logits = self.loss(images, labels)
         self.optimizer.step(loss)
         if self.constrain is not None:

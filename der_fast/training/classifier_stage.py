@@ -21,8 +21,8 @@ def has_classifier_stage(context: Context, step: int) -> bool:
     return step > 1 and context.config.classifier.epochs > 0
 
 
-def train_classifier(context: Context, state: StepState, bank: FrozenBank, source: ImageSource) -> None:
-    """Retrain `state.head` from scratch, or from where `state` stands; raises Stopped when a signal says stop.
+def classifier_stage(context: Context, state: StepState, bank: FrozenBank, source: ImageSource) -> Stage:
+    """Return the stage that retrains `state.head` from scratch, or from where `state` stands.
 
     Args:
         context: settings and listeners.
@@ -40,7 +40,12 @@ def train_classifier(context: Context, state: StepState, bank: FrozenBank, sourc
         logits = head(context.features(bank, images))
         return F.cross_entropy(logits / schedule.temperature, labels), logits
 
-    Stage(context, state, source, schedule, loss, parts={"head": head}, chosen=chosen, name=CLASSIFIER).run()
+    return Stage(context, state, source, schedule, loss, parts={"head": head}, chosen=chosen, name=CLASSIFIER)
+
+
+def train_classifier(context: Context, state: StepState, bank: FrozenBank, source: ImageSource) -> None:
+    """Retrain `state.head`; arguments as in `classifier_stage`. Raises Stopped where a signal says stop."""
+    classifier_stage(context, state, bank, source).run()
 
 
 def classifier_readout(context: Context, state: StepState) -> Readout:
