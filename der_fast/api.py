@@ -31,6 +31,9 @@ def train(
     paper: bool = False,
     resume: bool = False,
     observer: Observer | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> RunResult:
@@ -49,6 +52,7 @@ def train(
         resume: go on with the run in `out`, or begin it where nothing was begun; what neither `config`, `preset` nor `settings` name is
             as it was begun. On the CPU it comes to what it would have come to, bit for bit on the same kind of processor.
         observer: told about progress.
+        backend, device, precision: the keys `runtime.backend`, `runtime.device` and `runtime.precision`.
         settings: single keys over all of that, e.g. ``{"later.epochs": 20}``, with which milestones and warm-up move in proportion.
         progress: show how training goes: None, where somebody looks on (standard error is a terminal: a bar; a notebook: a line of text)
             and no observer is given; True, also elsewhere (a line a minute on standard error) and beside an observer; False, never.
@@ -65,6 +69,7 @@ def train(
     fit_to_compute()
     folder = None if out is None else expand(out)
     begun = runs.begun_with(folder) if resume and folder is not None else None
+    settings = runs.with_runtime(settings, backend=backend, device=device, precision=precision)
     named: dict[str, Any] = {"preset": None if preset is None else str(preset), "paper": paper, "changes": settings, "begun": begun}
     if isinstance(data, (str, Path)):
         resolved = resolve_config(str(data), protocol, base=config or begun, **named)
