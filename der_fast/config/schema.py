@@ -262,7 +262,8 @@ class RuntimeConfig:
     checkpoint_seconds: float = key(
         600.0,
         NOT_NEGATIVE,
-        "seconds of training between checkpoints within an epoch, beside those after every epoch and stage; 0 = only those",
+        "seconds of training between checkpoints, within epochs and between them; there is one at the end of every stage in any case; 0 = "
+        "after every epoch",
         Change.RESUME,
     )
     tensorboard: bool = key(False, SWITCH, "also write TensorBoard event files (needs the extra 'tensorboard')", Change.RESUME)

@@ -23,7 +23,7 @@ class Hooks:
         announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
         restore: brings a step that has just begun to its last checkpoint and returns True; returns False where there is none, whatever it
             did to the step until then.
-        save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
+        save: called with the step's state every `runtime.checkpoint_seconds` and at the end of every stage.
     """
 
     origin: Origin | None = None

@@ -150,6 +150,9 @@ def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | No
         learner._learn(train, test, replace(hooks, restore=restore, save=checkpoints.save))
     finally:
         learner.observer = watcher
+        # Whoever is told that the run stopped can count on its last checkpoint.
+        checkpoints.flush()
+        history.flush()
     with deferred():
         learner.save(out)
         checkpoints.clear()
