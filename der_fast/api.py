@@ -31,6 +31,9 @@ def train(
     paper: bool = False,
     resume: bool = False,
     observer: Observer | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> RunResult:
@@ -49,6 +52,7 @@ def train(
         resume: continue the run in `out`, or start it if there is none; what neither `config`, `preset` nor `settings` gives stays as it
             was at the start. On the CPU the result equals an uninterrupted run's, bit for bit on the same kind of processor.
         observer: receives progress.
+        backend, device, precision: the keys `runtime.backend`, `runtime.device` and `runtime.precision`.
         settings: single keys that override all of that, e.g. ``{"later.epochs": 20}``; milestones and warm-up move too.
         progress: whether to show progress. None: only if no observer is given and somebody is watching (a bar if standard error is a
             terminal, a line of text in a notebook). True: also elsewhere (a line a minute on standard error), and in addition to an
@@ -66,6 +70,7 @@ def train(
     fit_to_compute()
     folder = None if out is None else expand(out)
     begun = runs.begun_with(folder) if resume and folder is not None else None
+    settings = runs.with_runtime(settings, backend=backend, device=device, precision=precision)
     named: dict[str, Any] = {"preset": None if preset is None else str(preset), "paper": paper, "changes": settings, "begun": begun}
     if isinstance(data, (str, Path)):
         resolved = resolve_config(str(data), protocol, base=config or begun, **named)

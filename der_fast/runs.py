@@ -43,6 +43,15 @@ class RunResult:
     out: Path | None
 
 
+def with_runtime(settings: Mapping[str, Any] | None, **given: str | None) -> dict[str, Any]:
+    """Return the settings with the keys of `runtime` that were given as arguments; raises ConfigError where both say something else."""
+    found = dict(settings or {})
+    for name, value in given.items():
+        if value is not None and found.setdefault(f"runtime.{name}", value) != value:
+            raise ConfigError(f"{name}={value!r}, but settings have runtime.{name}={found[f'runtime.{name}']!r}; give one of them")
+    return found
+
+
 def begun_with(out: Path) -> Config | None:
     """Return the configuration that the run in `out` was started with; None if there is none that can be read."""
     with suppress(CheckpointError):

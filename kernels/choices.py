@@ -78,10 +78,14 @@ class Choices:
         path: JSON file that is read at first use and added to after every measurement; None for memory only. A file that cannot be
             read, written or understood is as good as none, and the log says so.
         homeless: `path` is None only because there is no place for a file; the log says so, too.
+
+    Attributes:
+        pinned: whether choices of an earlier run were pinned.
     """
 
     def __init__(self, path: Path | None = None, *, homeless: bool = False) -> None:
         self.path, self.homeless = path, homeless
+        self.pinned = False
         self._chosen: dict[str, str] = {}
         self._filed: dict[str, Choice] | None = None
         self._said = False
@@ -93,6 +97,7 @@ class Choices:
     def pin(self, record: Mapping[str, str]) -> None:
         """Let the choices of an earlier `record` stand before all others; on another machine they say nothing."""
         self._chosen.update(record)
+        self.pinned = self.pinned or bool(record)
 
     def filed(self) -> dict[str, Choice]:
         """Return what the file holds, whatever machine it is about."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,11 +99,12 @@ class Task:
             keys |= {f"{stage}.lr": LR, f"{stage}.warmup_epochs": 0}
         return resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
 
-    def stage(self, tensors: Tensors, precision: str, backend: str) -> RepresentationStage:
-        """Return the package's stage, at the beginning of its first epoch."""
+    def stage(self, tensors: Tensors, precision: str, backend: str, *, everywhere: bool = False) -> RepresentationStage:
+        """Return the package's stage, at the beginning of its first epoch; `everywhere`: with der_fast's kernels wherever they can run."""
         config, networks = self.config(precision, backend), self.networks
         transforms = transforms_for(config.data, (networks.size, networks.size))
         chosen = resolve(backend, self.setting.device)
+        chosen = replace(chosen, measured=chosen.measured and not everywhere)
         context = Context(config, self.setting.device, *transforms, observer=Notes(), backend=chosen)
         names = [tuple(str(step * CLASSES + number) for number in range(CLASSES)) for step in range(self.t)]
         members = [networks.compact(number, context.dtype) for number in range(self.t - 1)]
@@ -135,9 +136,9 @@ def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def ours(task: Task, tensors: Tensors, precision: str, backend: str) -> Run:
-    """Return an epoch of the package's stage."""
-    stage = task.stage(tensors, precision, backend)
+def ours(task: Task, tensors: Tensors, precision: str, backend: str, *, everywhere: bool = False) -> Run:
+    """Return an epoch of the package's stage; `everywhere`: with der_fast's kernels wherever they can run."""
+    stage = task.stage(tensors, precision, backend, everywhere=everywhere)
 
     def epoch() -> Tensor:
         stage.epoch()

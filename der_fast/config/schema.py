@@ -38,7 +38,7 @@ from der_fast.config.rules import (
 BACKBONES = ("resnet18", "resnet34", "resnet50", "preact_resnet18", "resnet20", "resnet32")
 STEMS = ("auto", "imagenet", "small")
 BACKENDS = ("auto", "reference", "fused")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16")
 READERS = ("auto", "memory", "dali", "pillow")
 
 # A method's own keys: any other method refuses them by name.
@@ -244,13 +244,15 @@ class RuntimeConfig:
     backend: str = key(
         "auto",
         one_of(BACKENDS),
-        "'reference': eager PyTorch; 'fused': der_fast's kernels wherever they can run, on a GPU of compute capability 8.0 or newer with "
-        "Triton, else reference with a warning; 'auto': on such a GPU the faster of cuDNN and der_fast's kernels, measured once "
-        "(`der-fast doctor` shows it), else reference",
+        "'reference': eager PyTorch; 'fused': on a GPU of compute capability 8.0 or newer with Triton the fastest of cuDNN and der_fast's "
+        "kernels, measured once (`der-fast doctor` shows it), else reference with a warning; 'auto': the same without the warning",
         Change.RESUME,
     )
     precision: str = key(
-        "fp32", one_of(PRECISIONS), "'fp32', or 'bf16': extractors run in bfloat16 autocast; weights and classifiers stay fp32"
+        "auto",
+        one_of(PRECISIONS),
+        "'bf16': extractors run in bfloat16 autocast, weights and classifiers stay fp32; 'fp32'; 'auto': bf16 on a GPU of compute "
+        "capability 8.0 or newer, else fp32. A run keeps what it began with",
     )
     threads: int | None = key(None, at_least(1), "CPU threads; default: PyTorch's choice", Change.RESUME)
     channels_last: bool = key(True, SWITCH, "keep activations channels-last")
@@ -262,7 +264,8 @@ class RuntimeConfig:
     checkpoint_seconds: float = key(
         600.0,
         NOT_NEGATIVE,
-        "seconds of training between checkpoints within an epoch, in addition to those after every epoch and stage; 0 = only those",
+        "seconds of training between checkpoints, within epochs and between them; in any case one at the end of every stage; 0 = one after "
+        "every epoch",
         Change.RESUME,
     )
     tensorboard: bool = key(False, SWITCH, "also write TensorBoard event files (needs the extra 'tensorboard')", Change.RESUME)

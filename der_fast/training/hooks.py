@@ -23,7 +23,7 @@ class Hooks:
         announce: notify the observer of new classes with fewer images than their memory quota; a run does so once for all steps.
         restore: brings a step that has just begun to its last checkpoint and returns True; returns False if there is none, even if it
             has changed the step by then.
-        save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
+        save: called with the step's state every `runtime.checkpoint_seconds` and at the end of every stage.
     """
 
     origin: Origin | None = None

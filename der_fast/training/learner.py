@@ -12,14 +12,14 @@ import torch
 from der_fast.config.check import check
 from der_fast.config.key import Change
 from der_fast.config.schema import Config, RuntimeConfig
-from der_fast.config.tree import flatten, keys_with, to_dict
+from der_fast.config.tree import flatten, keys_with, replace_keys, to_dict
 from der_fast.data.sets.dataset import as_source
 from der_fast.data.source import ImageSource
 from der_fast.data.storage import located
 from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
 from der_fast.home import expand
-from der_fast.kernels.backend import resolve, resolve_device
+from der_fast.kernels.backend import resolve, resolve_device, resolve_precision
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training import events, provenance
@@ -60,9 +60,10 @@ class Learner(KnownClasses):
     """
 
     def __init__(self, config: Config | None = None, *, observer: Observer | None = None) -> None:
-        self.config = check(config or Config())
+        config = check(config or Config())
         self.observer = observer or _NOBODY
-        self.device = resolve_device(self.config.runtime.device)
+        self.device = resolve_device(config.runtime.device)
+        self.config = self._with_precision(config)
         self.backend = resolve(self.config.runtime.backend, self.device)
         apply_runtime(self.config.runtime, self.device)
         self.results: list[StepResult] = []
@@ -247,7 +248,7 @@ class Learner(KnownClasses):
         Raises:
             ConfigError: a value out of range, or a key that the learned model depends on.
         """
-        config = check(config)
+        config = self._with_precision(check(config))
         if self._model is not None:
             changed = [key for key in keys_with(Change.NEVER) if _value(config, key) != _value(self.config, key)]
             if changed:
@@ -256,6 +257,10 @@ class Learner(KnownClasses):
         self.learned = provenance.moved(self.learned, self.config.data, config.data)
         self.config = config
         apply_runtime(config.runtime, self.device)
+
+    def _with_precision(self, config: Config) -> Config:
+        """Return the configuration with the precision that 'auto' stands for on this device, so that a run goes on in it anywhere."""
+        return replace_keys(config, {"runtime.precision": resolve_precision(config.runtime.precision, self.device)})
 
     def metrics(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds (see the report's documentation); raises DerFastError before the first step."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.config.schema import Config
+from der_fast.kernels.backend import resolve_precision
 from der_fast.model.architecture import Architecture
 from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator
@@ -77,7 +78,12 @@ def _step(extractor: Extractor, batch: Tensor, *, bf16: bool) -> float:
 
 
 def precision_note(config: Config, device: torch.device, architecture: Architecture, size: tuple[int, int]) -> str | None:
-    """Return one line about the cost of bfloat16 here; None if it is not used, or on a GPU."""
+    """Return one line about the cost of the precision here: of bf16 on a CPU, of fp32 on a GPU that has bf16; else None."""
+    if device.type == "cuda" and config.runtime.precision == "fp32" and resolve_precision("auto", device) == "bf16":
+        return (
+            "fp32 on this GPU: der_fast's convolutions run without tensor cores, at a small part of bf16's rate (an H100: 67 of 989 "
+            "TFLOP/s); runtime.precision=bf16 is the default here"
+        )
     if device.type != "cpu" or config.runtime.precision != "bf16":
         return None
     return str(measured_precision(architecture, size, config.first.batch_size, channels_last=config.runtime.channels_last))

@@ -12,7 +12,7 @@ from der_fast.config.former import present_keys
 from der_fast.config.key import Change
 from der_fast.config.rescale import unreached_note
 from der_fast.config.schema import Config
-from der_fast.config.tree import flatten, keys_with, to_dict
+from der_fast.config.tree import flatten, keys_with, replace_keys, to_dict
 from der_fast.data.source import ImageSource, renamed
 from der_fast.errors import OUT, RESUME, CheckpointError, ConfigError, DataError, DivergenceError, Spelling
 from der_fast.files import held, remove_leftovers
@@ -68,7 +68,7 @@ def run_protocol(
     _check_classes(train, test, steps)
     _say_left_out(train, steps, watcher)
     _check_memory(config, train, [name for names in steps for name in names], watcher)
-    learner = Learner(config, observer=watcher)
+    learner = Learner(_as_begun(config, out) if resume and out is not None else config, observer=watcher)
     if out is None:
         if resume:
             raise ConfigError("there is no folder to resume from; give the run's folder as out")
@@ -79,7 +79,7 @@ def run_protocol(
     with heeding(watcher.message), held(out):
         if resume and not _holds_run(out):
             watcher.message(f"there is no run in {out} yet: starting one")
-        learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
+        learner = _open(out, {"config": to_dict(learner.config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         steps, train, test = _under_present_names(learner, steps, train, test, out)
         _check_steps(learner, steps, out)
         with _advising("Start again with another ", OUT, " and the lower value: ", RESUME, " cannot change the configuration."):
@@ -87,6 +87,13 @@ def run_protocol(
         # A process killed right after its last step leaves some.
         Checkpoints(out, config.runtime.keep_checkpoints).clear()
     return learner
+
+
+def _as_begun(config: Config, out: Path) -> Config:
+    """Return the configuration with the precision that the run in `out` was begun with, where 'auto' leaves it open."""
+    if config.runtime.precision != "auto" or not (out / "config.json").exists():
+        return config
+    return replace_keys(config, {"runtime.precision": load_manifest(out / "config.json")["config"]["runtime"]["precision"]})
 
 
 @contextlib.contextmanager
@@ -143,6 +150,9 @@ def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | No
         learner._learn(train, test, replace(hooks, restore=restore, save=checkpoints.save))
     finally:
         learner.observer = watcher
+        # Whoever is told that the run stopped can count on its last checkpoint.
+        checkpoints.flush()
+        history.flush()
     with deferred():
         learner.save(out)
         checkpoints.clear()

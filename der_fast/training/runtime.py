@@ -11,6 +11,7 @@ import torch
 
 from der_fast.config.schema import RuntimeConfig
 from der_fast.errors import ConfigError
+from der_fast.kernels import choices
 from der_fast.kernels.forked import fit_to_compute
 
 # Parameters of glibc's mallopt(3).
@@ -60,7 +61,12 @@ def refuse_rerun() -> None:
 
 
 def apply_runtime(config: RuntimeConfig, device: torch.device = _CPU) -> None:
-    """Apply threads and allocator settings to this process, and make `device` the current GPU if it is a numbered one."""
+    """Apply threads and allocator settings to this process, and make `device` the current GPU if it is a numbered one.
+
+    On a GPU cuDNN may time its algorithms for every new shape, unless an earlier run's choices are pinned: then it must repeat itself.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not choices.shared().pinned
     if device.type == "cuda" and device.index is not None:
         # Triton launches on the current device, even if its tensors are on another.
         torch.cuda.set_device(device)

@@ -65,7 +65,7 @@ class Stage:
         self.batches = count_batches(len(source) if chosen is None else len(chosen), schedule.batch_size)
         self.optimizer = self.new_optimizer()
         self.step: BatchStep | None = None
-        self._saved = self._told = 0.0
+        self._saved, self._told = time.perf_counter(), 0.0
         self._between: tuple[Place, float] | None = None
 
     def new_optimizer(self) -> NamedSGD:
@@ -116,16 +116,20 @@ class Stage:
         self.optimizer.forget(tuple(f"{name}." for name in names))
 
     def run(self) -> None:
-        """Train what remains, saving after every epoch and in the middle of long ones.
+        """Train what remains, saving every `runtime.checkpoint_seconds`, between epochs and within them, and after the last one.
 
         Raises:
             DivergenceError: the loss or a weight is not a finite number.
             Stopped: a signal says stop.
         """
+        interval = self.context.config.runtime.checkpoint_seconds
+        self._saved = time.perf_counter()
         with deferred():
             while self.state.epoch < self.schedule.epochs:
                 self.epoch()
-                self.context.save(self.state)
+                if self.state.epoch == self.schedule.epochs or requested() or time.perf_counter() - self._saved >= interval:
+                    self.context.save(self.state)
+                    self._saved = time.perf_counter()
                 stop_if_requested()
 
     def epoch(self) -> None:
@@ -156,7 +160,7 @@ class Stage:
         position, self.state.position = self.state.position, None
         meter = EpochMeter(self.context.device, position, totals)
         self._between = None
-        self._saved = self._told = time.perf_counter()
+        self._told = time.perf_counter()
         return meter
 
     def _heeding(self, meter: EpochMeter, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -99,12 +99,12 @@ class StepState:
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state, by name, on the CPU and contiguous."""
+        """Every tensor of the state, by name, as it lives: training goes on to write to it."""
         tensors = {f"{part}.{name}": value for part, module in self.modules().items() for name, value in module.state_dict().items()}
         tensors.update({f"momentum.{name}": value for name, value in self.momentum.items()})
         if self.position is not None:
             tensors["position.totals"] = self.position.totals
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        return {name: value.detach() for name, value in tensors.items()}
 
     def facts(self) -> dict[str, Any]:
         """Everything else, as plain JSON values."""

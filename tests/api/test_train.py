@@ -72,9 +72,11 @@ def test_the_presets_of_a_data_set_are_used_and_settings_win(tiny: dict[str, Any
         with pytest.raises(KeyboardInterrupt):
             train("digits", "B0-2", observer=Stop(), **keys)
     plain, paper, preset, set_by_hand = seen
-    assert plain == resolve_config("digits", "B0-2")
+    # What 'auto' stands for here is written down with the run.
+    own = {"runtime.precision": "bf16" if torch.cuda.is_available() else "fp32"}
+    assert plain == resolve_config("digits", "B0-2", changes=own)
     assert paper.masks.settle == 0
-    assert preset == resolve_config("digits", "B0-2", preset="images")
+    assert preset == resolve_config("digits", "B0-2", preset="images", changes=own)
     assert (set_by_hand.masks.settle, set_by_hand.model.width) == (0.25, 2)
 
 
@@ -188,6 +190,13 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         assert (config.later.epochs, config.later.milestones, config.first.epochs) == (4, (2, 3), 20)
 
 
+def test_where_and_how_it_runs_are_plain_arguments() -> None:
+    config = begun("digits", "B0-2", backend="reference", device="cpu", precision="bf16", settings={"runtime.device": "cpu"})
+    assert (config.runtime.backend, config.runtime.device, config.runtime.precision) == ("reference", "cpu", "bf16")
+    with pytest.raises(ConfigError, match=r"device='cpu', but settings have runtime.device='cuda'; give one of them"):
+        begun("digits", "B0-2", device="cpu", settings={"runtime.device": "cuda"})
+
+
 def test_integers_of_numpy_are_integers() -> None:
     given = {"later.epochs": np.int64(4), "first.epochs": np.array(4), "model.width": np.uint8(2), "memory.total": torch.tensor(20),
              "later.lr": np.float32(0.5), "data.flip": np.bool_(True), "first.milestones": np.array([1, 3]),
@@ -195,7 +204,7 @@ def test_integers_of_numpy_are_integers() -> None:
     plain = {"later.epochs": 4, "first.epochs": 4, "model.width": 2, "memory.total": 20, "later.lr": 0.5, "data.flip": True,
              "first.milestones": (1, 3), "runtime.threads": 1}  # fmt: skip
     config = begun("digits", "B0-2", settings=given)
-    assert config == resolve_config("digits", "B0-2", changes=plain)
+    assert config == resolve_config("digits", "B0-2", changes={**plain, "runtime.precision": config.runtime.precision})
     json.dumps(config.__dict__, default=vars)
     for wrong in (np.float64(1.5), np.bool_(True), np.array([1, 2])):
         with pytest.raises(ConfigError, match="model.width takes a whole number"):

@@ -46,6 +46,8 @@ KEYS: dict[str, Any] = {
     "masks.settle": 0.5,
     "masks.floor": 0.5,
     "masks.bn_images": 8,
+    # A checkpoint after every epoch.
+    "runtime.checkpoint_seconds": 0.0,
     **{
         f"{stage}.{name}": value
         for stage in ("first", "later", "classifier")

@@ -316,7 +316,7 @@ def test_a_run_says_once_which_backend_it_takes_and_why(
     config = tiny({"protocol.name": "B0-2", "runtime.backend": "fused", "later.epochs": 1, "first.epochs": 1, "classifier.epochs": 1})
     monkeypatch.setattr(triton_runtime, "usable", lambda device: (True, "Triton for a test"))
     for run, reason in (
-        (config, "asked for; Triton for a test"),
+        (config, "asked for: Triton for a test"),
         (replace_keys(config, {"runtime.backend": "auto"}), "auto: no CUDA device"),
     ):
         said: list[str] = []

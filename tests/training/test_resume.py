@@ -91,6 +91,7 @@ GOES_ON_WITH = {
     "between the two files of a checkpoint": (2, "representation", 2),
     "before the classifier stage": (2, "classifier", 1),
     "within the classifier stage": (2, "classifier", 2),
+    "before the thread has written anything": (2, "classifier", 1),
     "while a step is measured": None,
     "in the middle of a file": (2, "representation", 1),
     "before a step's manifest": None,

@@ -1,22 +1,28 @@
-"""Checkpoints within a step: one after every epoch and stage, more within long epochs; the last few are kept."""
+"""Checkpoints within a step: one every `runtime.checkpoint_seconds` and one at the end of every stage; the last few are kept."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from der_fast.errors import CheckpointError
+from der_fast.files import remove_leftovers
 from der_fast.training.state import StepState
 from der_fast.training.storage.named_files import load_record, remove_record, save_record
+from der_fast.training.storage.snapshot import Snapshot, snapshot
 
 FOLDER = "checkpoints"
 
 
 class Checkpoints:
     """The checkpoints of the current step.
+
+    They are written by a thread, one after the other, while training goes on.
 
     Args:
         run: the run's folder.
@@ -26,6 +32,8 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int, task: str = "") -> None:
         self.folder, self.keep, self.task = run / FOLDER, keep, task
+        self._writer: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
 
     def _stem(self, state: StepState) -> Path:
         order = state.stages + 1
@@ -34,14 +42,34 @@ class Checkpoints:
         return self.folder / f"{state.step:03d}-{order}-{state.stage}-{state.epoch:04d}{within}"
 
     def stems(self) -> list[Path]:
-        """The existing checkpoints, oldest first."""
+        """The existing checkpoints, oldest first, once all are written; raises StorageError as `flush` does."""
+        self.flush()
+        return self._written()
+
+    def _written(self) -> list[Path]:
         return sorted(path.with_suffix("") for path in self.folder.glob("*.json"))
 
     def save(self, state: StepState) -> None:
-        """Save the state and delete all but the last few; raises StorageError."""
-        newest = self._stem(state)
-        save_record(newest, state.tensors(), {**state.facts(), "task": self.task})
-        stems = self.stems()
+        """Copy the state, and let the thread write it and delete all but the last few; returns before that is done.
+
+        Raises:
+            StorageError: the previous checkpoint could not be written.
+        """
+        self.flush()
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "checkpoints")
+        facts = copy.deepcopy({**state.facts(), "task": self.task})
+        self._pending = self._writer.submit(self._write, self._stem(state), snapshot(state.tensors()), facts)
+
+    def flush(self) -> None:
+        """Wait until everything saved is on disk; raises StorageError if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, newest: Path, copies: Snapshot, facts: dict[str, Any]) -> None:
+        save_record(newest, copies.tensors(), facts)
+        stems = self._written()
         # A step that is learned again may find later checkpoints of its first attempt: they must not outlive the new ones.
         last = stems.index(newest) + 1
         for stem in [*stems[: max(last - self.keep, 0)], *stems[last:]]:
@@ -70,11 +98,13 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete every checkpoint: the step they belong to is finished and saved."""
+        self.flush()
         for stem in self.stems():
             remove_record(stem)
         # A process killed between a checkpoint's two files leaves tensors without a manifest.
         for path in self.folder.glob("*.safetensors"):
             path.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
 
 
 def task_of(facts: Any) -> str:

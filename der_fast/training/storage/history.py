@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +14,8 @@ from der_fast.files import write_bytes
 from der_fast.training.progress import EpochRecord, Observer
 
 FILE = "history.json"
+# Epochs may take a tenth of this; whoever watches looks no more often.
+_SECONDS = 1.0
 _COLUMNS = tuple(field.name for field in fields(EpochRecord))
 
 
@@ -32,8 +36,9 @@ def _write(run: Path, rows: Sequence[str]) -> None:
 class HistoryFile(Observer):
     """Keeps RUN/history.json up to date, up to the last finished epoch of the current step.
 
-    Rows are turned into text once, so the thousandth epoch costs hardly more than the first. A write that fails (on Windows: while
-    another program reads the file) is reported and tried again after the next epoch; a run resumes from its checkpoints.
+    It is written at most once a second, and after the last epoch of a stage. Rows are turned into text once, so the thousandth epoch costs
+    hardly more than the first. A write that fails (on Windows: while another program reads the file) is reported and tried again after the
+    next epoch; a run resumes from its checkpoints.
 
     Args:
         run: the run's folder.
@@ -46,6 +51,7 @@ class HistoryFile(Observer):
         self._finished = [_row(record) for record in finished]
         self._rows = list(self._finished)
         self._failed = False
+        self._stored = -math.inf
 
     def go_on_from(self, records: Iterable[EpochRecord]) -> None:
         """Continue a step with these finished epochs: later epochs of the step in the file will be trained again."""
@@ -55,9 +61,15 @@ class HistoryFile(Observer):
     def epoch_ends(self, record: EpochRecord) -> None:
         """Add a row."""
         self._rows.append(_row(record))
+        if time.perf_counter() - self._stored >= _SECONDS or record.epoch == record.epochs:
+            self._store()
+
+    def flush(self) -> None:
+        """Write what was not written yet."""
         self._store()
 
     def _store(self) -> None:
+        self._stored = time.perf_counter()
         try:
             _write(self.run, self._rows)
         except StorageError as error:

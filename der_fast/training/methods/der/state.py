@@ -93,7 +93,7 @@ class DerState(StepState):
             tensors.update({f"full.{name}": value for name, value in self.remainder.tensors.items()})
             tensors.update({f"full_momentum.{name}": value for name, value in self.remainder.momentum.items()})
         tensors.update({f"mask_log.{name}": value for name, value in self.mask_log.tensors().items()})
-        return {**super().tensors(), **{name: value.detach().cpu().contiguous() for name, value in tensors.items()}}
+        return {**super().tensors(), **{name: value.detach() for name, value in tensors.items()}}
 
     def facts(self) -> dict[str, Any]:
         """Everything else, as plain JSON values."""
