@@ -30,11 +30,14 @@ class _BlockNode(torch.autograd.Function):
         ctx.save_for_backward(bits, *flat, *itertools.chain.from_iterable(saved))
         statistics = [value for layer in kept for value in (layer.mean, layer.variance)]
         ctx.mark_non_differentiable(*statistics)
+        # Otherwise every statistic would arrive with a tensor of zeros, a launch each.
+        ctx.set_materialize_grads(False)
         return out, *statistics
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None, *statistics: None) -> tuple[Tensor | None, ...]:
+        assert g is not None
         bits, *rest = ctx.saved_tensors
         layers = len(ctx.block.layers)
         flat, saved = rest[: _PER_LAYER * layers], rest[_PER_LAYER * layers :]
@@ -43,7 +46,7 @@ class _BlockNode(torch.autograd.Function):
         for index, transformed in enumerate(ctx.transformed):
             y, source, *affine = saved[index * size : (index + 1) * size]
             kept.append(Kept(y, Affine(*affine), source, transformed, affine[0], affine[1]))
-        g = channels_last(grad_outputs[0].to(kept[0].y.dtype))
+        g = channels_last(g.to(kept[0].y.dtype))
         dx, gradients = chain.backward(ctx.block, weights_of(flat), kept, bits, g, ctx.needs_input_grad[1])
         found: list[Tensor | None] = []
         for index, gradient in enumerate(gradients):

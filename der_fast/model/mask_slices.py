@@ -1,4 +1,4 @@
-"""Every batch-norm's part of the mask vector, with one gather in the backward pass instead of a scatter per batch-norm."""
+"""Every batch-norm's part of the mask vector: one gather in either direction, instead of a copy and a scatter per batch-norm."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Kernels load vectors of 16 bytes: every part begins at a multiple of as many float32 numbers.
+_ALIGNED = 4
+
 
 class _Slices(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, where: Sequence[slice], sources: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, masks: Tensor, places: Sequence[slice], gather: Tensor, sources: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(sources)
-        return tuple(masks[part].clone() for part in where)
+        parts = masks.index_select(0, gather)
+        return tuple(parts[place] for place in places)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         (sources,) = ctx.saved_tensors
         flat = torch.cat([*grad_outputs, grad_outputs[0].new_zeros(1)])
-        return flat.index_select(0, sources.flatten()).reshape(sources.shape).sum(0), None, None
+        return flat.index_select(0, sources.flatten()).reshape(sources.shape).sum(0), None, None, None
 
 
 class MaskSlices:
@@ -41,6 +45,13 @@ class MaskSlices:
                 position += 1
         # Entries that are in fewer parts than others add the zero after the last gradient.
         depth = max(map(len, rows))
+        self.places: list[slice] = []
+        gather: list[int] = []
+        for part in self.where:
+            entries = list(range(channels)[part])
+            self.places.append(slice(len(gather), len(gather) + len(entries)))
+            gather += entries + [0] * (-len(entries) % _ALIGNED)
+        self._gather = torch.tensor(gather, dtype=torch.int64)
         self._sources = torch.tensor([row + [position] * (depth - len(row)) for row in rows], dtype=torch.int64).t().contiguous()
 
     def __call__(self, masks: Tensor) -> tuple[Tensor, ...]:
@@ -48,6 +59,6 @@ class MaskSlices:
         if not masks.requires_grad:
             return tuple(masks[part] for part in self.where)
         if self._sources.device != masks.device:
-            self._sources = self._sources.to(masks.device)
-        parts: tuple[Tensor, ...] = _Slices.apply(masks, self.where, self._sources)  # type: ignore[no-untyped-call]
+            self._gather, self._sources = self._gather.to(masks.device), self._sources.to(masks.device)
+        parts: tuple[Tensor, ...] = _Slices.apply(masks, self.places, self._gather, self._sources)  # type: ignore[no-untyped-call]
         return parts
