@@ -27,7 +27,8 @@ from bench.harness.arguments import study_parser
 from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config, DataConfig, MemoryConfig, RuntimeConfig
 from der_fast.data import load_dataset, transforms_for
-from der_fast.data.catalogue.index import build_index, open_index, save_index
+from der_fast.data.catalogue.cache import save_index
+from der_fast.data.catalogue.index import build_index, open_index
 from der_fast.data.photos import PhotoSource
 from der_fast.data.read.library import Library
 from der_fast.data.read.walk import Loaded, Reader, Walk
