@@ -1,6 +1,6 @@
 """Builds the native module with CMake and maps kernels/ into the package as `der_fast.kernels`; the rest is in pyproject.toml.
 
-DER_FAST_CUDA=AUTO|ON|OFF in the environment decides about CUDA: AUTO, the default, builds with it where a working nvcc is found.
+DER_FAST_CUDA=AUTO|ON|OFF in the environment decides about CUDA: AUTO, the default, includes it if a working nvcc is found.
 """
 
 import os
@@ -29,7 +29,7 @@ class CMakeBuild(build_ext):
         settings = {
             "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(target),
-            # A build folder outlives the environment that pip made for it: what lay there must be named again.
+            # A build folder outlives the environment that pip made for it, so paths into that environment must be set again.
             "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),

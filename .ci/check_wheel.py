@@ -12,12 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {".py", ".toml", ".json", ".html", ".typed", ".cu", ".cuh", ".hpp"}
-# The native module's name also says for which Python and machine it was built.
+# The native module's name also tells the Python version and machine that it was built for.
 NATIVE = re.compile(r"der_fast/_C\.[\w.-]+\.(so|pyd)")
 
 
 def expected() -> set[str]:
-    """Return the paths that the source tree has, as a wheel names them."""
+    """Return the paths of the source tree as a wheel names them."""
     found = set()
     for folder, package in ((ROOT / "der_fast", "der_fast"), (ROOT / "kernels", "der_fast/kernels")):
         for path in folder.rglob("*"):

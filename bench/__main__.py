@@ -17,6 +17,7 @@ STUDIES = {
         "demo",
         "growth",
         "index",
+        "launches",
         "loading",
         "needed",
         "sanitize",

@@ -1,4 +1,4 @@
-"""der_fast: class-incremental image classifiers that never forget their classes and hardly grow (DER, CVPR 2021, with the pruning)."""
+"""der_fast: image classifiers that learn new classes in steps and hardly grow (DER, CVPR 2021, with its pruning)."""
 
 from __future__ import annotations
 

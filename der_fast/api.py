@@ -1,4 +1,4 @@
-"""What a user calls: train, learn more, evaluate, rename and forget. What they do is in `runs.py`."""
+"""The calls for users: train, learn more, evaluate, rename and forget. `runs.py` implements them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ def train(
     paper: bool = False,
     resume: bool = False,
     observer: Observer | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> RunResult:
-    """Learn a data set's classes step by step, with pruning, and write run folder and report.
+    """Learn a data set's classes step by step, with pruning, and write a run folder and a report.
 
     Args:
         data: 'digits', 'cifar10', 'cifar100', a folder of class folders, or a pair (train, test) of image sources or map-style
@@ -46,25 +49,28 @@ def train(
         preset: name of a preset, or the path of a recipe of your own, ``"recipe.toml"`` (`der-fast train --print-config` writes one);
             default: the one made for `data` and `protocol`, if there is one.
         paper: the paper's own schedule: no settling, no parameter target, no floor, no whole blocks.
-        resume: go on with the run in `out`, or begin it where nothing was begun; what neither `config`, `preset` nor `settings` name is
-            as it was begun. On the CPU it comes to what it would have come to, bit for bit on the same kind of processor.
-        observer: told about progress.
-        settings: single keys over all of that, e.g. ``{"later.epochs": 20}``, with which milestones and warm-up move in proportion.
-        progress: show how training goes: None, where somebody looks on (standard error is a terminal: a bar; a notebook: a line of text)
-            and no observer is given; True, also elsewhere (a line a minute on standard error) and beside an observer; False, never.
+        resume: continue the run in `out`, or start it if there is none; what neither `config`, `preset` nor `settings` gives stays as it
+            was at the start. On the CPU the result equals an uninterrupted run's, bit for bit on the same kind of processor.
+        observer: receives progress.
+        backend, device, precision: the keys `runtime.backend`, `runtime.device` and `runtime.precision`.
+        settings: single keys that override all of that, e.g. ``{"later.epochs": 20}``; milestones and warm-up move too.
+        progress: whether to show progress. None: only if no observer is given and somebody is watching (a bar if standard error is a
+            terminal, a line of text in a notebook). True: also elsewhere (a line a minute on standard error), and in addition to an
+            observer. False: never.
 
     Returns:
         The metrics (percent, parameter counts, milliseconds, seconds), the learner and the folder.
 
     Raises:
         UserError: anything that the caller can fix; the message says what, where and how.
-        KeyboardInterrupt: Ctrl-C, after the running batch was finished and, where there is a folder, saved; a second one does not wait.
-            Only in the main thread, and only where Python's own handler is in force.
+        KeyboardInterrupt: Ctrl-C, after the current batch was finished and, if there is a folder, saved; a second one does not wait.
+            Only in the main thread, and only if Python's own handler is installed.
     """
     refuse_rerun()
     fit_to_compute()
     folder = None if out is None else expand(out)
     begun = runs.begun_with(folder) if resume and folder is not None else None
+    settings = runs.with_runtime(settings, backend=backend, device=device, precision=precision)
     named: dict[str, Any] = {"preset": None if preset is None else str(preset), "paper": paper, "changes": settings, "begun": begun}
     if isinstance(data, (str, Path)):
         resolved = resolve_config(str(data), protocol, base=config or begun, **named)
@@ -85,23 +91,23 @@ def learn_run(
 ) -> RunResult:
     """Teach a saved run the classes of a folder, save it, and write its report again.
 
-    Images of classes that the run knows join its rehearsal memory. A folder of such images only refreshes memory and classifier, without
+    Images of classes that the run knows join its rehearsal memory. A folder of only such images refreshes memory and classifier without
     a new extractor.
 
     Args:
         run: the run's folder.
         folder: class folders, with or without a train/test split, of new classes, known ones, or both.
-        data: where the images of the run's own data set lie now, if they were moved.
-        overrides: dotted keys over the run's configuration, e.g. ``{"later.epochs": 20}``, with which milestones and warm-up move.
-        observer: told about progress.
-        progress: shown where somebody looks on; see `train`.
+        data: where the images of the run's own data set are now, if they were moved.
+        overrides: dotted keys that override the run's configuration, e.g. ``{"later.epochs": 20}``; milestones and warm-up move too.
+        observer: receives progress.
+        progress: whether to show progress; see `train`.
 
-    Accuracy is measured on the test images of the new classes and on those that the run held out of every data set it learned before.
-    What of these cannot be read any more is said and stands in the report.
-    A process that is killed leaves the run as it was; the same call then goes on from the last checkpoint.
+    Accuracy is measured on the test images of the new classes and on those that the run held out from every data set it learned before.
+    Images that can no longer be read are reported, also in the run's report.
+    A killed process leaves the run as it was; the same call then continues from the last checkpoint.
 
     Raises:
-        UserError: anything that the caller can fix: nothing that is new, a folder that cannot be used, a damaged run.
+        UserError: anything that the caller can fix: nothing new to learn, a folder that cannot be used, a damaged run.
     """
     refuse_rerun()
     with watched(observer, progress) as watcher:
@@ -115,10 +121,10 @@ def evaluate_run(
 
     Args:
         run: the run's folder.
-        data: a data set name or a folder of known classes: its test images, or all where it has no train/test split, but none that the
-            run was trained on. Default: the images that the run held out, of every data set that it learned.
-        device: where it runs.
-        observer: told about what is missing or left out, and about a damaged state that had to be passed over.
+        data: a data set name or a folder of known classes: its test images, or all if it has no train/test split, except those that the
+            run was trained on. Default: the images that the run held out from every data set that it learned.
+        device: where to compute.
+        observer: receives messages about what is missing or left out, and about a damaged state that had to be skipped.
 
     Raises:
         UserError: a run or data set that cannot be read, has a class that was never learned, or no image that can be measured.
@@ -127,28 +133,28 @@ def evaluate_run(
 
 
 def rename_class(run: str | Path, old: str, new: str, *, observer: Observer | None = None) -> RunResult:
-    """Call a class of a saved run by another name, wherever the run names it, and write its report again; no weight changes.
+    """Rename a class of a saved run wherever the run names it, and write its report again; no weight changes.
 
     Images of the run's own data set are still found under the old name. What was exported before keeps it.
 
     Raises:
-        UserError: no class `old`, a name that is empty or that a class has already, a damaged run.
+        UserError: no class `old`, a new name that is empty or taken, a damaged run.
     """
     return runs.rename(expand(run), old, new, observer)
 
 
 def forget_class(run: str | Path, *class_names: str, observer: Observer | None = None) -> RunResult:
-    """Take classes out of a saved run, with their exemplars in every file that it keeps, and write its report again.
+    """Remove classes from a saved run, with their exemplars in every file that it keeps, and write its report again.
 
-    No weight of the other classes changes, nor do their logits. What extractors learned from the images of these classes stays in them.
-    Accuracy is measured on the other classes' test images, where the run's own data set can still be read.
+    The other classes' weights and logits do not change. What extractors learned from the images of the removed classes stays in them.
+    Accuracy is measured on the other classes' test images, if the run's own data set can still be read.
 
     Args:
         run: the run's folder.
         class_names: known classes, not all of them.
-        observer: told about progress.
+        observer: receives progress.
 
     Raises:
-        UserError: no name, one that is not known, all known classes, a damaged run.
+        UserError: no name, an unknown name, all known classes, a damaged run.
     """
     return runs.forget(expand(run), class_names, observer)

@@ -1,9 +1,9 @@
 """Every error that der_fast raises on purpose.
 
-A message says what was wrong, where (path, key, shape) and what to do about it. What to do is called otherwise in Python than on the
-command line, so a message may be put together from texts and from what has two names:
+A message says what was wrong, where (path, key, shape) and what to do about it. What to do has different names in Python and on the
+command line, so a message may combine texts with things that have two names:
 
-    raise ConfigError(f"{out} already holds a run; go on with it by ", Spelling("--resume", "resume=True"))
+    raise ConfigError(f"{out} already holds a run; continue it with ", Spelling("--resume", "resume=True"))
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spelling:
-    """What a person gives, by both of its names.
+    """Something that a person gives, with both of its names.
 
     Args:
         option: as it is typed on the command line, e.g. ``"--resume"``.
@@ -24,7 +24,7 @@ class Spelling:
     argument: str
 
 
-# What many messages speak of.
+# Named in many messages.
 OUT = Spelling("--out", "out")
 RESUME = Spelling("--resume", "resume=True")
 
@@ -33,7 +33,7 @@ class DerFastError(Exception):
     """Base class of every error raised on purpose by this package.
 
     Args:
-        parts: the message: texts, and what has two names. As a text the error speaks Python.
+        parts: the message: texts, and things with two names. `str` gives the names of Python.
     """
 
     def __init__(self, *parts: str | Spelling) -> None:

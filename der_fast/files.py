@@ -30,21 +30,21 @@ def _hold_nothing() -> None:
     _guard = threading.Lock()
 
 
-# What a process holds, one that is forked from it does not, though its thread has the same number.
+# A forked process does not hold what its parent holds, though its thread has the same number.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_hold_nothing)
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None], *, remedy: str | None = None) -> Path:
-    """Let `write` fill a temporary file beside `path`, then rename it to `path`.
+    """Let `write` fill a temporary file next to `path`, then rename it to `path`.
 
     Args:
         path: where the file should be; missing parent folders are made.
         write: called with the temporary path; must create that file.
-        remedy: what to do where it fails, for the message; by default what a run that was stopped by it can do.
+        remedy: what to do if it fails, for the message; default: what to do with a run that was stopped by it.
 
     Raises:
-        StorageError: no space left, no permission, or any other failure of the file system. What stood at `path` before is
+        StorageError: no space left, no permission, or any other failure of the file system. What was at `path` before is
             unharmed, and the temporary file is removed.
     """
     path = Path(path)
@@ -56,7 +56,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, remedy:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except BaseException as error:
-        # Where even the parent is not a folder, unlinking raises too, and would hide what went wrong.
+        # If not even the parent is a folder, unlinking raises too, and would hide what went wrong.
         with contextlib.suppress(OSError):
             temporary.unlink()
         if not isinstance(error, OSError):
@@ -72,21 +72,19 @@ def _reason(error: OSError) -> str:
 
 
 def _remedy(error: OSError) -> Sequence[str | Spelling]:
-    """Say what helps. A run cannot go on in another folder, so only a path that can never be written to asks for one."""
+    """Say what helps. A run cannot continue in another folder, so only a path that can never be written to calls for one."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "free some space"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "make the folder writable"
     else:
         return ("choose another path",)
-    again = Spelling(
-        "--resume (commands other than train: by the same call again)", "resume=True (calls other than train(): the same again)"
-    )
-    return f"{remedy}, then go on with ", again
+    again = Spelling("--resume (commands other than train: the same command)", "resume=True (calls other than train(): the same call)")
+    return f"{remedy}, then continue with ", again
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut, where the system can."""
+    """Make a rename survive a power cut, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -119,7 +117,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files that a killed process left directly in `folder`; call it while holding the folder."""
+    """Delete the temporary files that a killed process left directly in `folder`; call this while holding the folder."""
     with contextlib.suppress(OSError):
         for path in Path(folder).iterdir():
             if _TEMPORARY.fullmatch(path.name):
@@ -128,13 +126,13 @@ def remove_leftovers(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def held(folder: str | Path) -> Iterator[None]:
-    """Keep other processes and threads from writing to `folder` meanwhile; it is made if it is not there.
+    """Keep other processes and threads from writing to `folder` meanwhile; it is made if it does not exist.
 
-    The thread that holds a folder may hold it again. The system lets go of it when the process ends, however it ends. Where it
-    knows no such locks (Windows, some network drives) only the threads of one process exclude each other.
+    The thread that holds a folder may hold it again. The system releases it when the process ends, however it ends. Without
+    such locks (Windows, some network drives) only the threads of one process exclude each other.
 
     Raises:
-        StorageError: somebody else holds it, or the folder cannot be written to.
+        StorageError: another process or thread holds it, or the folder cannot be written to.
     """
     folder, thread = Path(folder), threading.get_ident()
     key = folder.absolute()
@@ -172,6 +170,6 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise StorageError(f"another process is writing to {folder}: wait until it ends, or choose another folder") from error
         except OSError:
-            # A drive without locks: better to write unguarded than not at all.
+            # A drive without locks: writing unguarded is better than not writing at all.
             pass
         yield

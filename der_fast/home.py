@@ -8,14 +8,14 @@ from pathlib import Path
 
 from der_fast.errors import ConfigError
 
-# A folder may well be called ~old; only these mean the home folder for certain.
+# A folder may be called ~old; only these certainly mean the home folder.
 _HOME = re.compile(r"~(?:[/\\]|$)")
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """Return `path` with ``~`` and ``~user`` at its beginning replaced by the home folder; the one place where that is done.
+    """Return `path` with a leading ``~`` or ``~user`` replaced by the home folder; the only place that does so.
 
-    A name that only looks like ``~user``, because there is no such user, is left as it is.
+    A name that only looks like ``~user``, because there is no such user, is left unchanged.
 
     Raises:
         ConfigError: ``~`` of a user who has no home folder.
@@ -32,8 +32,8 @@ def expand(path: str | os.PathLike[str]) -> Path:
 
 
 def cache_folder() -> Path | None:
-    """Return where der_fast keeps what it can do without: as the system's conventions have it (on Linux ``$XDG_CACHE_HOME/der_fast``, else
-    ``~/.cache/der_fast``); None where the user has no home. It need not be there, nor be writable.
+    """Return where der_fast keeps what it can do without, by the system's conventions (on Linux ``$XDG_CACHE_HOME/der_fast``, else
+    ``~/.cache/der_fast``); None if the user has no home. The folder may not exist or not be writable.
     """
     from platformdirs import user_cache_dir
 
@@ -41,12 +41,12 @@ def cache_folder() -> Path | None:
         folder = Path(user_cache_dir("der_fast", appauthor=False))
     except RuntimeError:
         return None
-    # Older versions of platformdirs leave a ~ that means nothing.
+    # Older versions of platformdirs leave an unresolved ~.
     return folder if folder.is_absolute() else None
 
 
 def older_cache_folder() -> Path | None:
-    """Return where archives were kept by version 0.1 on every system; None where the user has no home."""
+    """Return where version 0.1 kept archives on every system; None if the user has no home."""
     try:
         return Path.home() / ".cache" / "der_fast"
     except RuntimeError:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @functools.cache
 def processor_name() -> str:
-    """Return the processor's name, as the system gives it."""
+    """Return the processor's name as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

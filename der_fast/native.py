@@ -1,7 +1,7 @@
-"""The native module der_fast._C, behind typed functions; where it was not built, calling one of them says how to build it.
+"""The native module der_fast._C, behind typed functions; if it was not built, calling one of them says how to build it.
 
 The module knows nothing of PyTorch: it takes addresses, shapes, strides and dtype codes, checks them, and releases the GIL while it
-works. Whatever it refuses it refuses with a ValueError that begins with the argument's name.
+works. It refuses an argument with a ValueError that begins with the argument's name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TensorFacts = tuple[int, tuple[int, ...], tuple[int, ...], int]
 
 
 class TensorLike(Protocol):
-    """What of a `torch.Tensor` is needed here."""
+    """The parts of a `torch.Tensor` that are needed here."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -58,7 +58,7 @@ def _module() -> Any:
 
 
 def available() -> tuple[bool, str]:
-    """Return whether the native module is there, and what it was built with or why it cannot be imported."""
+    """Return whether the native module can be imported, and what it was built with or why it cannot."""
     module, reason = _load()
     if module is None:
         return False, reason
@@ -67,33 +67,33 @@ def available() -> tuple[bool, str]:
 
 
 def build_info() -> dict[str, Any]:
-    """Return compiler, flags, C++ standard, pybind11's version, and whether (and with which nvcc, for what) CUDA was built in."""
+    """Return compiler, flags, C++ standard, pybind11's version, and whether CUDA is included (with which nvcc, for which architectures)."""
     info: dict[str, Any] = _module().build_info()
     return info
 
 
 def dtype_code(dtype: object) -> int:
-    """Return the module's code of a `torch.dtype`; raises ValueError for one that it does not know."""
+    """Return the module's code for a `torch.dtype`; raises ValueError for one that it does not know."""
     try:
         return DTYPES[str(dtype)]
     except KeyError:
-        raise ValueError(f"the native module knows no {dtype}, only {', '.join(DTYPES)}") from None
+        raise ValueError(f"the native module does not know {dtype}, only {', '.join(DTYPES)}") from None
 
 
 def facts_of(tensor: TensorLike) -> TensorFacts:
-    """Return address, shape, strides (in elements) and dtype code; the tensor must outlive the call that it is handed to."""
+    """Return address, shape, strides (in elements) and dtype code; the tensor must outlive the call that receives it."""
     return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), dtype_code(tensor.dtype)
 
 
 def plan(network: dict[str, Any], keep: TensorFacts, *, align: int, weight_dtype: int, vector_dtype: int) -> dict[str, Any]:
-    """Decide which channels stay and where every folded tensor lies; a pure function.
+    """Decide which channels stay and where every folded tensor is stored; a pure function.
 
     Args:
         network: `groups` (full widths), `image_channels`, `streams` and `inner` (lists of group numbers: every residual stream, and each
             block's inner groups), `units` (tuples (kind, block, when, source groups, target groups, kernel, norm), see csrc/plan.hpp).
-        keep: boolean (C,), the masks of all groups one after the other.
+        keep: boolean (C,), the concatenated masks of all groups.
         align: stored widths are multiples of this.
-        weight_dtype, vector_dtype: dtype codes; they decide about offsets.
+        weight_dtype, vector_dtype: dtype codes; they determine the offsets.
 
     Returns:
         `constant`, `lost` (per block), `keep` (uint8 (C,)), `widths` and `stored` (per group), `pieces` ((unit, part, shape, offset in
@@ -129,7 +129,7 @@ def pack(jobs: list[tuple[Any, ...]], storage: TensorFacts, *, layout: int, epsi
 
 
 def pack_cuda_workspace(jobs: int, indices: int) -> int:
-    """Return the bytes of device memory that `pack_cuda` needs for so many jobs with so many rows and columns in all.
+    """Return the bytes of device memory that `pack_cuda` needs for this many jobs with this many rows and columns in total.
 
     Raises:
         BackendError: the native module is not built, or built without CUDA.
@@ -153,7 +153,7 @@ def pack_cuda(
         jobs, storage, layout, epsilon: as for `pack`.
         workspace: uint8, `pack_cuda_workspace` bytes on the device, for the table of jobs.
         device: its number.
-        stream: handle of the CUDA stream on which it works; it is waited for.
+        stream: handle of the CUDA stream to use; the call waits for it.
 
     Raises:
         ValueError: an argument that does not fit.
@@ -179,10 +179,10 @@ def channel_masks_forward(
     Args:
         structure: (rows, row_offsets, convs, user_offsets, users, full), see kernels/channel_masks/structure.py.
         logits: float32 or float64 (C,), contiguous; scale, masks (C,) and loss are of its dtype, scale and loss one number each.
-        scale, masks, loss: as said.
+        scale, masks, loss: see `logits`.
         work: float64 (R + G + 2L,); its last 2L entries are the sides that `channel_masks_backward` needs.
-        device: a CUDA device on which everything lies, or None for the CPU, where the tables' entries are checked too.
-        stream: handle of the CUDA stream on which to launch; nothing is waited for.
+        device: the CUDA device that holds everything, or None for the CPU, where the tables' entries are checked too.
+        stream: handle of the CUDA stream to launch on; the call does not wait.
 
     Raises:
         ValueError: an argument that does not fit.
@@ -228,12 +228,12 @@ def lanes_program(image_channels: int, ops: list[tuple[int, ...]], bytes: int) -
     """Check the operations of a compact extractor and return them as a program for `run_lanes`; its `features` are counted.
 
     Args:
-        image_channels: of the images.
+        image_channels: channels of the images.
         ops: (kind, source, residual, inputs, outputs, kernel, stride, relu, weight, bias) each, see csrc/lanes/executor.hpp.
         bytes: size of the arena that holds the weights.
 
     Raises:
-        ValueError: an operation does not fit what it reads, or its weights do not lie in the arena.
+        ValueError: an operation does not fit its input, or its weights are not inside the arena.
         BackendError: the native module is not built.
     """
     return _module().LanesProgram(image_channels, ops, bytes)
@@ -251,7 +251,7 @@ def run_lanes(programs: list[Any], arenas: list[TensorFacts], images: TensorFact
 
     Raises:
         ValueError: an argument that does not fit.
-        RuntimeError: no instruction set of this processor will do.
+        RuntimeError: this processor has no suitable instruction set.
         BackendError: the native module is not built.
     """
     _module().run_lanes(programs, arenas, images, output, threads)

@@ -1,4 +1,4 @@
-"""Runs in folders: learned, taught more, measured, edited, each with its report written again."""
+"""Runs in folders: trained, taught more, measured or edited; each call writes the report again."""
 
 from __future__ import annotations
 
@@ -36,15 +36,24 @@ _LIMITS = ("train_per_class", "test_per_class", "test_share")
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: what ``metrics.json`` holds, the learner, and the run's folder (None where nothing was written)."""
+    """A finished run: the content of ``metrics.json``, the learner, and the run's folder (None if nothing was written)."""
 
     metrics: dict[str, Any]
     learner: Learner
     out: Path | None
 
 
+def with_runtime(settings: Mapping[str, Any] | None, **given: str | None) -> dict[str, Any]:
+    """Return the settings with the keys of `runtime` that were given as arguments; raises ConfigError where both say something else."""
+    found = dict(settings or {})
+    for name, value in given.items():
+        if value is not None and found.setdefault(f"runtime.{name}", value) != value:
+            raise ConfigError(f"{name}={value!r}, but settings have runtime.{name}={found[f'runtime.{name}']!r}; give one of them")
+    return found
+
+
 def begun_with(out: Path) -> Config | None:
-    """Return the configuration that the run in `out` was begun with; None where there is none that can be read."""
+    """Return the configuration that the run in `out` was started with; None if there is none that can be read."""
     with suppress(CheckpointError):
         return from_dict(load_manifest(out / "config.json")["config"])
     return None
@@ -54,7 +63,7 @@ def train_run(config: Config, out: Path | None, *, resume: bool = False, observe
     """Run a resolved configuration; see `der_fast.train`."""
     if out is not None:
         check_out(out, resume=resume)
-    # The index of a folder of photos is kept beside the run: the next start need not list a million files.
+    # The index of a folder of photos is kept in the run's folder, so that the next start need not list a million files.
     train_source, test_source = load_dataset(config.data, cache=out, say=observer.message if observer else None)
     return _run(config, train_source, test_source, out, resume, observer)
 
@@ -85,7 +94,7 @@ def _run(
 
 @contextmanager
 def _with_tensorboard(config: Config, out: Path | None, observer: Observer | None) -> Iterator[Observer]:
-    """Yield the observer, joined by TensorBoard's where that is switched on."""
+    """Yield the observer, joined by TensorBoard's if that is switched on."""
     if out is None or not config.runtime.tensorboard:
         yield observer or Observer()
         return
@@ -106,7 +115,7 @@ def teach(run: Path, folder: str | Path, data: str | Path | None, overrides: Map
     config = replace_keys(saved.config, stretched(saved.config, overrides))
     refuse_others(config, overrides)
     if saved.model.memory is not None and not saved.model.memory.in_files:
-        # New images are put together with the memory, so they are held as it is.
+        # New images are joined with the memory, so they are held in the same way.
         config = replace_keys(config, {"data.reader": "memory"})
     limits = {key: None for key in ("data.train_per_class", "data.test_per_class") if key not in overrides}
     everything = {**limits, "data.classes": None, "data.test_list": None, "data.image_size": _input_side(saved)}
@@ -119,13 +128,13 @@ def teach(run: Path, folder: str | Path, data: str | Path | None, overrides: Map
         watcher.message(note)
     if old.source is None:
         name = saved.config.data.name
-        watcher.message(f"the run's own data set ({name}) cannot be read here: accuracy is measured on the new classes only")
+        watcher.message(f"the run's own data set ({name}) cannot be read here: accuracy is measured only on the new classes")
         test: ImageSource = test_source
     else:
         known = without_empty_classes(old.source)
         names = (*known.class_names, *(name for name in test_source.class_names if name not in known.class_names))
         test = joined([known, test_source], names)
-    # How much of the new folder is read says nothing about the data set that the run was trained on.
+    # How much of the new folder is used says nothing about the data set that the run was trained on.
     of_run = {f"data.{key}": getattr(saved.config.data, key) for key in ("name", *_LIMITS, "reader")}
     if data is not None:
         del of_run["data.name"]
@@ -180,7 +189,7 @@ def forget(run: Path, class_names: tuple[str, ...], observer: Observer | None) -
 
 
 def _input_side(learner: Learner) -> int:
-    """The side of the network's input in pixels, to which other images have to be brought."""
+    """The side of the network's input in pixels, to which other images must be resized."""
     assert learner.image_size is not None
     side, data = learner.image_size[0], learner.config.data
     return data.image_size or (round(side * 224 / 256) if data.random_resized_crop else side)

@@ -1,8 +1,8 @@
 """Random seeds derived from names, so that no random state has to be stored.
 
 Every random decision (shuffling, augmentation, initialisation) takes its generator from `generator(seed, "what", step, epoch, ...)`. A
-run that is resumed in the middle therefore draws exactly the numbers that it would have drawn without the interruption. What is computed
-from them repeats bit for bit on one kind of processor only (docs/cpu.md). Only the class order follows the field's own convention
+resumed run therefore draws exactly the numbers that it would have drawn without the interruption. Results computed from them repeat bit for
+bit only on the same kind of processor (docs/cpu.md). Only the class order follows the field's own convention
 (`training/orders.py`).
 """
 

@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM and a closed terminal during training: the running batch is finished and written down, then the run ends.
+"""Ctrl-C, SIGTERM and a closed terminal during training: the current batch is finished and saved, then the run ends.
 
 A second signal ends it at once.
 
-A signal may come between any two instructions, also in the middle of an optimizer's step, where there is nothing that could be written
-down. So while `heeding`, a first signal is only noted wherever the work is `deferred`, and raised as `Stopped` where the work says so.
+A signal may come between any two instructions, even in the middle of an optimizer's step, when there is no consistent state to save. So
+inside `heeding`, a first signal is only noted while the work is `deferred`, and raised as `Stopped` where the work allows it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Watch:
-    """What the main thread of this process knows of signals."""
+    """What the main thread of this process knows about signals."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -50,10 +50,10 @@ class _Watch:
         self._let_workers_die()
         # The signal may have come while the same stream was being written to.
         with contextlib.suppress(RuntimeError, OSError, ValueError):
-            self.say("stopping once the running batch is saved; a second signal stops at once")
+            self.say("stopping once the current batch is saved; a second signal stops at once")
 
     def _let_workers_die(self) -> None:
-        """Keep PyTorch from raising out of the running batch because the same signal ended one of its workers."""
+        """Keep PyTorch from raising in the middle of a batch because the same signal ended one of its workers."""
         for number in _CHILD:
             handler = signal.getsignal(number)
             if callable(handler):
@@ -62,13 +62,13 @@ class _Watch:
 
 
 def _take_in_a_fork(number: int) -> None:
-    """A worker inherits the handler. Ctrl-C reaches it too, but it is for the main process to let it go; the others are meant for it."""
+    """A worker inherits the handler. Ctrl-C reaches it too, but the main process decides when it ends; other signals are meant for it."""
     if number != signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
-# Where a parent is told that a worker died.
+# The signal that tells a parent that a worker died.
 _CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 # Windows has no SIGHUP.
 _ENDING = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
@@ -77,24 +77,24 @@ _watch: _Watch | None = None
 
 @contextlib.contextmanager
 def heeding(say: Callable[[str], None], *, terminate: bool = False) -> Iterator[None]:
-    """Handle Ctrl-C as this file says, until left; what handled it before then does so again.
+    """Handle Ctrl-C as this file describes until the context ends; then the previous handler is restored.
 
-    Only the main thread can: in any other nothing is changed. A handler of the caller's own stays. Within another `heeding` nothing is
-    changed either.
+    Only the main thread can: in any other thread nothing changes. The caller's own handler stays. Inside another `heeding` nothing
+    changes either.
 
     Args:
-        say: told, when a signal has come that is not followed at once.
-        terminate: handle SIGTERM alike, and SIGHUP, which comes when a terminal is closed or a connection to it is lost.
+        say: called when a signal has come that does not take effect at once.
+        terminate: handle SIGTERM the same way, and SIGHUP, which comes when a terminal is closed or its connection is lost.
 
     Raises:
-        Stopped: a KeyboardInterrupt, from wherever the work is when a signal comes, or from where it can be stopped.
+        Stopped: a KeyboardInterrupt, from wherever the work is when a signal comes, or from the next place where it can stop.
     """
     global _watch
     if _watch is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     watch = _Watch(say)
-    # What the system or Python does by default may be replaced; a handler of somebody's own, or none on purpose (nohup), stays.
+    # Default handlers may be replaced; a handler that somebody set, or a signal ignored on purpose (nohup), stays.
     wanted: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
     if terminate:
         wanted |= dict.fromkeys(_ENDING, signal.SIG_DFL)
@@ -131,7 +131,7 @@ def stop_if_requested() -> None:
 def deferred() -> Iterator[None]:
     """Let a first signal wait until `stop_if_requested`, or until this is left, whichever comes first.
 
-    What fails after a signal, because it ended a process that the work needs, counts as stopped.
+    An error after a signal that ended a process which the work needs counts as stopped.
     """
     watch = _mine()
     if watch is None:

@@ -12,6 +12,7 @@ from der_fast.kernels import triton_runtime
 from der_fast.kernels.forked import refuse_cuda_after_fork
 
 BACKENDS = ("auto", "reference", "fused")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class Backend:
         name: 'reference' or 'fused'.
         reason: for people.
         measured: for 'fused', whether each part uses the implementation measured to be fastest here, cuDNN's convolutions
-            included; if False, der_fast's kernels run wherever they can.
+            included; if False, der_fast's kernels run wherever they can, as tests and benchmarks want.
     """
 
     name: str
@@ -67,11 +68,36 @@ def resolve(backend: str, device: torch.device) -> Backend:
     if backend == "fused" and not works:
         _log.warning("backend 'fused' does not work here, so the reference is used instead: %s", reason)
         return Backend("reference", f"fused was asked for, but {reason}")
-    if backend == "fused":
-        return Backend("fused", f"asked for; {reason}")
-    if works:
-        return Backend("fused", f"auto: {reason}, the faster of cuDNN and der_fast's kernels as measured", measured=True)
-    return Backend("reference", f"auto: {reason}")
+    if not works:
+        return Backend("reference", f"auto: {reason}")
+    asked = "asked for" if backend == "fused" else "auto"
+    if device.type != "cuda":
+        # In the interpreter, times mean nothing.
+        return Backend("fused", f"{asked}: {reason}")
+    return Backend("fused", f"{asked}: {reason}, the fastest of cuDNN and der_fast's kernels as measured", measured=True)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Turn 'auto', 'fp32' or 'bf16' into what extractors compute in on `device`: 'auto' is bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        BackendError: 'bf16' on a GPU without bfloat16 arithmetic, or an unknown name.
+    """
+    if precision not in PRECISIONS:
+        raise BackendError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+    if device.type != "cuda":
+        return "fp32" if precision == "auto" else precision
+    capability = torch.cuda.get_device_capability(device)
+    has_bf16 = capability >= triton_runtime.OLDEST
+    if precision == "auto":
+        return "bf16" if has_bf16 else "fp32"
+    if precision == "bf16" and not has_bf16:
+        raise BackendError(
+            f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]}) has no bfloat16 arithmetic; use ",
+            Spelling("--set runtime.precision=fp32", 'precision="fp32"'),
+            ".",
+        )
+    return precision
 
 
 def resolve_device(name: str) -> torch.device:

@@ -78,10 +78,14 @@ class Choices:
         path: JSON file that is read on first use and extended after every measurement; None for memory only. A file that cannot be
             read, written or understood is ignored, and the log says so.
         homeless: `path` is None only because there is nowhere to put a file; the log says so too.
+
+    Attributes:
+        pinned: whether choices of an earlier run were pinned.
     """
 
     def __init__(self, path: Path | None = None, *, homeless: bool = False) -> None:
         self.path, self.homeless = path, homeless
+        self.pinned = False
         self._chosen: dict[str, str] = {}
         self._filed: dict[str, Choice] | None = None
         self._said = False
@@ -93,6 +97,7 @@ class Choices:
     def pin(self, record: Mapping[str, str]) -> None:
         """Give the choices of an earlier `record` priority over all others; on another machine they have no effect."""
         self._chosen.update(record)
+        self.pinned = self.pinned or bool(record)
 
     def filed(self) -> dict[str, Choice]:
         """Return everything in the file, for this machine and others."""

@@ -62,8 +62,8 @@ def test_where_the_system_fails_the_old_version_stays(place: str, number: int, t
     assert f"could not write {path}: {os.strerror(number)}" in str(caught.value)
     assert "unharmed" in str(caught.value)
     for how, text in (("--resume", caught.value.on_command_line()), ("resume=True", str(caught.value))):
-        assert (f"free some space, then go on with {how}" in text) == (number in (errno.ENOSPC, errno.EDQUOT))
-        assert (f"make the folder writable, then go on with {how}" in text) == (number == errno.EROFS)
+        assert (f"free some space, then continue with {how}" in text) == (number in (errno.ENOSPC, errno.EDQUOT))
+        assert (f"make the folder writable, then continue with {how}" in text) == (number == errno.EROFS)
     assert caught.value.__cause__ is error
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]

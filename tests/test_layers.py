@@ -32,7 +32,7 @@ DATA_LAYERS = [
     ["read"],
     ["source"],
     ["photos", "memory_source"],
-    ["duplicates", "identity", "joined", "kept"],
+    ["duplicates", "identity", "joined", "storage"],
     ["sets"],
     ["load"],
     ["whole"],

@@ -46,9 +46,10 @@ def _variants(task: Task, backend: str, compiles: bool) -> tuple[Variant, ...]:
 
         return Variant(name, dtype, prepare, baseline, graphed=False, note=note)
 
-    def own(name: str, chosen: str, note: str, precision: str = "bf16") -> Variant:
+    def own(name: str, chosen: str, note: str, precision: str = "bf16", everywhere: bool = False) -> Variant:
         dtype = half if precision == "bf16" else torch.float32
-        return Variant(name, dtype, lambda tensors: ours(task, tensors, precision, chosen), graphed=False, note=note)
+        prepare = lambda tensors: ours(task, tensors, precision, chosen, everywhere=everywhere)  # noqa: E731
+        return Variant(name, dtype, prepare, graphed=False, note=note)
 
     found = [
         other("eager_fp32", torch.float32, True, note="contiguous", channels_last=False),
@@ -65,9 +66,9 @@ def _variants(task: Task, backend: str, compiles: bool) -> tuple[Variant, ...]:
     if backend == "reference":
         return (*found, own("ours", "reference", "reference backend"), own("ours_fp32", "reference", "reference backend", "fp32"))
     fastest = own("ours", "auto", "fastest as measured, one CUDA graph") if task.setting.cuda else own("ours", "fused", "interpreted")
-    everywhere = own("ours_fused", "fused", "der_fast's kernels everywhere")
+    everywhere = own("ours_fused", "fused", "der_fast's kernels everywhere", everywhere=True)
     # Without rounding to 16 bits the comparison is a hundred times sharper.
-    return (*found, fastest, everywhere, own("ours_fp32", "fused", "der_fast's kernels everywhere", "fp32"))
+    return (*found, fastest, everywhere, own("ours_fp32", "fused", "der_fast's kernels everywhere", "fp32", everywhere=True))
 
 
 def _case(setting: Setting, name: str, t: int, batch: int) -> Case:

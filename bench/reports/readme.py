@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.harness.facts import ROOT
-from bench.reports import cpu_table, gpu_table, headline
+from bench.reports import cpu_table, gpu_table, headline, launch_table
 
 # The folder that holds the pages.
 PLACE = ROOT
 RESULTS = ROOT / "bench" / "results"
 PAGES: dict[str, Mapping[str, Callable[[Path], str]]] = {
     "README.md": {"results": headline.table},
-    "bench/README.md": {"cpu-results": cpu_table.table, "gpu-results": gpu_table.table},
+    "bench/README.md": {"cpu-results": cpu_table.table, "gpu-results": gpu_table.table, "launches": launch_table.table},
 }
 
 

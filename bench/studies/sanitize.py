@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 gated(case, variant, case.inputs(seeded(setting.device, 0)))
                 print(f"{case.id} {variant.name}", flush=True)
     task = Task(SharedNetworks(setting), 2, 4, 2)
-    loss = ours(task, task.inputs(seeded(setting.device, 0)), "bf16", "fused")()["loss"]
+    loss = ours(task, task.inputs(seeded(setting.device, 0)), "bf16", "fused", everywhere=True)()["loss"]
     torch.cuda.synchronize()
     print(f"one fused training step, loss {float(loss):.4f}")
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class Task:
         batch: images per batch.
         batches: per epoch.
         augment: crop, flip and jitter; then only der_fast's speed is meaningful.
+        target: share of the parameters that λ_s is adapted to; None: a constant λ_s, as in the rivals.
     """
 
     networks: SharedNetworks
@@ -65,6 +66,7 @@ class Task:
     batch: int
     batches: int
     augment: bool = False
+    target: float | None = None
 
     @property
     def setting(self) -> Setting:
@@ -86,7 +88,8 @@ class Task:
 
     def config(self, precision: str, backend: str) -> Any:
         """Return der_fast's configuration."""
-        keys: dict[str, Any] = {"model.backbone": "resnet18", "masks.enabled": True, "masks.target_params": None, "masks.settle": 0.0}
+        keys: dict[str, Any] = {"model.backbone": "resnet18", "masks.enabled": True, "masks.settle": 0.0}
+        keys |= {"masks.target_params": self.target}
         keys |= {"masks.s_max": LARGEST_SCALE, "masks.lr": MASK_LR, "masks.sparsity": SPARSITY, "masks.clamp": CLAMP}
         keys |= {"runtime.precision": precision, "runtime.backend": backend, "runtime.device": str(self.setting.device)}
         if not self.augment:
@@ -96,11 +99,12 @@ class Task:
             keys |= {f"{stage}.lr": LR, f"{stage}.warmup_epochs": 0}
         return resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
 
-    def stage(self, tensors: Tensors, precision: str, backend: str) -> RepresentationStage:
-        """Return der_fast's stage, at the start of its first epoch."""
+    def stage(self, tensors: Tensors, precision: str, backend: str, *, everywhere: bool = False) -> RepresentationStage:
+        """Return der_fast's stage, at the start of its first epoch; `everywhere`: with its kernels wherever they can run."""
         config, networks = self.config(precision, backend), self.networks
         transforms = transforms_for(config.data, (networks.size, networks.size))
         chosen = resolve(backend, self.setting.device)
+        chosen = replace(chosen, measured=chosen.measured and not everywhere)
         context = Context(config, self.setting.device, *transforms, observer=Notes(), backend=chosen)
         names = [tuple(str(step * CLASSES + number) for number in range(CLASSES)) for step in range(self.t)]
         members = [networks.compact(number, context.dtype) for number in range(self.t - 1)]
@@ -116,15 +120,7 @@ class Task:
     def ready(self, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
         """Return the batches that the stage would draw in its first epoch, on the device."""
         names = (stage.context.seed, stage.name, stage.state.step, 0)
-        drawn = stage.source.batches(
-            None,
-            self.batch,
-            transform=stage.context.train_transform,
-            generator=generator(*names),
-            shuffle=True,
-            device=self.setting.device,
-            channels_last=True,
-        )
+        drawn = stage.context.training_batches(stage.source, None, self.batch, generator(*names))
         return [(batch.images, batch.labels) for batch in drawn]
 
 
@@ -140,9 +136,9 @@ def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def ours(task: Task, tensors: Tensors, precision: str, backend: str) -> Run:
-    """Return an epoch of der_fast's stage."""
-    stage = task.stage(tensors, precision, backend)
+def ours(task: Task, tensors: Tensors, precision: str, backend: str, *, everywhere: bool = False) -> Run:
+    """Return an epoch of der_fast's stage; `everywhere`: with its kernels wherever they can run."""
+    stage = task.stage(tensors, precision, backend, everywhere=everywhere)
 
     def epoch() -> Tensor:
         stage.epoch()

@@ -12,12 +12,12 @@ from rich.console import Console
 from der_fast.config.recipe import recipe_text
 from der_fast.config.schema import Config
 
-# Piped output has no width of its own; tables must not be squeezed to 80 columns there.
+# Piped output has no width; tables must not be squeezed to 80 columns there.
 _PIPED_WIDTH = 160
 
 
 def output() -> Console:
-    """Return a console on today's standard output (tests replace it, so it is never kept)."""
+    """Return a console on the current standard output (tests replace it, so the console is never kept)."""
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
@@ -37,7 +37,7 @@ def print_recipe(config: Config) -> None:
 
 
 def say_error(text: str) -> None:
-    """Write one paragraph about what went wrong to standard error."""
+    """Write an error to standard error, as one paragraph."""
     errors().print(f"error: {text}", style="bold red")
 
 
@@ -47,5 +47,5 @@ def say_note(text: str) -> None:
 
 
 def say_where(what: str, path: Path) -> None:
-    """Write where a result lies; never wrapped, so that it can be copied."""
+    """Write where a result is; never wrapped, so that it can be copied."""
     output().print(f"{what}: {path}", soft_wrap=True)

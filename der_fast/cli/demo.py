@@ -1,4 +1,4 @@
-"""`der-fast demo`: a whole run on data that ships with scikit-learn, within minutes on a laptop."""
+"""`der-fast demo`: a complete run on data that ships with scikit-learn, in minutes on a laptop."""
 
 from __future__ import annotations
 

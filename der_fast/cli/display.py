@@ -1,4 +1,4 @@
-"""Which display a command gets: a live bar on a terminal, lines of text elsewhere, only messages with --quiet."""
+"""The display of a command: a live bar on a terminal, lines of text elsewhere, only messages with --quiet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from der_fast.training.progress import Observer
 
 
 class OnlyMessages(Observer):
-    """--quiet: nothing but what a person should know."""
+    """--quiet: only what a person should know."""
 
     def message(self, text: str) -> None:
         """Pass a message on to standard error."""
@@ -23,7 +23,7 @@ class OnlyMessages(Observer):
 
 @contextmanager
 def watching(quiet: bool) -> Iterator[Observer]:
-    """Yield the observer that fits: nothing for --quiet, a live bar on a terminal, a line a minute and per step elsewhere."""
+    """Yield the observer that fits: messages only for --quiet, a live bar on a terminal, a line per minute and per step elsewhere."""
     console = output()
     if quiet:
         with no_bars():
@@ -36,7 +36,7 @@ def watching(quiet: bool) -> Iterator[Observer]:
             display.stop()
     else:
         lines = LogLines(lambda text: write_line(sys.stdout, text), say_note)
-        # With standard error on a terminal, loading has its own bar there.
+        # If standard error is a terminal, loading draws its own bar there.
         loading = nullcontext() if takes_a_bar(errors()) else bars_told_to(lines.loads)
         with loading, lines.ticking():
             yield lines

@@ -14,7 +14,7 @@ from der_fast.cli import options as opt
 from der_fast.cli.console import output, print_json
 from der_fast.machine import processor_name
 
-# Distributions whose versions decide about numbers or about what works.
+# Distributions whose versions affect numbers or what works.
 _DISTRIBUTIONS = (
     "der_fast",
     "torch",
@@ -32,7 +32,7 @@ _DISTRIBUTIONS = (
 
 
 def doctor(as_json: opt.Json = False, debug: opt.Debug = False) -> None:
-    """Show versions, devices, backends and optional parts: what works here, and why not."""
+    """Show versions, devices, backends and optional parts: what works here, and what does not and why."""
     found = examine()
     if as_json:
         print_json(found)
@@ -89,7 +89,7 @@ def _processor() -> dict[str, Any]:
 
 
 def _bfloat16() -> dict[str, Any]:
-    """Whether bfloat16 is worth while on this processor, measured on a small network."""
+    """Whether bfloat16 is worthwhile on this processor, measured on a small network."""
     from der_fast.model.architecture import build_architecture
     from der_fast.training.precision import measured_precision
 
@@ -118,7 +118,7 @@ def _backends() -> dict[str, Any]:
 
 
 def _choices() -> dict[str, Any]:
-    """What was found to be the fastest, on this machine and with these versions."""
+    """What was measured to be fastest on this machine with these versions."""
     import torch
 
     from der_fast.kernels.choices import machine, shared
@@ -160,9 +160,9 @@ def _files() -> dict[str, Any]:
 
 
 def _usable(cache: Path | None) -> dict[str, Any]:
-    """Whether anything can be kept in the cache folder, which is made when it is first needed."""
+    """Whether files can be kept in the cache folder, which is made when first needed."""
     if cache is None:
-        return {"works": False, "reason": "this user has no home folder; set HOME or XDG_CACHE_HOME to a folder that can be written to"}
+        return {"works": False, "reason": "this user has no home folder; set HOME or XDG_CACHE_HOME to a writable folder"}
     above = next(folder for folder in (cache, *cache.parents) if folder.exists())
     works = above.is_dir() and os.access(above, os.W_OK)
     return {"works": works, "reason": str(cache) if works else f"{cache} cannot be written to; set XDG_CACHE_HOME to a folder that can"}

@@ -1,4 +1,4 @@
-"""Where the installed command `der-fast` begins. Nothing is imported here that takes time, so that Ctrl-C is answered from the start."""
+"""Where the installed command `der-fast` starts. Nothing slow is imported here, so that Ctrl-C works from the start."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ INTERRUPTED = 128 + signal.SIGINT
 def main() -> None:
     """Run the command line; see `der_fast.cli.main`. Ctrl-C while it is imported, and while Python ends, shows no traceback."""
     if signal.getsignal(signal.SIGINT) != signal.default_int_handler:
-        # Started in the background of a shell, or by somebody with a handler of their own.
+        # Started in a shell's background, or by a program with its own handler.
         _run()
         return
-    # Libraries that are half imported do odd things with exceptions, and nothing is there yet that would have to be cleared up.
+    # Half-imported libraries do odd things with exceptions, and there is nothing to clean up yet.
     signal.signal(signal.SIGINT, _leave)
     from der_fast.cli.main import main as run
 
@@ -38,7 +38,7 @@ def _run() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    _say("interrupted. Nothing was begun yet: give the same command again.")
+    _say("interrupted. Nothing was started yet: run the same command again.")
     os._exit(INTERRUPTED)
 
 

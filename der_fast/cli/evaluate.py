@@ -14,7 +14,7 @@ from der_fast.cli.console import output, print_json
 from der_fast.cli.tables import MISSING
 
 Data = Annotated[
-    str | None, typer.Argument(metavar="DATA", help="test images: a data set or a folder; default: those that the run held out")
+    str | None, typer.Argument(metavar="DATA", help="test images: a data set or a folder; default: the images that the run held out")
 ]
 
 
@@ -39,7 +39,7 @@ def evaluate(run: opt.Run, data: Data = None, as_json: opt.Json = False, device:
 
 
 def classes_table(result: Mapping[str, Any]) -> Table:
-    """Return one row per class with test images: how many, how many were named right, what it was mistaken for most often.
+    """Return one row per class with test images: how many, how many were classified correctly, and the most frequent mistake.
 
     Args:
         result: `class_names` and `confusion` (rows true, columns predicted).

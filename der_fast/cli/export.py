@@ -1,4 +1,4 @@
-"""`der-fast export`: a saved run as one file that needs no training run."""
+"""`der-fast export`: a saved run as one file that works without the run's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from der_fast.cli.group import at_home
 Out = Annotated[
     Path,
     typer.Argument(
-        metavar="OUT", callback=at_home, help="the file to write; its suffix says the format: .onnx, .pt2 (torch.export) or .safetensors"
+        metavar="OUT", callback=at_home, help="the file to write; its suffix sets the format: .onnx, .pt2 (torch.export) or .safetensors"
     ),
 ]
 Raw = Annotated[
@@ -25,7 +25,7 @@ Aoti = Annotated[bool, typer.Option("--aoti", help=".pt2: compile for this machi
 Check = Annotated[
     list[Path] | None,
     typer.Option(
-        metavar="PATH", callback=at_home, help="image file to compare file and learner on, repeatable; default: the run's rehearsal memory"
+        metavar="PATH", callback=at_home, help="image to compare file and learner on, repeatable; default: the run's rehearsal memory"
     ),
 ]
 
@@ -39,7 +39,7 @@ def export(
     as_json: opt.Json = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Write the model of RUN to OUT, with class names and preprocessing in it, after comparing it with the learner on real images."""
+    """Write the model of RUN to OUT, including class names and preprocessing, after comparing it with the learner on real images."""
     from der_fast.deployment import export
 
     done = export(run, out, raw_uint8=raw_uint8, aoti=aoti, images=check or None)

@@ -1,4 +1,4 @@
-"""Run folders: where a new one goes, what a saved one holds."""
+"""Run folders: where a new one goes and what a saved one holds."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from der_fast.errors import CheckpointError, ConfigError, StorageError
 
 
 def new_folder(ctx: typer.Context, parent: Path, name: str) -> Path:
-    """Make ``parent/name``, or ``parent/name-2``, ``-3`` … if something lies there already, and return it: nobody else is given it.
+    """Make ``parent/name``, or ``parent/name-2``, ``-3`` … if that exists already, and return it; no other process gets the same folder.
 
-    A command that ends before it has written anything there takes it away again.
+    A command that ends before it has written anything there removes it.
 
     Raises:
         StorageError: it cannot be made.
@@ -34,7 +34,7 @@ def new_folder(ctx: typer.Context, parent: Path, name: str) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError as error:
-            # Where the parent is a link to nowhere, no number will do.
+            # If the parent is a broken link, no number helps.
             if not os.path.lexists(folder):
                 raise StorageError(f"cannot make {folder}: {parent} is not a folder; give another --out") from error
             continue
@@ -54,29 +54,29 @@ def usable_out(out: Path, resume: bool) -> Path:
     """Return `out` after checking that a run may be written there.
 
     Raises:
-        ConfigError: it is a file, or it holds a run and `resume` is off: nothing is ever overwritten.
+        ConfigError: it is a file, or it holds a run and `resume` is off: a run is never overwritten.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; give a folder")
     if not resume and holds_run(out):
-        raise ConfigError(f"{out} already holds a run; go on with it by --resume, or give another --out")
+        raise ConfigError(f"{out} already holds a run; continue it with --resume, or give another --out")
     return out
 
 
 def how_to_go_on(run: Path) -> str:
     """Say what to type after training in `run` was interrupted."""
     if not holds_run(run):
-        return "Nothing was begun yet: give the same command again."
-    return f"What was learned is saved; go on with: der-fast train --out {shlex.quote(str(run))} --resume"
+        return "Nothing was started yet: run the same command again."
+    return f"What was learned is saved; continue with: der-fast train --out {shlex.quote(str(run))} --resume"
 
 
 def begun_config(run: Path) -> Config:
-    """Read the configuration that a run was begun with; raises CheckpointError where it is missing or damaged."""
+    """Read the configuration that a run was started with; raises CheckpointError if it is missing or damaged."""
     return _config_in(run, "config.json")
 
 
 def learned_config(run: Path) -> Config:
-    """Read the configuration of a run's, or a saved learner's, last step; raises CheckpointError where it is missing or damaged."""
+    """Read the configuration of the last step of a run or a saved learner; raises CheckpointError if it is missing or damaged."""
     return _config_in(run, "metrics.json")
 
 
@@ -88,10 +88,12 @@ def _config_in(run: Path, name: str) -> Config:
 
 
 def read_json(run: Path, name: str) -> dict[str, Any]:
-    """Read one of a run's JSON files; raises CheckpointError with its path where it is missing or damaged."""
+    """Read one of a run's JSON files; raises CheckpointError with its path if it is missing or damaged."""
     path = run / name
     if not run.is_dir():
-        raise CheckpointError(f"there is no run folder {run}; give the --out folder of `der-fast train` or the one that the demo printed")
+        raise CheckpointError(
+            f"there is no run folder {run}; give the --out folder of `der-fast train` or the folder that the demo printed"
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`der-fast forget`: take classes out of a saved run."""
+"""`der-fast forget`: remove classes from a saved run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Classes = Annotated[list[str], typer.Argument(metavar="CLASS...", help="names of
 
 
 def forget(run: opt.Run, classes: Classes, debug: opt.Debug = False) -> None:
-    """Take every CLASS out of RUN: its row of the classifier and its exemplars, in every state and checkpoint that the folder keeps.
+    """Remove every CLASS from RUN: its row of the classifier and its exemplars, in every state and checkpoint in the folder.
 
     The other classes' logits stay as they are. What the extractors learned from its images stays in them.
     """

@@ -26,11 +26,11 @@ _RESUME = "der_fast.resume"
 
 
 class Commands(TyperGroup):
-    """Ends with 2 on errors that the user can fix, 128 and its number on a signal, 1 where standard output is lost, and leaves
-    faults of ours to Python (traceback, 1)."""
+    """Exits with 2 on errors that the user can fix, with 128 plus its number on a signal, with 1 if standard output is lost, and
+    leaves bugs to Python (traceback, 1)."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command line; where standard output goes away, end in a sentence, or quietly where its reader has seen enough."""
+        """Run the command line; if standard output is lost, end with a sentence, or quietly if its reader has gone."""
         try:
             with guarded():
                 return super().main(*args, **kwargs)
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            how: Callable[[], str] = ctx.meta.get(_RESUME, lambda: "Nothing was lost that had been saved.")
+            how: Callable[[], str] = ctx.meta.get(_RESUME, lambda: "What was saved is unharmed.")
             say_note(f"interrupted. {how()}")
             raise typer.Exit(128 + stop.signal if isinstance(stop, Stopped) else INTERRUPTED) from None
         except UserError as error:
@@ -55,7 +55,7 @@ class Commands(TyperGroup):
 
 
 def at_home(path: Path | list[Path] | None) -> Path | list[Path] | None:
-    """Expand ``~`` in what a path option or argument was given; the shell leaves it where it is quoted, or follows a ``=``."""
+    """Expand ``~`` in a path option or argument; the shell does not if it is quoted or follows a ``=``."""
     if isinstance(path, (list, tuple)):
         return [expand(entry) for entry in path]
     return None if path is None else expand(path)
@@ -68,5 +68,5 @@ def remember_debug(ctx: typer.Context, value: bool) -> bool:
 
 
 def remember_resume(ctx: typer.Context, how: Callable[[], str]) -> None:
-    """Keep what says how to go on, for whoever presses Ctrl-C; it is asked when that happens."""
+    """Keep a function that says how to continue after Ctrl-C; it is called when that happens."""
     ctx.meta[_RESUME] = how

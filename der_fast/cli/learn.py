@@ -37,10 +37,10 @@ def learn(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Learn the classes of FOLDER as one further step of the run in RUN; its earlier classes stay known.
+    """Learn the classes of FOLDER as one further step of the run in RUN; it keeps its earlier classes.
 
-    Where all of them are known already, no step is added: the rehearsal memory is chosen again among the old and new images and the
-    classifier retrained.
+    If all of them are known already, no step is added: the rehearsal memory is chosen again from the old and new images, and the
+    classifier is retrained.
     """
     overrides = learn_overrides(dict(ctx.params), learned_config(run))
     if not folder.is_dir():
@@ -51,7 +51,7 @@ def learn(
 
         learn_run(run, folder, data=data, overrides=overrides, observer=observer)
 
-    remember_resume(ctx, lambda: f"{run} is as it was; the same command goes on from where it stopped.")
+    remember_resume(ctx, lambda: f"{run} is as it was; the same command continues from where it stopped.")
     run_and_show(work, run, quiet=quiet)
 
 

@@ -24,7 +24,7 @@ from der_fast.cli.train import train
 app = typer.Typer(
     cls=Commands,
     name="der-fast",
-    help="Class-incremental image classifiers that never forget their classes and hardly grow.",
+    help="Image classifiers that learn new classes in steps and hardly grow.",
     no_args_is_help=True,
     # Rich tracebacks show local variables, which may hold a whole data set.
     pretty_exceptions_enable=False,
@@ -54,7 +54,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and stop")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
     pass
@@ -63,7 +63,7 @@ def _options(
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name need not be UTF-8; showing it must not end the command. In JSON, what is put in its place is an escape, too.
+        # A file's name need not be UTF-8; showing it must not end the command. The replacement is also a valid escape in JSON.
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
 

@@ -27,7 +27,7 @@ Data = Annotated[
     ),
 ]
 MovedData = Annotated[
-    str | None, typer.Option("--data", help="where the images of the run's own data set lie now, if they were moved", rich_help_panel=_RUN)
+    str | None, typer.Option("--data", help="where the images of the run's own data set are now, if they were moved", rich_help_panel=_RUN)
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", callback=at_home, help="the folder of a saved run")]
 
@@ -86,7 +86,7 @@ LearningRate = Annotated[
     typer.Option("--lr", help="learning rate of the first and the later steps (not of the classifier stage)", rich_help_panel=_SCHEDULE),
 ]
 
-Memory = Annotated[int | None, typer.Option(help="exemplars in all, shared by the seen classes", rich_help_panel=_MEMORY)]
+Memory = Annotated[int | None, typer.Option(help="exemplars in total, shared by the seen classes", rich_help_panel=_MEMORY)]
 MemoryPerClass = Annotated[int | None, typer.Option(help="exemplars per class, instead of --memory", rich_help_panel=_MEMORY)]
 
 TargetParams = Annotated[
@@ -112,21 +112,21 @@ Out = Annotated[
     typer.Option(help="folder of the run; default: a new one under runs/", rich_help_panel=_RUN, show_default=False, callback=at_home),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="go on with the run in --out, or begin it; DATA may then be left out", rich_help_panel=_RUN)
+    bool, typer.Option("--resume", help="continue the run in --out, or start it; DATA may then be left out", rich_help_panel=_RUN)
 ]
-Seed = Annotated[int | None, typer.Option(help="seed of everything random but the class order", rich_help_panel=_RUN)]
+Seed = Annotated[int | None, typer.Option(help="seed of all random numbers except the class order", rich_help_panel=_RUN)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto", rich_help_panel=_RUN)]
 Backend = Annotated[str | None, typer.Option(help=", ".join(BACKENDS), rich_help_panel=_RUN)]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard event files", rich_help_panel=_RUN)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="any key of the configuration, over everything else; repeatable", rich_help_panel=_RUN),
+    typer.Option("--set", metavar="KEY=VALUE", help="any configuration key; overrides everything else; repeatable", rich_help_panel=_RUN),
 ]
 PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="print the resolved configuration, as a file for --preset, and stop", rich_help_panel=_RUN)
+    bool, typer.Option("--print-config", help="print the resolved configuration, as a file for --preset, and exit", rich_help_panel=_RUN)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only the final table", rich_help_panel=_RUN)]
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output instead of a table")]
 Debug = Annotated[
-    bool, typer.Option("--debug", help="show the traceback of errors, too", callback=remember_debug, is_eager=True, rich_help_panel=_RUN)
+    bool, typer.Option("--debug", help="also show the traceback of errors", callback=remember_debug, is_eager=True, rich_help_panel=_RUN)
 ]

@@ -58,7 +58,7 @@ def predict(
 
 
 class Predictor(Protocol):
-    """What names classes: a learner or a deployed model."""
+    """A learner or a deployed model."""
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -74,7 +74,7 @@ def open_model(model: Path, device: str | None, backend: str | None) -> Predicto
     """Open a run's folder, or an exported file.
 
     Raises:
-        ConfigError: a backend was asked for, but an exported file has its own.
+        ConfigError: a backend was given, but an exported file has its own.
         UserError: it cannot be opened.
     """
     from der_fast.cli.display import OnlyMessages
@@ -84,7 +84,7 @@ def open_model(model: Path, device: str | None, backend: str | None) -> Predicto
     if model.is_dir():
         return Learner.load(model, device=device, backend=backend, observer=OnlyMessages())
     if backend is not None and model.exists():
-        raise ConfigError(f"--backend is for runs; {model} brings its own way of running along: leave the option out")
+        raise ConfigError(f"--backend is for runs; {model} runs with its own: leave the option out")
     return load(model, device=device)
 
 

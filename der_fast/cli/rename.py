@@ -1,4 +1,4 @@
-"""`der-fast rename`: another name for a class of a saved run."""
+"""`der-fast rename`: rename a class of a saved run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from der_fast.cli import options as opt
 from der_fast.cli.console import output, say_where
 
 Old = Annotated[str, typer.Argument(metavar="OLD", help="the class's name")]
-New = Annotated[str, typer.Argument(metavar="NEW", help="what it is called from now on")]
+New = Annotated[str, typer.Argument(metavar="NEW", help="its new name")]
 
 
 def rename(run: opt.Run, old: Old, new: New, debug: opt.Debug = False) -> None:
-    """Call the class OLD of RUN by the name NEW, in model, memory, metrics and report; no weight changes."""
+    """Rename the class OLD of RUN to NEW, in model, memory, metrics and report; no weight changes."""
     from der_fast.api import rename_class
     from der_fast.cli.display import OnlyMessages
 
     rename_class(run, old, new, observer=OnlyMessages())
-    output().print(f"class {old!r} is {new!r} now; files that were exported before keep the old name", soft_wrap=True)
+    output().print(f"class {old!r} is now {new!r}; files that were exported before keep the old name", soft_wrap=True)
     say_where("report", run / "report.html")

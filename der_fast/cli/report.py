@@ -20,7 +20,7 @@ Compare = Annotated[
 
 
 def report(runs: Runs, compare: Compare = None, debug: opt.Debug = False) -> None:
-    """Write report.html and figures/*.png into every RUN, and print what its steps add; with --compare, one picture of all instead."""
+    """Write report.html and figures/*.png into every RUN, and print what its steps add; with --compare, draw one picture of all instead."""
     from der_fast.report import compare_runs, growth_table, unfinished_step, write_report
 
     if compare is not None:

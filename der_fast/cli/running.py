@@ -1,4 +1,4 @@
-"""Running a training and showing what came of it: shared by `train`, `demo` and `learn`."""
+"""Training and showing the result: shared by `train`, `demo` and `learn`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run_and_show(work: Callable[[Observer], Any], run: Path, *, quiet: bool) -> None:
-    """Call `work` with a fitting observer, then print the run's table and where its report lies.
+    """Call `work` with a fitting observer, then print the run's table and where its report is.
 
     Args:
         work: trains; writes the run folder and its report.
@@ -25,16 +25,16 @@ def run_and_show(work: Callable[[Observer], Any], run: Path, *, quiet: bool) -> 
         quiet: no progress, only the final table.
 
     Raises:
-        Stopped: by Ctrl-C or SIGTERM; what had been learned is saved.
-        OutputLost: standard output could not be written to; the run is complete all the same.
+        Stopped: by Ctrl-C or SIGTERM; what was learned is saved.
+        OutputLost: standard output could not be written to; the run is complete anyway.
     """
-    # Before PyTorch, whose C code imports it too and swallows whatever is raised meanwhile, Ctrl-C included.
+    # Before PyTorch, whose C code imports it too and swallows any exception meanwhile, including Ctrl-C.
     import numpy  # noqa: F401
 
     from der_fast.cli.display import watching
 
     def note(lost: OutputLost) -> None:
-        say_note(f"cannot write to standard output any more ({lost.reason}); training goes on, and what comes of it lies in {run}")
+        say_note(f"can no longer write to standard output ({lost.reason}); training continues, and its results are in {run}")
 
     with heeding(say_note, terminate=True), outlived(note):
         with watching(quiet) as observer:

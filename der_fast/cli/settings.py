@@ -1,4 +1,4 @@
-"""From the options of `der-fast train` and `learn` to changes of the configuration."""
+"""From the options of `der-fast train` and `learn` to configuration changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DIRECT = {
     "device": "runtime.device",
     "backend": "runtime.backend",
 }
-# Flags and the key and value that they stand for.
+# Flags, each with the key and value that it stands for.
 _FLAGS = {
     "no_prune": ("masks.enabled", False),
     "no_aux": ("method.aux_weight", 0.0),
@@ -37,7 +37,7 @@ _FLAGS = {
     "download": ("data.download", True),
 }
 
-# "n01440764 tench, Tinca tinca": so the lists of ImageNet-100 and ImageNet's own are written.
+# "n01440764 tench, Tinca tinca": the form of ImageNet's own list and that of ImageNet-100.
 _SYNSET = re.compile(r"^(n\d{8})\s.*$")
 
 
@@ -46,7 +46,7 @@ def changes_from(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
 
     Args:
         options: option names (``"batch_size"``) and values; None, False and missing options change nothing.
-        base: the configuration they are applied to; of other epochs, `resolve_config` moves milestones and warm-up.
+        base: the configuration they are applied to; if epochs change, `resolve_config` moves milestones and warm-up.
 
     Raises:
         ConfigError: options that contradict each other, or a value that cannot be read.
@@ -65,22 +65,22 @@ def changes_from(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
 
 
 def refuse_contradictions(options: Mapping[str, Any]) -> None:
-    """Raise ConfigError for two options of which one would silently lose."""
+    """Raise ConfigError for two options if one would silently override the other."""
     pairs = [
-        ("memory", "memory_per_class", "one fixes the total, the other the share of every class"),
+        ("memory", "memory_per_class", "one sets the total, the other the number per class"),
         ("target_params", "no_prune", "a target needs pruning"),
         ("target_params", "paper", "the paper's schedule has no target"),
-        ("no_expand", "bound", "each is a method of its own"),
+        ("no_expand", "bound", "each names a method"),
         ("method", "no_expand", "each names a method"),
         ("method", "bound", "each names a method"),
     ]
     for one, other, reason in pairs:
         if _given(options, one) and _given(options, other):
-            raise ConfigError(f"{_flag(one)} and {_flag(other)} do not go together: {reason}. Leave one of them out.")
+            raise ConfigError(f"{_flag(one)} and {_flag(other)} do not go together: {reason}. Leave one out.")
 
 
 def _given(options: Mapping[str, Any], name: str) -> bool:
-    # Not `in (None, False)`: a memory of 0 is given, too.
+    # Not `in (None, False)`: a memory of 0 also counts as given.
     return options.get(name) is not None and options[name] is not False
 
 
@@ -98,11 +98,11 @@ def class_order_keys(text: str) -> dict[str, Any]:
 
 
 def read_names(text: str, option: str, other: str = "") -> tuple[str, ...]:
-    """Read class names separated by commas, or a file with one name per line (UTF-8); what follows an ImageNet synset is its meaning.
+    """Read class names separated by commas, or a file with one name per line (UTF-8); words after an ImageNet synset are dropped.
 
     Args:
         text: what was given.
-        option: how the option is called, for messages.
+        option: the option's name, for messages.
         other: what else it could have been, for messages.
 
     Raises:
@@ -152,9 +152,9 @@ def _schedule_keys(options: Mapping[str, Any], base: Config) -> dict[str, Any]:
 
 
 def _rate_keys(schedule: ScheduleConfig, rate: float) -> dict[str, Any]:
-    """Move the start of the warm-up with the rate it leads to."""
+    """Scale the start of the warm-up with the rate that it leads to."""
     if rate == schedule.lr:
-        # x * rate / rate is not always x, and --resume would take the difference for another configuration.
+        # x * rate / rate is not always x, and --resume would take the difference for a changed configuration.
         return {"lr": schedule.lr, "warmup_lr": schedule.warmup_lr}
     return {"lr": rate, "warmup_lr": schedule.warmup_lr * rate / schedule.lr}
 
@@ -176,7 +176,7 @@ def parse_epochs(text: str) -> tuple[int, int]:
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """Split ``key=value`` texts, as given to ``--set``; raises ConfigError where there is no ``=``."""
+    """Split ``key=value`` texts, as given to ``--set``; raises ConfigError if there is no ``=``."""
     changes: dict[str, Any] = {}
     for text in texts:
         dotted, sign, value = text.partition("=")

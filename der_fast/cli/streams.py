@@ -1,6 +1,6 @@
-"""Standard output that may go away: a full disk, a reader that has seen enough (`| head`), a terminal that was closed.
+"""Standard output that may be lost: a full disk, a reader that has seen enough (`| head`), a closed terminal.
 
-A command whose whole result is its output ends then. A training goes on without it: what it learns lies in the run's folder.
+A command whose only result is its output ends then. Training continues without it: what it learns is in the run's folder.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-# A reader that has gone: nobody is there to be told.
+# The reader has gone: nobody would see a message.
 _GONE = (errno.EPIPE, errno.ESHUTDOWN, errno.ECONNRESET)
 
 
 class OutputLost(Exception):
-    """Standard output cannot be written to any more.
+    """Standard output can no longer be written to.
 
     Args:
-        cause: what the system said.
+        cause: the system's error.
     """
 
     def __init__(self, cause: OSError) -> None:
@@ -30,20 +30,20 @@ class OutputLost(Exception):
 
     @property
     def unread(self) -> bool:
-        """Whether the reader has gone, as that of `| head` does; else something is wrong with the file or the terminal."""
+        """Whether the reader has gone, as with `| head`; otherwise something is wrong with the file or the terminal."""
         return self.cause.errno in _GONE or isinstance(self.cause, BrokenPipeError)
 
     @property
     def reason(self) -> str:
-        """What the system said, as a text."""
+        """The system's error as a text."""
         return os.strerror(self.cause.errno) if self.cause.errno else str(self.cause)
 
 
 class Stream(io.TextIOBase):
-    """A text stream that fails at most once, and from then on takes whatever is written without writing it.
+    """A text stream that fails at most once, and from then on silently drops everything.
 
     Args:
-        stream: what is written to; None, as where there is no standard output at all, takes everything.
+        stream: the stream to write to; None, if there is no standard output at all, drops everything.
         failed: called when it fails; may raise.
     """
 
@@ -53,7 +53,7 @@ class Stream(io.TextIOBase):
         self.lost: OutputLost | None = None
 
     def __getattr__(self, name: str) -> Any:
-        # Whatever else is asked of a stream, its encoding for one, is that of the one below.
+        # Every other attribute comes from the stream below.
         return getattr(self._stream, name)
 
     @property
@@ -63,11 +63,11 @@ class Stream(io.TextIOBase):
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
-        """What the stream below does about letters that it cannot write."""
+        """How the stream below handles characters that it cannot encode."""
         return getattr(self._stream, "errors", None)
 
     def writable(self) -> bool:
-        """Always: what cannot be written is taken all the same."""
+        """Always true: what cannot be written is dropped."""
         return True
 
     def isatty(self) -> bool:
@@ -75,18 +75,18 @@ class Stream(io.TextIOBase):
         return self._stream is not None and self.lost is None and self._stream.isatty()
 
     def fileno(self) -> int:
-        """The file descriptor of the stream below; raises OSError where it has none."""
+        """The file descriptor of the stream below; raises OSError if it has none."""
         if self._stream is None:
             raise io.UnsupportedOperation("fileno")
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        """Write a text; see the class for what happens where that fails."""
+        """Write a text; see the class for what happens if that fails."""
         self._try(lambda stream: stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Write what is waiting; see the class for what happens where that fails."""
+        """Write what is waiting; see the class for what happens if that fails."""
         self._try(lambda stream: stream.flush())
 
     def _try(self, call: Callable[[TextIO], object]) -> None:
@@ -101,7 +101,7 @@ class Stream(io.TextIOBase):
 
 
 def _silence(stream: TextIO) -> None:
-    """Let the interpreter find nothing wrong with what is left in the buffer when it ends."""
+    """Keep the interpreter from complaining at exit about what is left in the buffer."""
     with contextlib.suppress(OSError, ValueError):
         number = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -113,12 +113,12 @@ class Streams:
     """Standard output and standard error while a command runs.
 
     Attributes:
-        output, errors: what is written to.
+        output, errors: the streams to write to.
     """
 
     def __init__(self) -> None:
         self.output = Stream(sys.stdout, self._output_failed)
-        # Notes that nobody can read end nothing.
+        # Notes that nobody can read must not end the command.
         self.errors = Stream(sys.stderr, lambda lost: None)
         self._noted: Callable[[OutputLost], None] | None = None
 
@@ -129,7 +129,7 @@ class Streams:
 
     @contextlib.contextmanager
     def dispensable(self, noted: Callable[[OutputLost], None]) -> Iterator[None]:
-        """Let nothing end because output is lost while the body runs; afterwards raise OutputLost if it was."""
+        """Keep the body running if output is lost; afterwards raise OutputLost."""
         self._noted = noted
         try:
             yield
@@ -144,7 +144,7 @@ _current: Streams | None = None
 
 @contextlib.contextmanager
 def guarded() -> Iterator[Streams]:
-    """Put `Stream`s in the place of standard output and standard error while the body runs; what waits is written at its end.
+    """Replace standard output and standard error by `Stream`s while the body runs; buffered output is written at its end.
 
     Raises:
         OutputLost: standard output could not be written to.
@@ -164,7 +164,7 @@ def guarded() -> Iterator[Streams]:
         streams.output.flush()
         if ended is not None and ended.code:
             raise ended
-        # Some libraries try out whether a stream can be written to, and say nothing where it cannot.
+        # Some libraries try whether a stream can be written to, and hide the error if it cannot.
         if streams.output.lost is not None:
             raise streams.output.lost
         if ended is not None:
@@ -176,7 +176,7 @@ def guarded() -> Iterator[Streams]:
 
 @contextlib.contextmanager
 def outlived(noted: Callable[[OutputLost], None]) -> Iterator[None]:
-    """Go on without standard output where it is lost while the body runs, and raise OutputLost after it.
+    """Continue without standard output if it is lost while the body runs, and raise OutputLost afterwards.
 
     Args:
         noted: called when it is lost.

@@ -39,7 +39,7 @@ _COLUMNS: list[tuple[str, str, Callable[[float], str]]] = [
 
 
 def steps_table(metrics: Mapping[str, Any]) -> Table:
-    """Return one row per step; columns that the run has no values for are left out."""
+    """Return one row per step; columns without values are left out."""
     table = Table(title=None)
     table.add_column("step", justify="right")
     table.add_column("new classes", justify="right")
@@ -62,7 +62,7 @@ def _cell(values: Sequence[float | None], index: int, write: Callable[[float], s
 
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the run's figures in a few lines; figures that are missing are left out."""
+    """Return the run's figures in a few lines; missing figures are left out."""
     figures = [
         ("average incremental accuracy", "average_top1", "{:.2f} %"),
         ("last", "last_top1", "{:.2f} %"),
@@ -80,7 +80,7 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 class TableOfTexts(Protocol):
-    """A table whose cells are written already."""
+    """A table whose cells are already text."""
 
     @property
     def columns(self) -> Sequence[str]:

@@ -87,9 +87,9 @@ def train(
 def resolve(options: dict[str, Any]) -> Config:
     """Turn the options of `der-fast train` into a checked configuration.
 
-    With --resume the saved configuration is the base, so that DATA and options may be left out; whatever is given still counts,
-    and training refuses what differs from the saved run. Where no run was begun yet, --resume changes nothing: whoever restarts a
-    command that was stopped cannot know how far it came.
+    With --resume the saved configuration is the base, so that DATA and options may be left out; those given still count, and
+    training refuses what differs from the saved run. If no run was started yet, --resume changes nothing: a person who repeats a
+    stopped command cannot know how far it got.
 
     Raises:
         ConfigError: neither DATA nor a run to resume, --resume without --out, or anything wrong with an option.
@@ -100,7 +100,7 @@ def resolve(options: dict[str, Any]) -> Config:
     nothing_named = options["data"] is None and (preset is None or "name" not in load_preset(preset).get("data", {}))
     if options["resume"]:
         if options["out"] is None:
-            raise ConfigError("--resume needs --out, the folder of the run to go on with")
+            raise ConfigError("--resume needs --out, the folder of the run to continue")
         out = usable_out(options["out"], resume=True)
         base = begun_config(out) if holds_run(out) else None
         if base is None and nothing_named:
@@ -114,5 +114,5 @@ def resolve(options: dict[str, Any]) -> Config:
     put_together = partial(resolve_config, options["data"], options["protocol"], preset=preset, paper=options["paper"], base=base)
     config = put_together()
     if config.protocol.steps is not None and options["class_order"] is not None:
-        raise ConfigError("--class-order says nothing about a protocol that names the classes of every step; leave it out")
+        raise ConfigError("--class-order does not apply to a protocol that names the classes of every step; leave it out")
     return put_together(changes=changes_from(options, config), begun=base)

@@ -1,4 +1,4 @@
-"""Cutting pruned channels away: which stay (`plan`), and the smaller network that they make (`pack`)."""
+"""Removing pruned channels: which ones stay (`plan`), and the smaller network that they form (`pack`)."""
 
 from der_fast.compaction.arena import Arena, ArenaTensor
 from der_fast.compaction.pack import pack

@@ -1,7 +1,7 @@
 """One extractor's folded weights in one contiguous piece of memory, and the file that it is saved in.
 
-The file is a safetensors container with one uint8 tensor, `arena`, which begins at a multiple of 64 bytes, so that the mapped file can be
-used as it is. Its metadata say which network it is and where each tensor lies.
+The file is a safetensors container with one uint8 tensor, `arena`, which starts at a multiple of 64 bytes, so that the mapped file can be
+used as it is. Its metadata name the network and say where each tensor lies.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ArenaTensor:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes, without the gap behind it."""
+        """Size in bytes, without the gap after it."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
@@ -78,12 +78,12 @@ class Arena:
 
     @cached_property
     def ops(self) -> tuple[Op, ...]:
-        """What the extractor computes, on stored channels; () where nothing is left of it."""
+        """What the extractor computes, on stored channels; () if nothing is left of it."""
         return program(self.architecture, self.stored)
 
     @cached_property
     def feature_index(self) -> Tensor | None:
-        """Positions of the true features among the stored ones, int64 on the storage's device; None where nothing is padded."""
+        """Positions of the true features among the stored ones, int64 on the storage's device; None if nothing is padded."""
         groups = self.architecture.features
         if all(self.widths[name] == self.stored[name] for name in groups):
             return None
@@ -125,7 +125,7 @@ class Arena:
         return flat.view(entry.shape)
 
     def to(self, device: torch.device | str) -> Arena:
-        """Return the arena on another device; itself where it already is there."""
+        """Return the arena on another device; itself if it is already there."""
         moved = self.storage.to(device)
         return self if moved is self.storage else dataclasses.replace(self, storage=moved)
 
@@ -133,14 +133,14 @@ class Arena:
         """Return the file's content.
 
         Raises:
-            ValueError: the architecture is none that `build_architecture` describes, so that a file could not name it.
+            ValueError: `build_architecture` cannot describe the architecture, so a file could not name it.
         """
         facts = json.dumps(self._facts(), sort_keys=True)
         content = self.storage.cpu().numpy().tobytes()
         metadata = {"format": FORMAT, "version": str(VERSION), "facts": facts, "sha256": _checksum(facts, content)}
         table = {"__metadata__": metadata, "arena": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}}
         header = json.dumps(table).encode()
-        # The container allows spaces behind its header; with 8 bytes of length in front, the content begins at a multiple of 64.
+        # The container allows spaces after its header; with the 8-byte length in front, the content starts at a multiple of 64.
         header += b" " * (-(len(header) + 8) % ALIGNMENT)
         return len(header).to_bytes(8, "little") + header + content
 
@@ -172,7 +172,7 @@ class Arena:
 
         Args:
             path: written by `save`.
-            sha256: SHA-256 that the whole file must have, as hexadecimal text; without it the checksum inside the file is compared.
+            sha256: SHA-256 that the whole file must have, in hexadecimal; without it the checksum inside the file is checked.
             architecture: the network that it must belong to; None for any.
 
         Raises:
@@ -197,11 +197,11 @@ def _load(path: Path, sha256: str | None, architecture: Architecture | None) -> 
     again = "save the arena again, or copy the file again from where it was made"
     try:
         if sha256 is not None and sha256_of(path) != sha256:
-            raise CheckpointError(f"{path} is damaged: it has another checksum than was noted when it was written; {again}")
+            raise CheckpointError(f"{path} is damaged: its checksum differs from the one recorded when it was written; {again}")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT or file.keys() != ["arena"]:
-                raise CheckpointError(f"{path} is not an arena of der_fast; name a file that Arena.save wrote")
+                raise CheckpointError(f"{path} is not an arena of der_fast; give a file that Arena.save wrote")
             if metadata.get("version") != str(VERSION):
                 raise CheckpointError(
                     f"{path} is an arena of version {metadata.get('version')}, but this der_fast reads version {VERSION}; "
@@ -213,25 +213,25 @@ def _load(path: Path, sha256: str | None, architecture: Architecture | None) -> 
     except OSError as error:
         raise CheckpointError(f"cannot read the arena {path}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or no arena of der_fast ({error}); {again}") from error
+        raise CheckpointError(f"{path} is damaged or not an arena of der_fast ({error}); {again}") from error
     if sha256 is None and _checksum(metadata.get("facts", ""), memoryview(storage.numpy())) != metadata.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its content does not have the checksum that it was saved with; {again}")
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; {again}")
     try:
         arena = _restored(json.loads(metadata["facts"]), storage)
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{path} describes no network that der_fast knows ({error}); {again}") from error
+        raise CheckpointError(f"{path} describes a network that der_fast does not know ({error}); {again}") from error
     if architecture is not None and arena.architecture != architecture:
         found, wanted = backbone_facts(arena.architecture), backbone_facts(architecture)
-        raise CheckpointError(f"{path} belongs to another network: {found}, not {wanted}; name the arena of this run")
+        raise CheckpointError(f"{path} belongs to another network: {found}, not {wanted}; give the arena of this run")
     return arena
 
 
 def _restored(facts: Mapping[str, Any], storage: Tensor) -> Arena:
-    """Build the arena that `facts` describe; raises ValueError and the like where they contradict themselves or the storage."""
+    """Build the arena that `facts` describe; raises ValueError and the like if they contradict themselves or the storage."""
     architecture = build_architecture(facts["backbone"], width=facts["width"], stem=facts["stem"])
     widths, align, dtype, layout = facts["widths"], facts["align"], DTYPES[facts["dtype"]], facts["layout"]
     if widths.keys() != architecture.groups.keys() or layout not in ("KCRS", "KRSC") or not 1 <= align <= 1024:
-        raise ValueError("groups, layout or align are not those of an arena")
+        raise ValueError("groups, layout or align are not valid for an arena")
     if not all(0 <= widths[name] <= full for name, full in architecture.groups.items()):
         raise ValueError("widths exceed the network's")
     widths = {name: int(widths[name]) for name in architecture.groups}
@@ -245,7 +245,7 @@ def _restored(facts: Mapping[str, Any], storage: Tensor) -> Arena:
             end = entry.offset + entry.nbytes
             entries.append(entry)
     if end > storage.numel() or len(entries) != len(facts["offsets"]):
-        raise ValueError(f"{len(entries)} tensors end at byte {end}, but there are {storage.numel()}")
+        raise ValueError(f"{len(entries)} tensors end at byte {end}, but the storage has {storage.numel()} bytes")
     if storage.data_ptr() % ALIGNMENT:
         storage = storage.clone()
     return Arena(architecture, widths, stored, align, dtype, layout, storage, tuple(entries))

@@ -47,7 +47,7 @@ def _weight(conv: Convolution) -> Tensor:
 
 
 def lost_branches(network: Extractor, kept: Kept) -> list[tuple[Block, ResidualBlock]]:
-    """Return the blocks one of whose inner groups has nothing kept, with their modules."""
+    """Return the blocks with an empty inner group, and their modules."""
     pairs = zip(network.architecture.blocks, network.blocks, strict=True)
     return [
         (description, cast(ResidualBlock, block))
@@ -58,9 +58,9 @@ def lost_branches(network: Extractor, kept: Kept) -> list[tuple[Block, ResidualB
 
 @torch.no_grad()
 def lost_output(description: Block, block: ResidualBlock, kept: Kept) -> Tensor:
-    """Return what the last convolution of a post-activation block with a lost branch yields at every position, (K,) float64.
+    """Return what the last convolution of a post-activation block with a lost branch returns at every position, (K,) float64.
 
-    Behind the last empty group everything is constant: batch-norm turns the convolution's zeros into β − γμ/√(σ² + ε), and ReLU, mask
+    After the last empty group everything is constant: batch-norm turns the convolution's zeros into β − γμ/√(σ² + ε), and ReLU, mask
     and a 1×1 convolution keep constants constant.
 
     Args:
@@ -74,7 +74,9 @@ def lost_output(description: Block, block: ResidualBlock, kept: Kept) -> Tensor:
     for conv, module, norm in parts:
         weight = _weight(cast(Convolution, module)).double().cpu()
         if conv.kernel > 1 and bool(value.any()):
-            raise NotImplementedError(f"{description.name}.{conv.name}: a constant does not pass a {conv.kernel}×{conv.kernel} convolution")
+            raise NotImplementedError(
+                f"{description.name}.{conv.name}: a {conv.kernel}×{conv.kernel} convolution does not keep constants constant"
+            )
         value = weight.sum((2, 3)) @ value
         if conv is not description.convs[-1]:
             scale, shift = scale_and_shift(norm_of(cast(MaskedBatchNorm, norm)))

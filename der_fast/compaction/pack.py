@@ -31,7 +31,7 @@ def pack(
     align: int = 1,
     threads: int = 0,
 ) -> Arena:
-    """Fold what is kept of an extractor into one arena, on the extractor's device.
+    """Fold the kept part of an extractor into one arena, on the extractor's device.
 
     Args:
         extractor: the full network, or the compact one of the same plan; float32 or float64.
@@ -40,13 +40,13 @@ def pack(
             shifts are float32 (float64 with float64).
         layout: 'KCRS' or 'KRSC' (channels last), of the weights in memory.
         align: kept channels of every group are padded with zeros to a multiple of this.
-        threads: CPU threads at most; 0 for as many as PyTorch uses.
+        threads: at most this many CPU threads; 0 for PyTorch's number.
 
     Raises:
         ValueError: the plan belongs to another network, an unknown dtype or layout, an alignment outside 1..1024, or a folded weight is too
             large for float16.
-        DivergenceError: a weight that is kept, or its batch-norm, is NaN or infinite, or folded too large for float32; those that are cut
-            away are not looked at.
+        DivergenceError: a kept weight or its batch-norm is NaN or infinite, or too large for float32 once folded; removed ones are not
+            checked.
         BackendError: the native module is not built.
     """
     if dtype not in DTYPES:
@@ -87,7 +87,7 @@ def _keep_of(extractor: Extractor, plan: CompactionPlan | None) -> Tensor:
 def _jobs(
     extractor: Extractor, plan: CompactionPlan | None, found: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[ArenaTensor, ...], list[kernel.Job]]:
-    """Return what the arena holds, and how each of it is made."""
+    """Return the arena's entries, and the job that computes each."""
     rows, origins = units(extractor.architecture), sources(extractor)
     constants = _constants(extractor, plan, found)
     placed: dict[str, tuple[Tensor | None, kernel.Norm | None]] = {}
@@ -122,7 +122,7 @@ def _moved(source: tuple[Tensor | None, kernel.Norm | None], device: torch.devic
 
 
 def _constants(extractor: Extractor, plan: CompactionPlan | None, found: dict[str, Any]) -> dict[str, tuple[Tensor, None]]:
-    """Return, by unit, what the lost branches leave behind: the last batch-norm of a constant, for every channel before compaction."""
+    """Return, by unit, what lost branches leave behind: a constant after the last batch-norm, for every channel before compaction."""
     full = plan is not None and extractor.widths == dict(extractor.architecture.groups)
 
     def kept(groups: Groups) -> Tensor:
@@ -152,6 +152,6 @@ def _refuse(network: str, entry: ArenaTensor, job: kernel.Job) -> None:
         largest = float(value.abs().max())
         raise ValueError(f"{network}: {entry.name} holds {largest:.3g}, which {entry.dtype} cannot hold; choose bfloat16 or float32")
     raise DivergenceError(
-        f"{network}: {entry.name} would hold NaN or infinity: the convolution's weights or its batch-norm are not finite numbers, or far "
-        "too large ones. Training has diverged"
+        f"{network}: {entry.name} would hold NaN or infinity: the convolution's weights or its batch-norm are not finite, or far too "
+        "large. Training has diverged"
     )

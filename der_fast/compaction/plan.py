@@ -21,7 +21,7 @@ class CompactionPlan:
     Attributes:
         layout: the layout of the full network.
         masks: boolean (C,), the binary masks that the plan was made from.
-        keep: boolean (C,), the channels that stay: those of the masks but for inner channels of blocks that lost their branch.
+        keep: boolean (C,), the channels that stay: those of the masks, except inner channels of blocks that lost their branch.
         widths: channels of every group that stay.
         features: boolean (F,), the features that stay.
         constant: some residual stream kept nothing, so that the features no longer depend on the image; nothing is kept.
@@ -51,8 +51,8 @@ class CompactionPlan:
 def plan(layout: MaskLayout, keep: Tensor) -> CompactionPlan:
     """Decide what remains.
 
-    An inner group with nothing kept deletes its block's branch but for a constant (what batch-norm makes of zeros): then all inner
-    groups of the block are empty. A residual stream with nothing kept makes the features constant: the extractor then has width 0.
+    An empty inner group removes its block's branch, except for a constant (batch-norm of zeros): then all inner groups of the block
+    are empty. An empty residual stream makes the features constant: the extractor then has width 0.
 
     Args:
         layout: the full network's mask layout.
@@ -89,7 +89,7 @@ def with_floor(layout: MaskLayout, logits: Tensor, keep: Tensor, share: float) -
     parts, scores = layout.by_group(keep), layout.by_group(logits.detach())
     for name in layout.names:
         if name in streams:
-            # 0.07 · 100 is 7.000000000000001 in floats, and must not ask for an eighth channel.
+            # 0.07 · 100 is 7.000000000000001 in floats, and must not cost an eighth channel.
             need = math.ceil(share * parts[name].numel() - 1e-9)
             parts[name][scores[name].topk(need).indices] = True
     return keep

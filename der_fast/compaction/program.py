@@ -5,10 +5,10 @@ reads this list, so that the order of operations and the names and shapes of the
 
 Batch-norm in evaluation mode is an affine map. Where it follows a convolution it is folded into the convolution's weight and bias:
 W' = γ/√(σ² + ε) · W and b' = β − γμ/√(σ² + ε). In pre-activation networks the batch-norm of the residual stream follows an addition and
-stays an operation of its own, `affine`: x · scale + shift.
+stays a separate operation, `affine`: x · scale + shift.
 
-A block one of whose inner groups kept nothing has lost its branch: what is left of it is a constant vector, which is added to the
-shortcut (`bias`), or nothing at all in a pre-activation network, whose last convolution has no batch-norm behind it.
+A block with an empty inner group has lost its branch. What remains is a constant vector, which is added to the shortcut (`bias`), or
+nothing at all in a pre-activation network, where no batch-norm follows the last convolution.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Op:
 
     Attributes:
         kind: 'conv': convolution with padding kernel // 2; 'bias': add a vector; 'affine': x · scale + shift; 'pool': 3×3 stride-2
-            max-pooling with padding 1; 'widen': every stride-th row and column, then `outputs - inputs` zero channels behind; 'mean':
+            max-pooling with padding 1; 'widen': every stride-th row and column, with `outputs - inputs` zero channels appended; 'mean':
             over height and width.
         target, source: names of values; the image is 'image', the result 'features'.
         inputs, outputs: channels of `source` and `target`.
@@ -66,7 +66,7 @@ class Op:
 
 
 def is_constant(architecture: Architecture, widths: Mapping[str, int]) -> bool:
-    """Whether some residual stream has no channel left, so that the features do not depend on the image any more."""
+    """Whether some residual stream has no channel left, so that the features no longer depend on the image."""
     path = [architecture.stem.target, *(block.target for block in architecture.blocks)]
     return any(architecture.width(groups, widths) == 0 for groups in path)
 
@@ -77,7 +77,7 @@ def lost_branch(architecture: Architecture, block: Block, widths: Mapping[str, i
 
 
 def live_widths(architecture: Architecture, widths: Mapping[str, int]) -> dict[str, int]:
-    """Return the widths without what no longer does anything: the rest of a lost branch, or everything where a stream is empty."""
+    """Return the widths without channels that have no effect: the rest of a lost branch, or everything if a stream is empty."""
     if is_constant(architecture, widths):
         return dict.fromkeys(architecture.groups, 0)
     live = dict(widths)
@@ -88,7 +88,7 @@ def live_widths(architecture: Architecture, widths: Mapping[str, int]) -> dict[s
 
 
 def program(architecture: Architecture, widths: Mapping[str, int]) -> tuple[Op, ...]:
-    """Return the operations in order; none where nothing is left of the extractor (its features are then of width 0).
+    """Return the operations in order; none if nothing is left of the extractor (its features are then of width 0).
 
     Args:
         architecture: the backbone.

@@ -1,4 +1,4 @@
-"""Rounding the numbers of kept channels to what hardware computes in whole blocks, without keeping more parameters.
+"""Rounding the numbers of kept channels to whole hardware blocks, without keeping more parameters.
 
 Convolution kernels work in blocks of channels (8 on tensor cores, 16 in ONNX Runtime on AVX-512); a width of 18 costs as much there as
 one of 32. Masks that keep 16 or 32 instead spend the same parameters where they are used.
@@ -23,16 +23,16 @@ def block_of(width: int, multiple: int) -> int:
 def round_channels(layout: MaskLayout, logits: Tensor, keep: Tensor, multiple: int, floor: float = 0.0) -> Tensor:
     """Return masks whose groups keep whole blocks of channels, and no more parameters than `keep`.
 
-    Every group rounds down, but keeps a block if it had anything. Then those that lost half a block or more round up instead, the
-    largest loss first, as long as the parameters of `keep` allow it. Within a group the channels with the largest logits stay. Only
-    where blocks of nearly empty groups and the floor alone exceed the parameters of `keep` are there more of them afterwards.
+    Every group rounds down, but keeps a block if it had anything. Then groups that lost half a block or more round up instead, the
+    largest loss first, as long as the parameters of `keep` allow it. Within a group the channels with the largest logits stay. The
+    result has more parameters than `keep` only if the floor and the blocks of nearly empty groups alone exceed it.
 
     Args:
         layout: the full network's mask layout.
         logits: (C,) mask logits.
         keep: boolean (C,); returned as it is if `multiple` is 1.
         multiple: channels per block.
-        floor: share of a stream's channels, in [0, 1], that stays in any case.
+        floor: share of a stream's channels, in [0, 1], that always stays.
     """
     if multiple <= 1:
         return keep
@@ -54,13 +54,13 @@ def round_channels(layout: MaskLayout, logits: Tensor, keep: Tensor, multiple: i
     rounded = torch.zeros_like(keep)
     scores = layout.by_group(logits.detach().cpu())
     for name, part in layout.by_group(rounded).items():
-        # Kept channels stand before all others, whatever their logits: they may have been chosen by price.
+        # Kept channels come before all others, whatever their logits: they may have been chosen by price.
         order = torch.argsort(scores[name] + 1e3 * layout.by_group(keep)[name], descending=True, stable=True)
         part[order[: widths[name]]] = True
     return rounded
 
 
 def _down(count: int, block: int, least: int) -> int:
-    """Round down to whole blocks, but neither from something to nothing nor below `least`."""
+    """Round down to whole blocks, but never from something to nothing, and never below `least`."""
     whole = count // block * block
     return max(whole, block if count else 0, math.ceil(least / block) * block)

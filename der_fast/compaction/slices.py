@@ -1,4 +1,4 @@
-"""Which part of the full network's tensors belongs to the compact one: taking it out, and putting it back."""
+"""The part of the full network's tensors that belongs to the compact one: taking it out, and putting it back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tensor_groups(architecture: Architecture) -> dict[str, tuple[Groups, ...]]:
 
 
 def gather(plan: CompactionPlan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what the compact network keeps of the full network's tensors, which are left as they are.
+    """Return what the compact network keeps of the full network's tensors, which do not change.
 
     Args:
         plan: what remains.

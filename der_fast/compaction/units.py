@@ -14,13 +14,13 @@ ALWAYS, ALIVE, LOST = 0, 1, 2
 
 @dataclass(frozen=True)
 class Unit:
-    """One stored piece: the tensors of one operation of `program`, whatever is kept.
+    """One stored piece: the tensors of one operation of `program`, for any masks.
 
     Attributes:
         name: the operation's target.
-        kind: CONVOLUTION, AFFINE (a batch-norm that stands alone) or CONSTANT (what is left of a lost branch).
+        kind: CONVOLUTION, AFFINE (a separate batch-norm) or CONSTANT (what is left of a lost branch).
         block: number of the block, or -1.
-        when: stored ALWAYS, or only where the block's branch is ALIVE, or LOST.
+        when: stored ALWAYS, or only if the block's branch is ALIVE, or LOST.
         source, target: groups.
         kernel: of a convolution.
         norm: a batch-norm is folded into the convolution, which then has a bias.

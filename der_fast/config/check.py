@@ -1,4 +1,4 @@
-"""The check that refuses what a configuration's keys do not take, or what contradicts itself, before work starts."""
+"""The check that refuses invalid values and contradictions in a configuration before work starts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from der_fast.errors import ConfigError, Spelling
 
 
 def check(config: Config) -> Config:
-    """Return `config` with every value in its type and range.
+    """Return `config` with every value checked for type and range.
 
-    Lists become tuples and whole numbers become floats where a key takes a float, so that a tree built by hand equals
+    Lists become tuples, and whole numbers become floats where a key takes a float, so that a tree built by hand equals
     the one read back from its JSON. The protocol's syntax is checked where protocols are made.
 
     Raises:
@@ -33,11 +33,11 @@ def check(config: Config) -> Config:
 
 
 def refuse_others(config: Config, changes: Iterable[str]) -> None:
-    """Refuse keys that were set although the configuration's method does not know them; raises ConfigError with their names.
+    """Refuse keys that were set but belong to another method than the configuration's; raises ConfigError with their names.
 
     Args:
         config: the resolved configuration.
-        changes: the dotted keys that a person set; what presets and defaults hold is passed over.
+        changes: the dotted keys that a person set; values from presets and defaults do not count.
     """
     foreign = {key: owner for key in changes if (owner := declared()[key].method) not in (None, config.method.name)}
     if foreign:
@@ -54,21 +54,23 @@ def refuse_repeats(order: Sequence[str], key: str = "protocol.class_order") -> N
 
 
 def _check_pairs(config: Config) -> None:
-    """Refuse values that are each in range but contradict each other."""
+    """Refuse values that are in range but contradict each other."""
     if config.data.reader in ("dali", "pillow") and not config.data.random_resized_crop:
         raise ConfigError(
             f"data.reader={config.data.reader!r} reads photos, which need data.random_resized_crop=true; for small images use 'memory'"
         )
     if config.protocol.steps is not None and config.protocol.class_order is not None:
-        raise ConfigError("protocol.steps and protocol.class_order both say in which order classes arrive; leave one out")
+        raise ConfigError("protocol.steps and protocol.class_order both set the order in which classes arrive; leave one out")
     masks = config.masks
     if masks.init_low > masks.init_high:
         raise ConfigError(f"masks.init_low ({masks.init_low}) must not be above masks.init_high ({masks.init_high})")
     if max(abs(masks.init_low), abs(masks.init_high)) > masks.clamp:
-        raise ConfigError(f"masks.init_low and masks.init_high must lie within ± masks.clamp ({masks.clamp}), or no logit keeps its start")
+        raise ConfigError(
+            f"masks.init_low and masks.init_high must lie within ± masks.clamp ({masks.clamp}), or no logit keeps its initial value"
+        )
     if masks.enabled and masks.init_high <= 0:
         raise ConfigError(
-            f"masks.init_high ({masks.init_high}) must be above 0: a channel is kept where its logit is, so all would start dead"
+            f"masks.init_high ({masks.init_high}) must be above 0: a channel is kept if its logit is, so all would start dead"
         )
     for stage in ("first", "later", "classifier"):
         schedule = getattr(config, stage)

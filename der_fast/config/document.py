@@ -18,32 +18,32 @@ _HEAD = """# Configuration
 
 <!-- Written by `python -m der_fast.config.document docs/configuration.md`; a test compares the two. -->
 
-A run has one configuration: a tree of frozen dataclasses (`der_fast.Config`). It is put together in this order, later entries winning:
+A run has one configuration: a tree of frozen dataclasses (`der_fast.Config`). It is built in this order; later entries win:
 
 1. the defaults below,
-2. a preset: the one made for data set and protocol, or the one named by `--preset`, or a file of one's own, `--preset FILE.toml`,
+2. a preset: the one made for data set and protocol, or the one named by `--preset`, or a file of your own, `--preset FILE.toml`,
 3. `DATA` and `--protocol`, then `--paper`,
 4. the other options of `der-fast train`,
 5. `--set key=value`, for any key below; in Python `der_fast.train(..., settings={"later.lr": 0.03})`.
 
 `der-fast train DATA … --print-config` writes the result as a file for `--preset`, without training; every run saves it in `config.json`.
-Such a file may hold any of the keys below, and `extends = "photos"`, or another file by its path from there, for what it leaves out. Where
-epochs of a stage are changed, by whatever means, its milestones and warm-up move in proportion unless they are named too. Lists are written
+Such a file may hold any of the keys below. What it leaves out comes from `extends = "photos"`, or from another file, named by its path
+relative to this one. If a stage's epochs change, its milestones and warm-up move in proportion unless they are given too. Lists are written
 `--set first.milestones=4,7,10`; `none` empties a key that may be empty. A value out of range is refused before anything is loaded. So is a
-key that only another method knows, if an option, `--set` or a file of one's own sets it; what presets hold of it does not count.
+key that belongs to another method, if an option, `--set` or a file of your own sets it; such keys in presets do not count.
 
-Folders, lists and tars of images get the preset `images`, `images64` or `photos` by the size of their images. A folder that is called like
-a data set of the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so would any
-folder with `--preset imagenet100-b0-10`. Folders are stored as absolute paths; where the images were moved, the run goes on with
-`der-fast train NEW_PLACE --out RUN --resume` if they are still the same, by their checksum.
+Folders, lists and tars of images get the preset `images`, `images64` or `photos` by the size of their images. A folder with the name of a
+data set of the paper gets that recipe: `der-fast train /data/imagenet100 --protocol B0-10` takes `imagenet100-b0-10`, and so does any
+folder with `--preset imagenet100-b0-10`. Folders are stored as absolute paths. If the images have moved, the run continues with
+`der-fast train NEW_PLACE --out RUN --resume` as long as they are still the same, by their checksum.
 
 The last column says what may change a key once something was learned. `never`: nothing, since what was learned depends on it. `learn`:
-`der-fast learn`, from its step on; with `--resume` a run goes on as it was begun. `resume`: `--resume` too, since the key decides where and
-how a run computes, not what it learns. `place`: as `resume`; it says where the images lie now.
+`der-fast learn`, from its step on; with `--resume` a run continues as it was started. `resume`: `--resume` too, since the key decides where
+and how a run computes, not what it learns. `place`: like `resume`; it says where the images are now.
 
 Class orders are those of the field. The paper's results on CIFAR-100 are means over three orders, `icarl`, `podnet-2` and `podnet-3`; the
-presets take the first, `--class-order podnet-2` and `--class-order podnet-3` run the other two. On ImageNet the order is `numpy-1993`. All
-count in the alphabetical class names. Steps or a `protocol.class_order_seed` that are set replace the order that a preset has.
+presets take the first, and `--class-order podnet-2` and `--class-order podnet-3` run the other two. On ImageNet the order is `numpy-1993`.
+All are orders of the alphabetical class names. Setting steps or a `protocol.class_order_seed` replaces a preset's order.
 
 One thing differs from the authors' code: random-resized-crop draws its crops from the stored square (256/224 of the network's input), not
 from the whole photo.
@@ -66,7 +66,7 @@ def configuration_page() -> str:
 
 
 def _written(value: Any) -> str:
-    """Write a default as it would be given to --set."""
+    """Write a default in the form that --set takes."""
     if value is None:
         return "none"
     if isinstance(value, bool):

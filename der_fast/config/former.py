@@ -7,9 +7,9 @@ from typing import Any
 
 
 def present_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved configuration, nested, with the keys of this version; the given one is left unchanged.
+    """Return a saved configuration, nested, with the keys of this version; the one given is left unchanged.
 
-    Up to version 0.1 two switches said what `method.name` says now, and a seed of the class order was one of PyTorch's generator.
+    Up to version 0.1 two switches said what `method.name` says now, and the class order's seed was for PyTorch's generator.
     """
     tree = dict(tree)
     method = tree.get("method")
@@ -22,7 +22,7 @@ def present_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_named_order(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the order that a seed stood for: the rest of a run's steps follows from it."""
+    """Name the order that a seed stood for: the rest of a run's steps follow from it."""
     seed = protocol.get("class_order_seed", 1993)
     order = protocol.get("class_order")
     if order is None and protocol.get("steps") is None and seed is not None:

@@ -1,4 +1,4 @@
-"""How a configuration key is declared: once, with everything that is known about it."""
+"""How a configuration key is declared: once, with everything there is to know about it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from der_fast.config.rules import Rule
 
 
 class Change(Enum):
-    """What may give a key another value once something was learned; the value is how the documentation puts it."""
+    """What may change a key once something was learned; the value is the documentation's word for it."""
 
     NEVER = "never"
     """Frozen extractors would see other images, or not fit."""
     LEARN = "learn"
-    """Another lesson (`der-fast learn`), but not --resume: a run is learned as it was begun."""
+    """Another lesson (`der-fast learn`), but not --resume: a run is finished as it was started."""
     RESUME = "resume"
     """--resume too: the key decides where and how a run computes, not what it learns."""
     PLACE = "place"
-    """As RESUME; says where the images lie, which is written down: checksums tell whether they are still the same."""
+    """Like RESUME; it says where the images are now: checksums show whether they are still the same."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Key:
     """One key of the configuration.
 
     Args:
-        default: its value where nothing sets it.
+        default: its value if nothing sets it.
         rule: the values that it takes.
         doc: its meaning, in one line.
         change: what may change it once something was learned.
-        method: the one that alone knows it, if it is one's.
+        method: the only method that has this key; None if all have it.
     """
 
     default: Any

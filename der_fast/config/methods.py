@@ -1,4 +1,4 @@
-"""The methods by name, each with what it is: what `method.name` and `--method` take and say.
+"""The methods by name, each with its meaning: the values of `method.name` and `--method`, and their documentation.
 
 `der_fast.training.methods` has one implementation of each.
 """

@@ -1,4 +1,4 @@
-"""Presets: named recipes in TOML, one per protocol of the paper, that may extend one another; and one's own, in files."""
+"""Presets: named recipes in TOML, one per protocol of the paper, that may extend one another; and users' own, in files."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def load_preset(name: str) -> dict[str, Any]:
     """Return a preset's keys as nested tables, with everything it extends merged in.
 
     Args:
-        name: of a preset, or the path of a file that ends with ``.toml``. Such a file may extend a preset, or another file by its path
-            from there.
+        name: a preset's name, or the path of a file that ends with ``.toml``. Such a file may extend a preset, or another file by its
+            path relative to the first.
 
     Raises:
         ConfigError: no such preset (the message lists all), a file that cannot be used, or presets that extend each other in a circle.
@@ -38,16 +38,16 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def preset_config(name: str) -> Config:
-    """Return the defaults with a preset's keys over them; raises ConfigError as `load_preset`, or where keys of a file contradict."""
+    """Return the defaults with a preset's keys over them; raises ConfigError like `load_preset`, or if keys of a file contradict."""
     config = _over(Config(), load_preset(name))
     return check_recipe(name, config) if is_recipe(name) else config
 
 
 def own_keys(name: str) -> set[str]:
-    """Return the dotted keys that a recipe in a file sets, or a file that it extends: a person wrote them. A preset of ours has none.
+    """Return the dotted keys set by a recipe in a file, or by a file that it extends: a person wrote them. Built-in presets have none.
 
     Raises:
-        ConfigError: as `load_preset`.
+        ConfigError: see `load_preset`.
     """
     return _own_keys(_full_name(name, Path()), ())
 
@@ -66,7 +66,7 @@ def _over(base: Config, tables: Mapping[str, Any]) -> Config:
 
 
 def _full_name(name: str, folder: Path) -> str:
-    """Return a preset's name, or of a file the absolute path; a path that is not absolute starts in `folder`."""
+    """Return a preset's name, or a file's absolute path; relative paths start in `folder`."""
     if not is_recipe(name):
         return name
     path = Path(absolute(name) if name.startswith("~") else name)
@@ -74,16 +74,16 @@ def _full_name(name: str, folder: Path) -> str:
 
 
 def describe_preset(name: str) -> str:
-    """Return a preset's one-line description; raises ConfigError where there is no such preset."""
+    """Return a preset's one-line description; raises ConfigError if there is no such preset."""
     return _load(name, ())[1]
 
 
 def find_preset(data_name: str, protocol: str | None = None) -> str | None:
     """Return the preset made for a data set and protocol, or None.
 
-    ``("cifar100", "B0-10")`` gives ``"cifar100-b0-10"``; a protocol without a preset of its own gets the recipe of its kind
+    ``("cifar100", "B0-10")`` gives ``"cifar100-b0-10"``; a protocol without its own preset gets the recipe of its kind
     (``"cifar100-b50"``) or of the data set (``"cifar100"``). Presets that say more than data set and protocol, such as
-    ``"cifar10-5x2"``, are only used when asked for by name. A folder that is called like a data set of the paper, such as
+    ``"cifar10-5x2"``, are only used when named. A folder with the name of a data set of the paper, such as
     ``"/data/imagenet100"``, counts as that data set.
     """
     known = list_presets()
@@ -105,7 +105,7 @@ def _load(name: str, below: tuple[str, ...]) -> tuple[dict[str, Any], str]:
     parent = tables.pop("extends", None)
     if parent is not None:
         above = _load(_full_name(str(parent), Path(name).parent), (*below, name))[0]
-        # A schedule that is made shorter keeps its shape, wherever it is made shorter.
+        # A shortened schedule keeps its shape, wherever it is shortened.
         tables = _merged(above, _nested(stretched(_over(Config(), above), with_order_given(flatten(tables)))))
     return tables, about
 
@@ -123,7 +123,7 @@ def _read(name: str) -> dict[str, Any]:
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=3)
         hint = f"did you mean {', '.join(close)}? All presets" if close else "choose from"
-        raise ConfigError(f"unknown preset {name!r}; {hint}: {', '.join(known)}, or give a file of your own, which ends with {SUFFIX}")
+        raise ConfigError(f"unknown preset {name!r}; {hint}: {', '.join(known)}, or give a file of your own, ending with {SUFFIX}")
     entry = resources.files(__package__) / "presets" / f"{name}.toml"
     return parse_toml(entry.read_text(encoding="utf-8"), f"preset {name}")
 

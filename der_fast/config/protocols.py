@@ -1,4 +1,4 @@
-"""How a protocol is written: 'B0-10', 'B50-5', sizes such as '10,10,5', or lists of class names, in a file too."""
+"""How a protocol is written: 'B0-10', 'B50-5', sizes such as '10,10,5', or lists of class names, also in a file."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def parse_sizes(text: str) -> tuple[int, ...] | None:
 
 
 def planned_steps(text: str) -> int:
-    """Return the number of steps of a protocol, 0 where the text is none."""
+    """Return the number of steps of a protocol, 0 if the text is not a protocol."""
     even = parse_even(text)
     return even[1] + (even[0] > 0) if even else len(parse_sizes(text) or ())
 
 
 def even_form(text: str) -> str:
-    """Return 'B50-5' for '50,10,10,10,10,10': recipes and the paper's curves go by it. Other texts come back as they are."""
+    """Return 'B50-5' for '50,10,10,10,10,10': recipes and the paper's curves use it. Other texts are returned unchanged."""
     sizes = parse_sizes(text)
     if not sizes or len(set(sizes[1:])) > 1:
         return text
@@ -46,7 +46,7 @@ def even_form(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a protocol as a title or a folder's name has room for it: long lists of sizes are cut."""
+    """Return a protocol short enough for a title or a folder's name: long lists of sizes are cut."""
     sizes = parse_sizes(text) or ()
     if len(sizes) <= _MOST_SHOWN:
         return text
@@ -90,12 +90,12 @@ def _steps_keys(steps: Sequence[Sequence[str]]) -> dict[str, Any]:
 
 
 def with_order_given(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `changes`; where they give steps or a seed, and no class order, that of what they change is emptied.
+    """Return `changes`; if they give steps or a seed but no class order, they also empty the class order.
 
-    Who gives these means them, whatever order a preset or a file has.
+    A person who gives these means them, whatever order a preset or a file has.
 
     Args:
-        changes: dotted keys and values as `replace_keys` takes them.
+        changes: dotted keys and values, as for `replace_keys`.
     """
     steps = replace_keys(Config(), {"protocol.steps": changes.get("protocol.steps")}).protocol.steps
     given = steps is not None or "protocol.class_order_seed" in changes
@@ -103,7 +103,7 @@ def with_order_given(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sizes_of(steps: Sequence[Sequence[str]]) -> str:
-    """Return how a protocol of these steps is called: '2,1' for two classes and then one."""
+    """Return the name of a protocol with these steps: '2,1' for two classes and then one."""
     return ",".join(str(len(names)) for names in steps)
 
 
@@ -125,5 +125,5 @@ def _is_file(text: str) -> bool:
     try:
         return expand(text).is_file()
     except (OSError, RuntimeError, ValueError):
-        # A long text is not a valid path, and a home folder need not be known.
+        # A long text is not a valid path, and the home folder may be unknown.
         return False

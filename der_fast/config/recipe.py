@@ -1,4 +1,4 @@
-"""One's own recipe in a file: TOML as the presets are, read with the place of every mistake, and written for a configuration."""
+"""A user's own recipe in a file: TOML like the presets, read with the place of every mistake, and written from a configuration."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from der_fast.errors import ConfigError
 
 SUFFIX = ".toml"
 
-# What a recipe may hold beside keys of the configuration.
+# What a recipe may hold in addition to configuration keys.
 _OWN = ("about", "extends")
 _HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(#.*)?")
 _KEY = re.compile(r"\s*([\w\s.\"'-]+?)\s*=")
 
 
 def is_recipe(name: str) -> bool:
-    """Whether a preset's name is that of a file."""
+    """Whether a preset's name is a file."""
     return name.lower().endswith(SUFFIX)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the tables of a recipe, with ``about`` and ``extends`` where it has them.
+    """Return the tables of a recipe, with ``about`` and ``extends`` if it has them.
 
     Raises:
-        ConfigError: a file that cannot be read, no TOML, an unknown key, or a value that its key does not take; the message names file,
-            line and key.
+        ConfigError: a file that cannot be read or is not TOML, an unknown key, or a value that its key does not take; the message names
+            file, line and key.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is not text in UTF-8 ({error.reason})"
         raise ConfigError(
-            f"cannot read the recipe {path}: {reason}; a recipe is a file of TOML, with keys as docs/configuration.md"
+            f"cannot read the recipe {path}: {reason}; a recipe is a TOML file with keys as in docs/configuration.md"
         ) from error
     tables = parse_toml(text, f"the recipe {path}")
     for name in _OWN:
@@ -59,7 +59,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def check_recipe(name: str, config: Config) -> Config:
-    """Return the checked configuration of a recipe in a file; raises ConfigError with the file where keys contradict each other."""
+    """Return the checked configuration of a recipe in a file; raises ConfigError naming the file if keys contradict each other."""
     try:
         return check(config)
     except ConfigError as error:
@@ -73,7 +73,7 @@ def _entries(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _place(path: Path, text: str, dotted: str) -> str:
-    """Name the file and, where it is found, the line in which a key stands."""
+    """Name the file and, if it is found, the line of a key."""
     table = ""
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.fullmatch(line):
@@ -90,12 +90,12 @@ def _plain(name: str) -> str:
 
 
 def recipe_text(config: Config) -> str:
-    """Write every key that a configuration's method knows as a recipe, which read again gives the same configuration.
+    """Write every key of a configuration's method as a recipe, which gives the same configuration when read again.
 
     TOML has no word for a key that is empty, so it is written as the text ``"none"``, which such a key takes.
     """
     tables: dict[str, dict[str, Any]] = {}
-    # One group after the other, in the order of the reference.
+    # One group after another, in the order of the reference page.
     for dotted, value in flatten(to_dict(config)).items():
         if declared()[dotted].method in (None, config.method.name):
             group, _, name = dotted.partition(".")

@@ -12,13 +12,13 @@ STAGES = ("first", "later", "classifier")
 
 
 def stretched(base: Config, changes: Mapping[str, Any], begun: Config | None = None) -> dict[str, Any]:
-    """Return `changes` with the milestones and warm-up of every stage whose `epochs` they change and whose others they leave out.
+    """Return `changes` plus milestones and warm-up of every stage whose `epochs` they change without giving these.
 
     Args:
-        base: the configuration that is changed; its schedules are stretched.
-        changes: dotted keys and values as `replace_keys` takes them; what they name stays as they name it.
-        begun: the configuration of the run that is gone on with. Earlier versions left milestones where they were: a run that was
-            begun so goes on so.
+        base: the configuration to change; its schedules are stretched.
+        changes: dotted keys and values, as for `replace_keys`; what they give is kept.
+        begun: the configuration of the run to resume. Earlier versions left milestones where they were, and a run started that way
+            continues that way.
 
     Raises:
         ConfigError: epochs of the wrong type.
@@ -30,7 +30,7 @@ def stretched(base: Config, changes: Mapping[str, Any], begun: Config | None = N
             continue
         schedule = getattr(base, stage)
         epochs = getattr(replace_keys(base, {key: changes[key]}), stage).epochs
-        # A stage without epochs has no shape; epochs out of range are refused where everything is checked.
+        # A stage without epochs has no shape; epochs out of range are refused by the check of the whole configuration.
         if epochs == schedule.epochs or min(epochs, schedule.epochs) < 1:
             continue
         if begun is not None and _left_where_they_were(getattr(begun, stage), schedule, epochs):
@@ -45,7 +45,7 @@ def _left_where_they_were(begun: ScheduleConfig, base: ScheduleConfig, epochs: i
 
 
 def unreached_note(config: Config, stages: tuple[str, ...] = STAGES) -> str | None:
-    """Return what a person should know about milestones at which training does not arrive; None if there are none."""
+    """Return what a person should know about milestones that training never reaches; None if there are none."""
     found = []
     for stage in stages:
         schedule = getattr(config, stage)
@@ -59,8 +59,8 @@ def unreached_note(config: Config, stages: tuple[str, ...] = STAGES) -> str | No
 def rescaled_keys(schedule: ScheduleConfig, epochs: int) -> dict[str, Any]:
     """Return the keys `epochs`, `milestones` and `warmup_epochs` of `schedule` stretched to `epochs` epochs.
 
-    Milestones and warm-up move in proportion. Milestones stay distinct, increasing and inside the schedule; where it is too
-    short for all of them, the earliest go, since the last ones matter most for where training ends.
+    Milestones and warm-up move in proportion. Milestones stay distinct, increasing and inside the schedule; if it is too
+    short for all of them, the earliest are dropped, since the last ones matter most for the result.
 
     Args:
         schedule: with at least one epoch.

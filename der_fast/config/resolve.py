@@ -14,10 +14,10 @@ from der_fast.config.sampled import largest_side
 from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
 
-# Everything that is ours and not the paper's, switched off.
+# Everything that der_fast adds to the paper, switched off.
 PAPER = {"masks.settle": 0.0, "masks.target_params": None, "masks.floor": 0.0, "masks.multiple": 1}
 
-# Presets for one's own images, by the longer side of the images in pixels.
+# Presets for a user's own images, by the images' longer side in pixels.
 _BY_SIDE = ((32, "images"), (64, "images64"))
 _LARGER = "photos"
 
@@ -37,17 +37,17 @@ def resolve_config(
     Args:
         data: data set name or folder (which becomes an absolute path); None keeps the preset's.
         protocol: e.g. ``"B0-10"``, ``"10,10,5"`` or lists of class names, see `protocol_keys`; None keeps the preset's.
-        preset: name of a preset, or the path of one's own (``"recipe.toml"``, see `load_preset`); None takes the one made for `data` and
+        preset: name of a preset, or the path of your own (``"recipe.toml"``, see `load_preset`); None takes the one made for `data` and
             `protocol` (see `preset_for`).
-        paper: switch off what is not the paper's (settling, parameter target, floor, whole blocks).
-        changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else. Of a stage whose epochs they change,
-            milestones and warm-up move in proportion, unless they are named too.
-        base: a configuration to change instead of a preset; only used where `preset` is None.
-        begun: the configuration of the run that is gone on with, see `stretched`.
+        paper: switch off what is not in the paper (settling, parameter target, floor, whole blocks).
+        changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else. If they change a stage's epochs,
+            its milestones and warm-up move in proportion, unless they are given too.
+        base: a configuration to change instead of a preset; only used if `preset` is None.
+        begun: the configuration of the run to resume, see `stretched`.
 
     Raises:
-        ConfigError: unknown preset or key, a value that the key does not take, or a key among `changes` or in a recipe of one's own that
-            only another method knows.
+        ConfigError: unknown preset or key, a value that the key does not take, or a key among `changes` or in a user's recipe that
+            belongs to another method.
     """
     asked = {} if protocol is None else protocol_keys(protocol)
     if preset is not None or base is None:
@@ -60,7 +60,7 @@ def resolve_config(
         keys.update(PAPER)
     keys.update(changes or {})
     if "protocol.name" in (changes or {}) and "protocol.steps" not in (changes or {}):
-        # Who names a protocol means it, whatever lists a preset or a file has.
+        # A person who names a protocol means it, whatever lists a preset or a file has.
         keys["protocol.steps"] = None
     keys = with_order_given(keys)
     config = check(_named_by_its_steps(_with_absolute_paths(replace_keys(base, stretched(base, keys, begun)))))
@@ -69,18 +69,18 @@ def resolve_config(
 
 
 def _named_by_its_steps(config: Config) -> Config:
-    """Call a protocol of given classes by the sizes of its steps."""
+    """Name a protocol of given classes after the sizes of its steps."""
     steps = config.protocol.steps
     return config if steps is None else replace_keys(config, {"protocol.name": sizes_of(steps) or config.protocol.name})
 
 
 def _timeout(changes: Mapping[str, Any]) -> float:
-    """Return for how many seconds a drive is waited for: the recipe cannot be known yet."""
+    """Return the seconds to wait for a drive: the recipe cannot be known yet."""
     return replace_keys(Config(), {key: value for key, value in changes.items() if key == "data.timeout"}).data.timeout
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """Write folders of images and archives in full, so that a saved run finds them again from wherever it is called."""
+    """Make the paths of image and archive folders absolute, so that a saved run finds them from any working directory."""
     folder = data_folder(config.data.name)
     return replace_keys(
         config,
@@ -96,9 +96,9 @@ def _with_absolute_paths(config: Config) -> Config:
 
 
 def preset_for(data: str, protocol: str | None, *, timeout: float | None = None) -> str | None:
-    """Return the preset made for a data set, or for one's own images one by their size; None where there is none.
+    """Return the preset made for a data set, or for a user's own images the one for their size; None if there is none.
 
-    Of folders, lists of files and tars the headers of a few images decide between ``"images"`` (up to 32 pixels), ``"images64"`` and
+    For folders, lists of files and tars, the headers of a few images decide between ``"images"`` (up to 32 pixels), ``"images64"`` and
     ``"photos"``.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LARGEST_SEED = 2**63 - 1
-# What they are: der_fast/training/orders.py.
+# They are defined in der_fast/training/orders.py.
 CIFAR_ORDERS = ("icarl", "podnet-2", "podnet-3")
 IMAGENET_ORDER = "numpy-1993"
 ORDERS = (*CIFAR_ORDERS, IMAGENET_ORDER)
@@ -18,7 +18,7 @@ ORDERS = (*CIFAR_ORDERS, IMAGENET_ORDER)
 
 @dataclass(frozen=True)
 class Rule:
-    """The values one key takes: in words, and as a test of a value that already has the key's type."""
+    """The values that a key takes: in words, and as a test of a value that already has the key's type."""
 
     takes: str
     accepts: Callable[[Any], bool]
@@ -67,14 +67,14 @@ SHARE = Rule("a share above 0, at most 1", lambda value: 0 < value <= 1)
 SHARE_BELOW_ONE = Rule("a share of at least 0, below 1", lambda value: 0 <= value < 1)
 
 EPOCHS = Rule("epochs in increasing order, the first at least 1", _is_increasing)
-CLASSES = Rule("one or more class names, none of them twice", lambda names: 0 < len(names) == len(set(names)) and all(names))
+CLASSES = Rule("one or more class names, none of them repeated", lambda names: 0 < len(names) == len(set(names)) and all(names))
 STEPS = Rule("one or more lists of class names, none of them empty", lambda steps: bool(steps) and all(map(_are_names, steps)))
-# Names that come twice are refused by name: a list of a hundred classes says little about which it is.
+# Repeated names are refused by name: a list of a hundred classes would not show which one it is.
 ORDER = Rule(
-    f"{', '.join(ORDERS)}, torch-<seed>, or two or more class names, none of them twice",
+    f"{', '.join(ORDERS)}, torch-<seed>, or two or more class names, none of them repeated",
     lambda order: (
         order in ORDERS or re.fullmatch(r"torch-\d+", order) is not None if isinstance(order, str) else len(order) > 1 and all(order)
     ),
 )
-# NumPy's generator takes no larger one.
+# NumPy's generator does not take a larger one.
 ORDER_SEED = count(0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""Which folders are runs: what training writes, and what is therefore no class of images."""
+"""Which folders are runs: what training writes, and what is therefore not a class of images."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pathlib import Path
 
 # Any of these makes a folder a run; each is written by training.
 TRACES = ("config.json", "learner.json", "metrics.json", "history.json", "checkpoints", "steps")
-# These stand there before the first of them does.
+# These exist before any of the traces does.
 EARLY_TRACES = ("index.npz", "tars.npz", ".lock")
-# What a run's own folders are called.
+# The names of a run's own folders.
 PARTS = ("checkpoints", "steps", "extractors", "learned", "figures", "tensorboard")
-# Where runs go if nobody says where.
+# Where runs go by default.
 DEFAULT_PARENT = "runs"
 
-# Keys that a run's own files have, and hardly another program's.
+# Keys that a run's own files have, and another program's hardly do.
 _PROOFS = {"config.json": ("config", "train", "test"), "metrics.json": ("protocol", "steps", "top1")}
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether a run was begun in `folder`: nothing of it is overwritten."""
+    """Return whether a run was started in `folder`: nothing of it may be overwritten."""
     return any((folder / name).exists() for name in TRACES)
 
 
 def has_traces(names: Iterable[str]) -> bool:
-    """Return whether the names of a folder's entries are such as a run leaves; a folder of images that has them is looked at closely."""
+    """Return whether a folder's entries have names that a run leaves; a folder of images that has them is examined closely."""
     return any(name in TRACES or name in EARLY_TRACES for name in names)
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder certainly is a run: a class folder may hold a `config.json` or a folder `steps`, too."""
+    """Return whether a folder is certainly a run: a class folder, too, may hold a `config.json` or a folder `steps`."""
     for name, keys in _PROOFS.items():
         with contextlib.suppress(OSError, ValueError):
             value = json.loads((folder / name).read_text(encoding="utf-8"))

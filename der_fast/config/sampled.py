@@ -1,6 +1,6 @@
-"""How large the images of a data set are, from a few of them: what decides which recipe they get.
+"""The size of a data set's images, estimated from a few of them: it decides which recipe they get.
 
-However many images there are, a bounded number of entries is looked at: the first images of the first classes of a folder, of the first
+Only a bounded number of entries is read, however many images there are: the first images of a folder's first classes, the first
 members of tars, and lines spread over a list of files.
 """
 
@@ -25,23 +25,23 @@ _FOLDERS_PER_CLASS = 20
 _MEMBERS = 60
 _IMAGES_PER_TAR = 10
 _LINES = 40
-# A path has at most 4096 bytes on Linux; a line may hold a class beside it.
+# A path has at most 4096 bytes on Linux; a line may also hold a class.
 _LINE_BYTES = 8192
-# Spaces that may belong to the class, not to the path.
+# How many spaces may belong to the class rather than the path.
 _SPACES = 8
-# Folders that stand between the data set and its classes.
+# Folders between the data set and its classes.
 _SPLITS = frozenset(("train", "training", "test", "testing", "val", "valid", "validation"))
 
 
 def largest_side(place: Path, timeout: float) -> int:
-    """Return the longer side in pixels of the largest of a few images; 0 where none can be read.
+    """Return the longer side in pixels of the largest of a few images; 0 if none can be read.
 
     Args:
         place: a folder of class folders or of tars, a tar, or a text file of "path class".
         timeout: seconds to wait for the drive.
 
     Raises:
-        DataError: the drive did not answer in time. The thread that waits for it is left behind and keeps no process from ending.
+        DataError: the drive did not answer in time. The thread that waits for it is abandoned and does not keep the process from ending.
     """
     found: queue.SimpleQueue[int | OSError] = queue.SimpleQueue()
 
@@ -58,7 +58,7 @@ def largest_side(place: Path, timeout: float) -> int:
         raise DataError(
             f"reading the sizes of a few images of {place} took longer than data.timeout={timeout:g} seconds; check the drive that holds it"
         ) from None
-    # What cannot be listed is reported by whoever lists it in full.
+    # What cannot be listed is reported by the full listing.
     return 0 if isinstance(side, OSError) else side
 
 
@@ -80,12 +80,12 @@ def _in_folder(folder: Path) -> Iterator[int]:
 
 
 def _tars(folder: Path) -> list[Path]:
-    """Return the tars of a folder; none where there are class folders, beside which they are what these came out of."""
+    """Return the tars of a folder; none if there are class folders, which were then unpacked from them."""
     return sorted(folder.glob("*.tar")) if folder.is_dir() and not _folders(folder) else []
 
 
 def _class_folders(folder: Path) -> list[Path]:
-    """Return the class folders of a folder, those of a training part where there is one."""
+    """Return the class folders of a folder, or of its training part if it has one."""
     folders = _folders(folder)
     parts = [part for part in folders if part.name.casefold() in _SPLITS and _folders(part)]
     train = [part for part in parts if part.name.casefold().startswith("train")]
@@ -98,7 +98,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _files(class_folder: Path) -> Iterator[Path]:
-    """Return the first files of a class, those in folders below it included; pictures of a run that lies there are none."""
+    """Return the first files of a class, including those in folders below it but not the pictures of a run."""
     return islice(_walked(class_folder), _FILES_PER_CLASS)
 
 
@@ -118,13 +118,13 @@ def _in_tar(path: Path) -> Iterator[int]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return lines from places spread over a text file: its classes mostly come one after another."""
+    """Return lines from places spread over a text file: lists are mostly sorted by class."""
     found = []
     with path.open("rb") as file:
         size = path.stat().st_size
         for number in range(_LINES):
             start = size * number // _LINES
-            # The byte in front tells whether a line begins just here.
+            # The byte before shows whether a line begins exactly here.
             file.seek(max(start - 1, 0))
             data = file.read(2 * _LINE_BYTES)
             whole = data if start == 0 else data.partition(b"\n")[2]
@@ -133,7 +133,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _listed_side(line: str, folder: Path) -> int:
-    """Return the side of the image that a line names: what stands in front of a tab, comma or space, as far as it is a file."""
+    """Return the side of the image that a line names: the part before a tab, comma or space that is a file."""
     places = [index for index, letter in enumerate(line) if letter.isspace() or letter in ",;"][-_SPACES:]
     names = [line[:end].strip().strip("\"'") for end in reversed(places)]
     for path in (folder / name for name in names if name):
@@ -147,7 +147,7 @@ def _side(path: Path | IO[bytes]) -> int:
     from PIL import Image
 
     try:
-        # Opening a pipe or a device would wait for ever.
+        # Opening a pipe or a device would wait forever.
         if isinstance(path, Path) and not path.is_file():
             return 0
         with Image.open(path) as image:

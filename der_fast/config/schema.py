@@ -38,10 +38,10 @@ from der_fast.config.rules import (
 BACKBONES = ("resnet18", "resnet34", "resnet50", "preact_resnet18", "resnet20", "resnet32")
 STEMS = ("auto", "imagenet", "small")
 BACKENDS = ("auto", "reference", "fused")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16")
 READERS = ("auto", "memory", "dali", "pillow")
 
-# The groups of the methods: what is declared so is refused by name under another method.
+# A method's own keys: any other method refuses them by name.
 _der = partial(key, method="der")
 
 
@@ -64,11 +64,11 @@ class DataConfig:
         "side of the network's input in pixels; default: the data set's own size (folders: 32 if all are ≤ 32, else 224)",
         Change.NEVER,
     )
-    test_list: str | None = key(None, TEXT, "text file of 'path class' with the test images, where `name` is such a file", Change.PLACE)
+    test_list: str | None = key(None, TEXT, "text file of 'path class' with the test images, if `name` is such a file", Change.PLACE)
     classes: tuple[str, ...] | None = key(None, CLASSES, "use only these classes of a folder or list; default: all")
     train_per_class: int | None = key(None, at_least(1), "use at most this many training images per class, the first by name")
     test_per_class: int | None = key(None, at_least(1), "use at most this many test images per class, the first by name")
-    test_share: float = key(0.2, INSIDE, "share of each class held out for testing where a folder has no train/test split")
+    test_share: float = key(0.2, INSIDE, "share of each class held out for testing if a folder has no train/test split")
     crop_padding: int = key(4, count(0, 128), "zero padding in pixels for the random crop; 0 = no random crop")
     flip: bool = key(True, SWITCH, "random horizontal flip")
     brightness: float = key(63 / 255, between(0, 1), "brightness jitter: factor drawn from [1 − b, 1 + b]; 0 = off")
@@ -82,12 +82,12 @@ class DataConfig:
         (0.2675, 0.2565, 0.2761), channels(POSITIVE), "per-channel standard deviation, in [0, 1]", Change.NEVER
     )
     max_gib: float = key(8.0, POSITIVE, "refuse to hold more than this many GiB of decoded images in memory", Change.RESUME)
-    # Whether images are held in memory or left in their files shows in their checksum.
+    # Images held in memory and images left in their files have different checksums.
     reader: str = key(
         "auto",
         one_of(READERS),
-        "'memory' decodes a folder once and holds it; 'dali' and 'pillow' leave photos in files and decode on the way; 'auto': photos "
-        "(random_resized_crop, more than 32 pixels) from files, by nvidia-dali if it is installed, all else from memory",
+        "'memory' decodes a folder once and holds it; 'dali' and 'pillow' leave photos in files and decode each batch; 'auto': photos "
+        "(random_resized_crop, more than 32 pixels) from files, with nvidia-dali if it is installed, all else from memory",
         Change.RESUME,
     )
     workers: int | None = key(
@@ -99,21 +99,21 @@ class DataConfig:
         None,
         NOT_NEGATIVE,
         "GiB for images decoded once (short side 256/224 of image_size) and cropped from memory, if all fit; 0: none; default: none on the "
-        "CPU, half of what is free on a GPU",
+        "CPU, half of the free memory on a GPU",
         Change.RESUME,
     )
     hardware_load: float = key(
-        0.65, between(0, 1), "share of JPEGs decoded by the GPU's own decoder, where it has one (dali)", Change.RESUME
+        0.65, between(0, 1), "share of JPEGs decoded by the GPU's hardware decoder, if it has one (dali)", Change.RESUME
     )
     width_hint: int = key(
         0, at_least(0), "width of the largest images, to make the GPU's decoding buffers in advance (dali); 0 = as needed", Change.RESUME
     )
-    height_hint: int = key(0, at_least(0), "height of the largest images, as width_hint", Change.RESUME)
+    height_hint: int = key(0, at_least(0), "height of the largest images; see width_hint", Change.RESUME)
 
 
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """How classes are dealt out over steps (docs/method.md: classes in steps)."""
+    """How classes are divided into steps (docs/method.md: classes in steps)."""
 
     name: str = key(
         "B0-5",
@@ -127,7 +127,7 @@ class ProtocolConfig:
         None,
         ORDER,
         "class names in the order they arrive, or the name of a published order of the alphabetical class names: 'icarl', 'podnet-2', "
-        "'podnet-3' (100 classes each), 'numpy-1993'; 'torch-<seed>': what a seed meant up to version 0.1.0; default: that of "
+        "'podnet-3' (100 classes each), 'numpy-1993'; 'torch-<seed>': what a seed meant up to version 0.1.0; default: from "
         "class_order_seed",
     )
     class_order_seed: int | None = key(
@@ -164,16 +164,18 @@ class MasksConfig:
     init_low: float = _der(
         0.0,
         between(-100, 100),
-        "mask logits start uniformly in [init_low, init_high], at every step the same",
+        "mask logits start uniformly in [init_low, init_high], the same at every step",
     )
     init_high: float = _der(2.0, between(-100, 100), "see init_low")
     clamp: float = _der(6.0, POSITIVE, "mask logits are clamped to ± this after every optimizer step")
-    sparsity: float = _der(1.0, NOT_NEGATIVE, "λ_s, the weight of the sparsity loss (its upper bound where target_params is given)")
-    target_params: float | None = _der(0.24, SHARE, "share of an extractor's parameters to keep; λ_s is adapted towards it during the step")
+    sparsity: float = _der(1.0, NOT_NEGATIVE, "λ_s, the weight of the sparsity loss (its upper bound if target_params is given)")
+    target_params: float | None = _der(
+        0.24, SHARE, "share of an extractor's parameters to keep; λ_s is adapted to reach it during the step"
+    )
     price_power: float = _der(
         1.5,
         NOT_NEGATIVE,
-        "the threshold that meets target_params rises with a channel's price (parameters per convolution) to this power; 0 = one for all",
+        "the threshold that meets target_params rises with a channel's price (parameters per convolution) to this power; 0 = same for all",
     )
     settle: float = _der(0.9, SHARE_BELOW_ONE, "share of a step's epochs, at the end, trained with the masks held binary; 0 = the paper")
     floor: float = _der(0.0, between(0, 1), "at least this share of every stream's channels is kept (never fewer than one); 0 = no floor")
@@ -197,7 +199,7 @@ class ScheduleConfig:
     warmup_epochs: int = key(0, at_least(0), "epochs of linear warm-up; both classifiers are re-initialised at its end")
     warmup_lr: float = key(0.01, NOT_NEGATIVE, "learning rate at which the warm-up starts")
     momentum: float = key(0.9, BELOW_ONE, "SGD momentum")
-    weight_decay: float = key(5e-4, NOT_NEGATIVE, "weight decay of weights and batch-norm parameters; never of mask logits")
+    weight_decay: float = key(5e-4, NOT_NEGATIVE, "weight decay of weights and batch-norm parameters, never of mask logits")
     # Batch-norm cannot train on a single image.
     batch_size: int = key(128, at_least(2), "images per batch")
 
@@ -215,13 +217,13 @@ class ClassifierConfig(ScheduleConfig):
 class MemoryConfig:
     """The rehearsal memory."""
 
-    total: int = key(2000, at_least(0), "exemplars in all, shared equally by the seen classes")
+    total: int = key(2000, at_least(0), "exemplars in total, divided equally among the seen classes")
     per_class: int | None = key(None, at_least(0), "a fixed number of exemplars per class instead of a fixed total")
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Which method learns, and what belongs to it."""
+    """The method, and its settings."""
 
     name: str = key(
         "der",
@@ -235,32 +237,35 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """How it runs; none of these changes what is learned."""
+    """Where and how a run computes."""
 
-    seed: int = key(1993, SEED, "seed of everything random but the class order")
+    seed: int = key(1993, SEED, "seed of all random numbers except the class order")
     device: str = key("auto", DEVICE, "'cpu', 'cuda', 'cuda:1', or 'auto'", Change.RESUME)
     backend: str = key(
         "auto",
         one_of(BACKENDS),
-        "'reference': eager PyTorch; 'fused': our kernels wherever they can run, on a GPU of compute capability 8.0 or newer with Triton, "
-        "else reference with a warning; 'auto': on such a GPU the fastest of cuDNN and our kernels, measured once (`der-fast doctor` "
-        "shows it), else reference",
+        "'reference': eager PyTorch; 'fused': on a GPU of compute capability 8.0 or newer with Triton the fastest of cuDNN and der_fast's "
+        "kernels, measured once (`der-fast doctor` shows it), else reference with a warning; 'auto': the same without the warning",
         Change.RESUME,
     )
     precision: str = key(
-        "fp32", one_of(PRECISIONS), "'fp32', or 'bf16': extractors run in bfloat16 autocast; weights and classifiers stay fp32"
+        "auto",
+        one_of(PRECISIONS),
+        "'bf16': extractors run in bfloat16 autocast, weights and classifiers stay fp32; 'fp32'; 'auto': bf16 on a GPU of compute "
+        "capability 8.0 or newer, else fp32. A run keeps what it began with",
     )
-    threads: int | None = key(None, at_least(1), "CPU threads; default: what PyTorch chooses", Change.RESUME)
+    threads: int | None = key(None, at_least(1), "CPU threads; default: PyTorch's choice", Change.RESUME)
     channels_last: bool = key(True, SWITCH, "keep activations channels-last")
     tune_allocator: bool = key(
         True, SWITCH, "keep large CPU buffers instead of returning them to the system after every batch (glibc)", Change.RESUME
     )
     eval_batch_size: int = key(256, at_least(1), "images per batch when nothing is trained")
-    keep_checkpoints: int = key(2, at_least(1), "how many of the last checkpoints stay on disk", Change.RESUME)
+    keep_checkpoints: int = key(2, at_least(1), "how many of the latest checkpoints stay on disk", Change.RESUME)
     checkpoint_seconds: float = key(
         600.0,
         NOT_NEGATIVE,
-        "seconds of training between checkpoints within an epoch, beside those after every epoch and stage; 0 = only those",
+        "seconds of training between checkpoints, within epochs and between them; in any case one at the end of every stage; 0 = one after "
+        "every epoch",
         Change.RESUME,
     )
     tensorboard: bool = key(False, SWITCH, "also write TensorBoard event files (needs the extra 'tensorboard')", Change.RESUME)

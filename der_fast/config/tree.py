@@ -27,7 +27,7 @@ else:
 def replace_keys(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return `config` with dotted keys replaced, e.g. ``{"later.lr": 0.03}``.
 
-    Values are what TOML, JSON or the command line give: texts are read as the key's type, ``none`` empties an optional key.
+    Values come from TOML, JSON or the command line: texts are read as the key's type, and ``none`` empties an optional key.
 
     Raises:
         ConfigError: an unknown key, or a value of the wrong type; the message names the key and what it takes.
@@ -60,7 +60,7 @@ def _hints(group: type) -> dict[str, Any]:
 
 
 def _suggestion(dotted: str, name: str, fields: Sequence[str]) -> str:
-    """Point at the keys that were probably meant: same last part anywhere, a close spelling, or else all that exist here."""
+    """Suggest the keys that were probably meant: same last part anywhere, a close spelling, or else all that exist here."""
     known = list(declared())
     last = dotted.rsplit(".", 1)[-1]
     meant = [key for key in known if key.endswith(f".{last}")] or difflib.get_close_matches(dotted, known, n=3)
@@ -76,7 +76,7 @@ def _coerce(dotted: str, value: Any, hint: Any) -> Any:
         if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null", "")):
             return None
         options = [option for option in typing.get_args(hint) if option is not type(None)]
-        # Of a key that takes a name or a list, a text of one entry is the name.
+        # For a key that takes a name or a list, a text with one entry is the name.
         if len(options) > 1 and isinstance(value, str) and not value.lstrip().startswith("[") and len(split_list(value)) == 1:
             return unquoted(value)
         hint = options[0]
@@ -94,7 +94,7 @@ def _coerce(dotted: str, value: Any, hint: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return the Python value of a NumPy or PyTorch scalar, or of an array without dimensions; anything else as it is."""
+    """Return the Python value of a NumPy or PyTorch scalar, or of an array without dimensions; anything else unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
@@ -141,7 +141,7 @@ def unquoted(text: str) -> str:
 
 
 def _parse_scalar(text: str) -> Any:
-    """Read a number or a truth value as people type them (`.5`, `1e-3`, `True`); other text comes back as it is."""
+    """Read a number or a truth value as people type them (`.5`, `1e-3`, `True`); other text is returned unchanged."""
     text = text.strip()
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -205,7 +205,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 @functools.cache
 def declared() -> Mapping[str, Key]:
-    """Return every dotted key with what is declared of it, in the order of the tree."""
+    """Return every dotted key with its declaration, in the order of the tree."""
     return {
         f"{group.name}.{entry.name}": entry.metadata["key"]
         for group in dataclasses.fields(Config)

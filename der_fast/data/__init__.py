@@ -47,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # A process that decodes imports this package without PyTorch, which takes a second or two to load.
+    # Decoding processes import this package without PyTorch, which takes a second or two to load.
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Which images of a source another one holds already."""
+"""Which images of a source another source already holds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from der_fast.data.source import ImageSource
 
 
 def held_already(source: ImageSource, memory: ImageSource) -> Tensor:
-    """Say of every image whether `memory` holds the same one, in whatever class: boolean (N,).
+    """Return for every image whether `memory` holds the same one, in any class: boolean (N,).
 
-    Images in memory are compared by their pixels, files by their contents (only files of equal size are read). Sources of two kinds, and
-    those of others, are taken to have none in common.
+    Images in memory are compared by their pixels, files by their contents (only files of equal size are read). Sources of different
+    kinds, and sources from outside der_fast, are assumed to have none in common.
 
     Raises:
         DataError: a file's bytes did not come in time.
@@ -46,7 +46,7 @@ def _files_held(source: PhotoSource, memory: PhotoSource) -> Tensor:
     there.update(mapped(_digest, [path for path in theirs if path not in known], timeout))
     held = torch.zeros(len(source), dtype=torch.bool)
     for position, digest in zip(alike.tolist(), mapped(_digest, paths, timeout), strict=True):
-        # A file that cannot be read is equal to none.
+        # An unreadable file equals no other.
         held[position] = bool(digest) and digest in there
     return held
 

@@ -1,8 +1,8 @@
-"""What tells an image from all others, wherever it lies and whatever it is called: a short checksum of its file, or of its pixels.
+"""What identifies an image, wherever it is and whatever its name: a short checksum of its file, or of its pixels.
 
-A file of up to 64 KiB is looked at whole; of a longer one its length and four blocks of 16 KiB, spread evenly from its beginning to its
-end, so that a million photos are told apart without reading all of them. Eight bytes of BLAKE2b: among a million images two that differ
-come out alike with a probability of one in ten million.
+A file of up to 64 KiB is read whole. For a longer one, its length and four blocks of 16 KiB count, spread evenly from its beginning to its
+end, so that a million photos are distinguished without being read in full. The checksum is eight bytes of BLAKE2b: among a million images,
+the probability that two different ones collide is one in ten million.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from der_fast.data.io.threads import mapped
 from der_fast.data.photos import PhotoSource
 from der_fast.data.source import ImageSource
 
-# Sources of files are told apart by the files' bytes, all others by the pixels that they hold.
+# Images in files are identified by the files' bytes, all others by their pixels.
 FILE, PIXELS = "file", "pixels"
-# Stands for an image that could not be read; no image has it.
+# Stands for an image that could not be read; no image has this identity.
 UNREADABLE = 0
 
 _WHOLE = 1 << 16
@@ -36,7 +36,7 @@ _CHUNK = 64
 
 
 def kind_of(source: ImageSource) -> str:
-    """Return by what the images of a source are told apart: `FILE` or `PIXELS`."""
+    """Return what identifies the images of a source: `FILE` or `PIXELS`."""
     return FILE if isinstance(source, PhotoSource) else PIXELS
 
 
@@ -45,11 +45,11 @@ def identities(source: ImageSource, kind: str, indices: Tensor | None = None) ->
 
     Args:
         source: the images.
-        kind: `FILE` or `PIXELS`. Files can be decoded, and so be compared with images in memory; not the other way round.
+        kind: `FILE` or `PIXELS`. Files can be decoded and so compared with images in memory, but not the other way round.
         indices: (n,) int64: which images; None = all.
 
     Returns:
-        (n,) int64, `UNREADABLE` where an image could not be read; None where the source has no files.
+        (n,) int64, `UNREADABLE` for an image that could not be read; None if the source has no files.
 
     Raises:
         DataError: a drive does not answer.
@@ -65,16 +65,16 @@ def identities(source: ImageSource, kind: str, indices: Tensor | None = None) ->
 
 
 def of_pixels(images: Tensor) -> Int64s:
-    """Return the identities of images that are held as uint8, N × H × W × 3."""
+    """Return the identities of images given as uint8, N × H × W × 3."""
     shape = f"{images.shape[1]}x{images.shape[2]}:".encode()
     return np.array([_short(shape, image.data) for image in np.ascontiguousarray(images.numpy())], dtype=np.int64)
 
 
 def of_file(path: str) -> int:
-    """Return the identity of a file, or of an image in a tar; `UNREADABLE` where it cannot be read."""
+    """Return the identity of a file, or of an image in a tar; `UNREADABLE` if it cannot be read."""
     member = split_member(path)
     try:
-        # As everywhere, a pipe or a device must not be waited for.
+        # As everywhere, never wait for a pipe or a device.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(path if member is None else member[0], flags), "rb", buffering=0) as file:
             facts = os.fstat(file.fileno())

@@ -1,4 +1,4 @@
-"""Sources of different kinds, put together."""
+"""Joining sources of different kinds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from der_fast.data.source import ImageSource
 
 
 def joined(sources: Sequence[ImageSource], names: Sequence[str]) -> ImageSource:
-    """Put sources together, labelled into `names`; images in files are decoded where others are in memory."""
+    """Join sources, labelled into `names`; images in files are decoded if others are in memory."""
     if len({source.in_files for source in sources}) > 1:
         sources = [in_memory(source) for source in sources]
     whole, *others = [source.relabelled(names) for source in sources]

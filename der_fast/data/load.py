@@ -24,13 +24,13 @@ from der_fast.home import cache_folder, expand, older_cache_folder
 def load_dataset(
     config: DataConfig, *, cache: Path | None = None, say: Callable[[str], None] | None = None
 ) -> tuple[ImageSource, ImageSource]:
-    """Load (train, test) into memory, or as files to be decoded as they are needed (see `data.reader`).
+    """Load (train, test) into memory, or as files to decode when needed (see `data.reader`).
 
     Args:
         config: `name` is a known name (it wins over a folder of the same name; write ./digits for the folder), a folder, or a text file
             of "path class", or a WebDataset tar.
-        cache: the folder that keeps the index of a folder of images; None keeps none.
-        say: told what is left out, and how images are read, where they stay in their files.
+        cache: the folder to save the index of a folder of images in; None saves nothing.
+        say: called with what is left out and, if images stay in their files, how they are read.
 
     Returns:
         Two sources with the same class names and image size. The size is `image_size`, or 256/224 of it with `random_resized_crop`.
@@ -46,9 +46,9 @@ def load_dataset(
 
 
 def found_place(config: DataConfig) -> Path:
-    """Return the folder, list or tar that `config.name` stands for; raises DataError where there is none."""
+    """Return the folder, list or tar that `config.name` stands for; raises DataError if there is none."""
     folder = expand(config.name)
-    # A drive that does not answer is found out here, before anything waits for it without end.
+    # A drive that does not answer is detected here, before anything waits for it forever.
     mapped(Path.exists, [folder], config.timeout)
     if folder.is_dir() or (folder.is_file() and folder.suffix in (".txt", ".tar")):
         return folder
@@ -66,8 +66,8 @@ def found_place(config: DataConfig) -> Path:
 
 
 def archive_folder(root: str | None, file: str) -> Path | None:
-    """Return the folder in which the official archive `file` is looked for: `root`, or the user's cache folder, or the one that version 0.1
-    used where the archive lies there; None where there is no `root` and the user has no home.
+    """Return the folder where the official archive `file` is expected: `root`, or the user's cache folder, or version 0.1's if the archive
+    is there; None without `root` for a user without a home folder.
     """
     if root is not None:
         return expand(root)
@@ -82,7 +82,7 @@ def _archive_folder(config: DataConfig) -> Path:
     folder = archive_folder(config.root, archive.file)
     if folder is None:
         raise DataError(
-            f"{config.name} needs the official archive {archive.file}, and this user has no home folder in which it could lie: name the "
+            f"{config.name} needs the official archive {archive.file}, and this user has no home folder to keep it in: name the "
             "folder that holds it with ",
             Spelling("--data-root", "data.root"),
             f", or one to download {archive.url} to",
@@ -91,7 +91,7 @@ def _archive_folder(config: DataConfig) -> Path:
 
 
 def _limited(sources: tuple[MemorySource, MemorySource], config: DataConfig) -> tuple[MemorySource, MemorySource]:
-    """Apply the limits per class and the image size to a data set that came whole."""
+    """Apply the limits per class and the image size to a data set that was loaded whole."""
     train, test = limit_per_class(sources[0], config.train_per_class), limit_per_class(sources[1], config.test_per_class)
     side = stored_side(config.image_size or train.image_size[0], config.random_resized_crop)
     refuse_too_much(len(train) + len(test), (side, side), config.max_gib, config.name)
@@ -99,7 +99,7 @@ def _limited(sources: tuple[MemorySource, MemorySource], config: DataConfig) -> 
 
 
 def resized(source: MemorySource, size: tuple[int, int]) -> MemorySource:
-    """Return the source with images of `size` (height, width): resized to cover it, the rest cut off evenly."""
+    """Return the source with images resized to cover `size` (height, width), the rest cut off evenly."""
     if source.image_size == size:
         return source
     return MemorySource(

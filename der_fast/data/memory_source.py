@@ -1,4 +1,4 @@
-"""Images that are held in memory: an `ImageSource` of pixels and labels."""
+"""Images held in memory: an `ImageSource` of pixels and labels."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class MemorySource:
     Args:
         images: uint8, N × H × W × 3, on the CPU.
         labels: integers, N, each a position in `class_names`; kept as int64.
-        class_names: distinct names; a class may be without images.
+        class_names: distinct names; a class may have no images.
         files: a name for every image, used in messages.
         skipped: files that could not be read, each as "path: reason".
         notes: what the report should mention.
 
     Attributes:
-        groups: (N,) int32: 0 for the images a source began with, 1 for those that were put behind them, and so on.
+        groups: (N,) int32: 0 for the images a source started with, 1 for the next ones appended, and so on.
         rank, world: which shard of an epoch is read.
 
     Raises:
@@ -64,12 +64,12 @@ class MemorySource:
 
     @property
     def images(self) -> Tensor:
-        """The pixels, uint8, N × H × W × 3, on the CPU; not to be written to."""
+        """The pixels, uint8, N × H × W × 3, on the CPU; read-only."""
         return self._images
 
     @property
     def labels(self) -> Tensor:
-        """Labels, int64, N, on the CPU; not to be written to."""
+        """Labels, int64, N, on the CPU; read-only."""
         return self._labels
 
     @property
@@ -107,7 +107,7 @@ class MemorySource:
         return int(self._images.shape[0])
 
     def __repr__(self) -> str:
-        """Say how many images of what size and how many classes there are."""
+        """Say how many images of which size and how many classes there are."""
         height, width = self.image_size
         return f"MemorySource({len(self)} images of {height} × {width}, {len(self.class_names)} classes)"
 
@@ -134,7 +134,7 @@ class MemorySource:
         """Return the images of this source followed by those of `other`; see `ImageSource.concatenated`."""
         if not isinstance(other, MemorySource):
             raise DataError(
-                f"images in memory cannot be put together with {type(other).__name__}; load both alike: data.reader='memory' holds "
+                f"cannot join images in memory with {type(other).__name__}; load both the same way: data.reader='memory' holds "
                 "folders in memory too"
             )
         check_same_names(self, other)
@@ -164,7 +164,7 @@ class MemorySource:
         self.notes = tuple(dict.fromkeys([*self.notes, line]))
 
     def recall(self, unreadable: dict[str, str]) -> dict[str, str]:
-        """Return `unreadable` as it is: images in memory were all read before."""
+        """Return `unreadable` unchanged: images in memory have all been read already."""
         return unreadable
 
     def fingerprint(self) -> str:
@@ -228,7 +228,7 @@ class MemorySource:
         return source._dealt(self.groups[indices], self.rank, self.world)
 
     def _dealt(self, groups: Tensor, rank: int, world: int) -> MemorySource:
-        """Take over how epochs are dealt out, on a new source."""
+        """Set the groups and the shard of a new source, and return it."""
         self.groups, self.rank, self.world = groups, rank, world
         return self
 
@@ -240,7 +240,7 @@ def _check_images(images: Tensor) -> None:
             "der_fast.data.from_dataset converts other forms"
         )
     if images.device.type != "cpu":
-        raise DataError(f"images must be on the CPU, not on {images.device}; batches travel to the device by themselves")
+        raise DataError(f"images must be on the CPU, not on {images.device}; batches are moved to the device automatically")
 
 
 def _checked_labels(labels: Tensor, count: int, names: tuple[str, ...], files: tuple[str, ...] | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Images that stay in their files: an `ImageSource` of paths and labels, decoded when a batch is asked for."""
+"""Images that stay in their files: an `ImageSource` of paths and labels, decoded when a batch is read."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class PhotoSource:
         rows: (N,) int64: every image's row in the table.
         labels: int64, N, on the CPU: positions in `class_names`.
         class_names: distinct names.
-        image_size: (height, width) in pixels to which images are brought for a test, before the centre crop.
+        image_size: (height, width) in pixels to which images are resized in evaluation, before the centre crop.
         library: what reads the files.
-        groups: (N,) int32: 0 for the images a source began with, 1 for those that were put behind them, and so on; shards get
+        groups: (N,) int32: 0 for the images a source started with, 1 for the next ones appended, and so on; shards get
             equal parts of every group.
         rank, world: which shard of an epoch is read.
     """
@@ -86,7 +86,7 @@ class PhotoSource:
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """The folders in which the files lie."""
+        """The folders that hold the files."""
         return self.table.roots
 
     @property
@@ -100,14 +100,14 @@ class PhotoSource:
         return tuple(self.library.notes)
 
     def say(self, line: str) -> None:
-        """Add a line to the notes, once, and tell whoever listens."""
+        """Add a line to the notes, once, and report it."""
         self.library.say(line)
 
     def recall(self, unreadable: dict[str, str]) -> dict[str, str]:
-        """Return path → reason of the files of this data set that could not be read; it is written into as more are found.
+        """Return path → reason of the files of this data set that could not be read; it is updated as more are found.
 
         Args:
-            unreadable: what an interrupted run found of it; files that lie elsewhere now are left to be found again.
+            unreadable: what an interrupted run had found; files that have moved since are left to be found again.
         """
         roots = [Path(root) for root in self.table.roots]
         here = {path: reason for path, reason in unreadable.items() if any(Path(path).is_relative_to(root) for root in roots)}
@@ -140,7 +140,7 @@ class PhotoSource:
         """Return the images of this source followed by those of `other`; see `ImageSource.concatenated`."""
         if not isinstance(other, PhotoSource):
             raise DataError(
-                f"image files cannot be put together with images in memory ({type(other).__name__}); load both alike: data.reader="
+                f"cannot join image files with images in memory ({type(other).__name__}); load both the same way: data.reader="
                 "'memory' holds folders in memory too"
             )
         check_same_names(self, other)
@@ -159,14 +159,14 @@ class PhotoSource:
     def sharded(self, rank: int, world: int) -> PhotoSource:
         """Return the source as process `rank` of `world` reads it; see `ImageSource.sharded`.
 
-        A file that cannot be read is missing in its own process only: of two batches with the same number, one may be smaller, or left
-        out where fewer than two of its images were read. A batch's `place` says its number.
+        An unreadable file is missing only in its own process: a batch may be smaller there than the batch of the same number elsewhere, or
+        left out if fewer than two of its images were read. A batch's `place` gives its number.
         """
         check_process(rank, world)
         return replace(self, rank=rank, world=world)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 over class names, labels, and the files' relative paths and sizes: the same wherever the folder lies."""
+        """Return the SHA-256 over class names, labels, and the files' relative paths and sizes: the same wherever the folder is."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         digest.update(self.labels.numpy().astype("<i8").tobytes())
         digest.update(self.table.checksum(self.rows).encode())
@@ -193,9 +193,9 @@ class PhotoSource:
         """Go through the images once; see `ImageSource.batches`.
 
         Args:
-            indices, batch_size, transform, generator, shuffle, device, channels_last, start: as there; the transform must be one of
+            indices, batch_size, transform, generator, shuffle, device, channels_last, start: as there; the transform must use
                 random-resized-crop.
-            dtype: of the images: floating and normalised, or uint8 and not.
+            dtype: of the images: floating (normalised) or uint8 (not normalised).
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -221,7 +221,7 @@ class PhotoSource:
         faults = walk.start.faults
         for loaded in self.library.read(walk):
             count, faults = len(loaded.positions), faults + len(loaded.problems)
-            # What is left of a batch of unreadable images may be too little for batch-norm.
+            # After unreadable images, what is left of a batch may be too little for batch-norm.
             if count == 0 or (needs_two and count == 1 and not alone):
                 continue
             images = loaded.images.to(walk.device, non_blocking=True).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Choosing images by their numbers and class names, with every mistake refused by name."""
+"""Choosing images by number and class name; every error names what is wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from der_fast.errors import DataError
 
 
 def check_indices(indices: Tensor, count: int) -> Tensor:
-    """Return positions in a source of `count` images as int64 on the CPU; raises DataError for any that is out of range."""
+    """Return positions in a source of `count` images as int64 on the CPU; raises DataError if one is out of range."""
     if indices.dim() != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
         raise DataError(f"indices must be a one-dimensional tensor of integers, not {indices.dtype}, {tuple(indices.shape)}")
     indices = indices.to("cpu", torch.int64)
@@ -47,7 +47,7 @@ def selection_of(labels: Tensor, class_names: Sequence[str], names: Sequence[str
 
 
 def positions_of(names: Sequence[str], class_names: Sequence[str]) -> Tensor:
-    """Return where every name of a source stands in `class_names`, (C,) int64; raises DataError where one is missing."""
+    """Return the position of every name of a source in `class_names`, (C,) int64; raises DataError if one is missing."""
     check_names(class_names)
     place = {spelled(name): number for number, name in enumerate(class_names)}
     missing = [name for name in names if spelled(name) not in place]
@@ -57,13 +57,13 @@ def positions_of(names: Sequence[str], class_names: Sequence[str]) -> Tensor:
 
 
 def few(names: Sequence[str], most: int = 10) -> str:
-    """List names for a message, the first few only."""
+    """List names for a message, only the first few."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse class names that come twice, however they are spelled; raises DataError."""
+    """Refuse repeated class names, however they are spelled; raises DataError."""
     repeated = sorted(name for name, count in Counter(map(spelled, names)).items() if count > 1)
     if repeated:
-        raise DataError(f"class name {', '.join(map(repr, repeated))} comes more than once; class names must be distinct")
+        raise DataError(f"class name {', '.join(map(repr, repeated))} appears more than once; class names must be distinct")

@@ -1,4 +1,4 @@
-"""Dealing an epoch's images out to the processes of a run."""
+"""Dividing an epoch's images among the processes of a run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from torch import Tensor
 
 
 def check_process(rank: int, world: int) -> None:
-    """Refuse a process that is none; raises ValueError."""
+    """Refuse a process number that does not exist; raises ValueError."""
     if not 0 <= rank < world:
         raise ValueError(f"there is no process {rank} of {world}: they are numbered from 0")
 
 
 def shard_of(order: Tensor, groups: Tensor, rank: int, world: int) -> Tensor:
-    """Return what process `rank` of `world` reads of an epoch, in its order.
+    """Return the images of an epoch that process `rank` of `world` reads, in the epoch's order.
 
-    Every process gets equally many images, no image goes to two, and of every group (new images, rehearsal memory) each gets equally
-    many but for one. What cannot be dealt out evenly, fewer images than there are processes, is left out of this epoch.
+    All processes get the same number of images, no image goes to two, and the numbers per group (new images, rehearsal memory) differ by at
+    most one. Images that cannot be divided evenly, fewer than there are processes, are left out of this epoch.
 
     Args:
         order: (n,) int64: positions of images in the epoch's order.
         groups: (N,) integers: the group of every image of the source.
-        rank, world: which process of how many.
+        rank, world: this process's number, and how many there are.
 
     Raises:
         ValueError: no such process, or fewer images than processes.
@@ -30,7 +30,7 @@ def shard_of(order: Tensor, groups: Tensor, rank: int, world: int) -> Tensor:
         return order
     share = len(order) // world
     if share == 0:
-        raise ValueError(f"{len(order)} image(s) cannot be dealt out to {world} processes; start fewer")
-    # Group after group, round and round: a group goes on where the one before ended, so that all hands stay equal.
+        raise ValueError(f"{len(order)} image(s) cannot be divided among {world} processes; start fewer")
+    # Group after group, in turn: a group continues where the one before ended, so that all shares stay equal.
     by_group = groups[order].argsort(stable=True)[: share * world]
     return order[by_group[rank::world].sort().values]

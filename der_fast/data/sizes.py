@@ -1,4 +1,4 @@
-"""How large images are held in memory, and how much memory that may take."""
+"""The size at which images are held in memory, and how much memory they may take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled images that training reads in batches: the seam between where images live and who learns from them."""
+"""Labelled images that training reads in batches: the seam between where images are and what learns from them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Batch:
     """One batch, ready for the network.
 
     Args:
-        images: floating, N × 3 × H × W, normalised, on the device asked for.
+        images: floating, N × 3 × H × W, normalised, on the requested device.
         labels: int64, N, on the same device: positions in the source's `class_names`.
         indices: int64, N, on the CPU: positions of the images in the source.
-        place: where the pass stands after this batch; None where its source cannot go on in the middle of a pass.
+        place: where the pass is after this batch; None if its source cannot continue in the middle of a pass.
     """
 
     images: Tensor
@@ -37,7 +37,7 @@ class Batch:
 
 
 class ImageSource(Protocol):
-    """Images with labels, wherever they live.
+    """Images with labels, wherever they are.
 
     Every method that returns a source leaves this one unchanged.
     """
@@ -54,7 +54,7 @@ class ImageSource(Protocol):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels at which images are stored, or to which files of any size are brought for a test."""
+        """(height, width) in pixels at which images are stored, or to which files of any size are resized in evaluation."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class ImageSource(Protocol):
 
     @property
     def files(self) -> tuple[str, ...] | None:
-        """A name for every image, its path below its root where there is one; None where images have no names."""
+        """A name for every image, its path below its root if it has one; None if images have no names."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class ImageSource(Protocol):
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """The folders in which the files lie; none for images in memory."""
+        """The folders that hold the files; none for images in memory."""
         ...
 
     @property
@@ -100,7 +100,7 @@ class ImageSource(Protocol):
         """Take over path → reason of the files that an interrupted run could not read.
 
         Returns:
-            What is known now, in a dictionary that is written into as more are found.
+            What is known now, in a dictionary that is updated as more are found.
         """
         ...
 
@@ -120,7 +120,7 @@ class ImageSource(Protocol):
         """Return the same images with labels into `class_names`, which must hold every name of this source.
 
         Raises:
-            DataError: a name of this source is missing, or a name comes twice.
+            DataError: a name of this source is missing, or a name is repeated.
         """
         ...
 
@@ -128,7 +128,7 @@ class ImageSource(Protocol):
         """Return the same images with other labels, (N,) int64 into other class names.
 
         Raises:
-            DataError: a name comes twice.
+            DataError: a name is repeated.
         """
         ...
 
@@ -151,10 +151,10 @@ class ImageSource(Protocol):
     def sharded(self: Source, rank: int, world: int) -> Source:
         """Return the source as process `rank` of `world` reads it.
 
-        With `shuffle`, `batches` then gives every process another share of each epoch: equally many batches and images for all, no
-        image to two, and of every part that was put together by `concatenated` (new images, rehearsal memory) equally many to each, but
-        for one. Fewer images than there are processes are left out, in every epoch others. Processes must use the same seed. Without
-        `shuffle`, and by every other method, all images are given.
+        With `shuffle`, `batches` then gives every process a different share of each epoch: all get the same number of batches and images,
+        no image goes to two, and the numbers from every part joined by `concatenated` (new images, rehearsal memory) differ by at most
+        one. Fewer images than there are processes are left out, different ones in every epoch. Processes must use the same seed. Without
+        `shuffle`, and in every other method, all images are returned.
 
         Raises:
             ValueError: no such process.
@@ -166,7 +166,7 @@ class ImageSource(Protocol):
         ...
 
     def pixels(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices` as uint8, n × `image_size` × 3, on the CPU; those that cannot be read are left out."""
+        """Return the images at `indices` as uint8, n × `image_size` × 3, on the CPU; unreadable ones are left out."""
         ...
 
     def batches(
@@ -183,7 +183,7 @@ class ImageSource(Protocol):
     ) -> Iterator[Batch]:
         """Go through the images once.
 
-        An image that turns out to be unreadable is left out of its batch, so only a batch's `indices` say which images are in it.
+        An unreadable image is left out of its batch, so only a batch's `indices` say which images it holds.
 
         Args:
             indices: int64: which images; None = all.
@@ -193,10 +193,10 @@ class ImageSource(Protocol):
                 the CPU, on one kind of processor.
             shuffle: draw a new order, for training. A last batch of a single image is then left out if it is not the only one, because
                 batch-norm cannot train on one value.
-            device: where images and labels should be.
+            device: device of images and labels.
             channels_last: memory layout of the images.
-            start: where to begin, as a batch of the same pass said: what follows is what would have followed there, bit for bit on the
-                CPU, on one kind of processor. The generator must be in the state in which that pass found it.
+            start: where to begin, as given by a batch of the same pass: what follows is what would have followed there, bit for bit on the
+                CPU, on one kind of processor. The generator must be in the same state as at the start of that pass.
 
         Raises:
             DataError: an index out of range.
@@ -206,7 +206,7 @@ class ImageSource(Protocol):
 
 
 def renamed(source: ImageSource, names: Mapping[str, str]) -> ImageSource:
-    """Return a source whose classes are called by `names` (old → new); classes that are not in there keep theirs.
+    """Return a source whose classes are renamed by `names` (old → new); classes that are not in it keep theirs.
 
     Raises:
         DataError: two classes would have the same name.
@@ -216,11 +216,10 @@ def renamed(source: ImageSource, names: Mapping[str, str]) -> ImageSource:
 
 
 def check_same_names(one: ImageSource, other: ImageSource) -> None:
-    """Refuse to put sources of other class names or image sizes together; raises DataError."""
+    """Refuse to join sources with different class names or image sizes; raises DataError."""
     if other.class_names != one.class_names:
         raise DataError(
-            f"cannot put sources together: their class names differ ({few(one.class_names)} and {few(other.class_names)}); "
-            "use relabelled() first"
+            f"cannot join sources: their class names differ ({few(one.class_names)} and {few(other.class_names)}); use relabelled() first"
         )
     if other.image_size != one.image_size:
-        raise DataError(f"cannot put sources together: images of {one.image_size} and of {other.image_size} pixels; load both alike")
+        raise DataError(f"cannot join sources: images of {one.image_size} and of {other.image_size} pixels; load both at the same size")

@@ -1,4 +1,4 @@
-"""All images of a data set, none held out: to be measured, or to be searched for those that a run knows."""
+"""All images of a data set, none held out: to measure on, or to search for those that a run knows."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _Classes = dict[str, Int64s]
 
 @dataclass(frozen=True)
 class WholeSet:
-    """A data set's images in two parts, which are read when they are asked for.
+    """A data set's images in two parts, each read on request.
 
     Args:
-        place: where it lies, or its name.
-        class_names: the classes with images, sorted; those of both parts.
+        place: where it is, or its name.
+        class_names: the classes with images in either part, sorted.
         empty: class folders without images.
-        split: whether the data set has a test part of its own. Where it has none, a run that learned it with the same `test_share`
+        split: whether the data set has a test part of its own. If it has none, a run that learned it with the same `test_share`
             would have held out the images of `load_test`.
         load_test: reads the test part.
         load_rest: reads all other images.
-        notes: what a person should know of it: files left out, runs among the classes, one class in two spellings.
+        notes: what a person should know about it: files left out, runs among the classes, one class in two spellings.
     """
 
     place: str
@@ -56,7 +56,7 @@ class WholeSet:
     notes: tuple[str, ...] = ()
 
     def to_measure(self) -> ImageSource:
-        """Return the test part where the data set has one of its own, else all images; raises DataError where there are none."""
+        """Return the test part if the data set has one of its own, else all images; raises DataError if there are none."""
         test = self.load_test()
         source = test if self.split else test.concatenated(self.load_rest())
         if not len(source):
@@ -65,12 +65,12 @@ class WholeSet:
 
 
 def load_whole(config: DataConfig, *, cache: Path | None = None, in_files: bool | None = None) -> WholeSet:
-    """List a data set; a class may have one image or none, or be in one part only, and test/ may stand alone.
+    """List a data set; a class may have one image or none, or be in only one part, and there may be only test/.
 
     Args:
-        config: `image_size` must be given. Of `classes` those that are there are taken; where one of them is not there, it may have been
-            renamed, so all are.
-        cache: the folder that keeps the index of a folder of images; None keeps none.
+        config: `image_size` must be given. Only those of `classes` are taken, unless one of them is missing: it may have been renamed, so
+            all classes are taken.
+        cache: the folder to save the index of a folder of images in; None saves nothing.
         in_files: whether images stay in their files; default: as training would hold them.
 
     Raises:
@@ -108,10 +108,10 @@ def load_whole(config: DataConfig, *, cache: Path | None = None, in_files: bool 
 def _listed(
     place: Path, config: DataConfig, cache: Path | None
 ) -> tuple[FileTable, dict[str, _Classes], tuple[str, ...], str, tuple[str, ...]]:
-    """Return the files, part → class → rows, the classes without images, where the list came from, and what is left out of it."""
+    """Return the files, part → class → rows, the classes without images, where the list came from, and what it leaves out."""
     parts: dict[str, _Classes] = {}
     notes: tuple[str, ...] = ()
-    # With test/ alone, the name of that folder would be taken for a class.
+    # If there is only test/, the name of that folder would be taken for a class.
     lone = lone_test_folder(place) if place.is_dir() else None
     tars = find_tars(place if lone is None else lone)
     if tars:

@@ -1,4 +1,4 @@
-"""From a finished model to files that other programs run, and back to something that predicts."""
+"""From a finished model to files that other programs run, and from such files back to a model that predicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that only predicts: opened from an exported file, or taken out of a saved run."""
+"""A model that only predicts: opened from an exported file or a saved run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BATCH = 64
 
 
 class DeployedModel:
-    """Names the classes of images; `load` makes one.
+    """Names the classes of images; `load` opens one.
 
     Args:
         facts: class names, preprocessing, history.
@@ -46,7 +46,7 @@ class DeployedModel:
         return self.facts.preprocessing.resize
 
     def predict(self, images: Any, *, top: int = 5) -> list[Prediction]:
-        """Name the class of every image; arguments, result and errors as those of `Learner.predict`."""
+        """Name the class of every image; arguments, result and errors are those of `Learner.predict`."""
         top = check_top(top)
         fit_to_compute()
         rows: list[Prediction] = []
@@ -55,7 +55,7 @@ class DeployedModel:
         return rows
 
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and probabilities, both (N, C) float32, of pixels as `der_fast.data.as_image_batch` gives them.
+        """Return logits and probabilities, both (N, C) float32, for pixels as `der_fast.data.as_image_batch` returns them.
 
         Args:
             pixels: uint8, (N, *image_size, 3), N at least 1.
@@ -66,8 +66,8 @@ class DeployedModel:
         wanted = (*self.image_size, 3)
         if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != wanted or not len(pixels):
             raise DataError(
-                f"outputs() takes uint8 pixels of shape (N, {wanted[0]}, {wanted[1]}, 3), not {pixels.dtype}, {tuple(pixels.shape)}; "
-                "predict() takes images of every form"
+                f"outputs() needs uint8 pixels of shape (N, {wanted[0]}, {wanted[1]}, 3), not {pixels.dtype}, {tuple(pixels.shape)}; "
+                "predict() accepts images of every form"
             )
         rows = [self._run(part) for part in torch.split(pixels, _BATCH)]
         return torch.cat([logits for logits, _ in rows]), torch.cat([probabilities for _, probabilities in rows])
@@ -81,9 +81,9 @@ def load(path: str | Path, *, device: str | None = None) -> DeployedModel:
         device: 'cpu', 'cuda', 'cuda:N' or 'auto'; default: 'auto', but the CPU for an .onnx file.
 
     Raises:
-        ExportError: a file that is not der_fast's, is damaged, or needs what is not installed.
+        ExportError: a file that der_fast did not export, that is damaged, or that needs a package that is not installed.
         CheckpointError: a folder that holds no finished step.
-        BackendError: a device that is not there.
+        BackendError: a device that does not exist.
     """
     fit_to_compute()
     path = expand(path)
@@ -102,16 +102,16 @@ def load(path: str | Path, *, device: str | None = None) -> DeployedModel:
     if suffix == ".pt2":
         raise ExportError(
             f"{path}: .pt2 files are for PyTorch programs, which open them with torch.export.load or torch._inductor.aoti_load_package "
-            "(they can hold code, so der_fast opens none); give an .onnx or .safetensors file, or a run's folder"
+            "(they can hold code, so der_fast does not open them); give an .onnx or .safetensors file, or a run's folder"
         )
     raise ExportError(f"{path}: unknown kind of file; give an exported .onnx or .safetensors file, or a run's folder")
 
 
 def load_run(run: Path, *, device: str | None = None) -> Learner:
-    """Read a saved run's learner; raises CheckpointError, also where the run has no finished step yet."""
+    """Read a saved run's learner; raises CheckpointError, also if the run has no finished step yet."""
     if (run / "config.json").is_file() and not saved_steps(run):
         raise CheckpointError(
-            f"the run in {run} has no finished step yet: let its training finish one, or go on with it by ",
+            f"the run in {run} has no finished step yet: let its training finish one, or continue it with ",
             Spelling(f"`der-fast train --out {run} --resume`", "train(…, resume=True)"),
         )
     return Learner.load(run, device=device)

@@ -46,8 +46,8 @@ class Exported:
         nbytes: its size.
         class_names: in the order of the logits.
         parameters: of the network as the report counts them.
-        images: number of real images on which the file was compared with the learner.
-        difference: max |logit − the learner's| / max |the learner's logit| over them.
+        images: number of real images that the file and the learner were compared on.
+        difference: max |logit − the learner's| / max |the learner's logit| over these images.
         weights_sha256: checksum of the weights, the same in every format.
     """
 
@@ -61,23 +61,23 @@ class Exported:
 
 
 def export(run: Learner | str | Path, path: str | Path, *, raw_uint8: bool = False, aoti: bool = False, images: Any = None) -> Exported:
-    """Write a model to a file that needs no training run, and compare it with the learner on real images before it stands there.
+    """Write a model to a file that does not need the run, after comparing it with the learner on real images.
 
     Args:
         run: a learner, or the folder of a saved run.
-        path: its suffix says the format: .onnx (any ONNX runtime), .pt2 (torch.export) or .safetensors (`der_fast.load`). Missing parent
-            folders are made; a file that stands there is replaced once the new one has passed.
-        raw_uint8: .onnx and .pt2: the file takes uint8 images N × H × W × 3 that have been resized and does crop, normalisation and
-            transposition itself, instead of float32 N × 3 × H × W.
-        aoti: .pt2: compile ahead of time for this machine's kind of processor with AOTInductor; needs a C++ compiler.
-        images: what to compare on, in any form that `Learner.predict` takes; default: exemplars of the rehearsal memory or, where there
+        path: its suffix selects the format: .onnx (any ONNX runtime), .pt2 (torch.export) or .safetensors (`der_fast.load`). Missing
+            parent folders are created; an existing file is replaced once the new one has passed the comparison.
+        raw_uint8: for .onnx and .pt2: the file takes resized uint8 images N × H × W × 3 and does crop, normalisation and transposition
+            itself, instead of float32 N × 3 × H × W.
+        aoti: for .pt2: compile ahead of time for this kind of processor with AOTInductor; needs a C++ compiler.
+        images: what to compare on, in any form that `Learner.predict` accepts; default: exemplars of the rehearsal memory or, if there
             are none, the data set's test images.
 
     Raises:
-        ExportError: an unknown format, an option that it does not have, something that is not installed, no images to compare on, or a
-            file that does not compute what the learner computes.
+        ExportError: an unknown format, an option that the format lacks, a missing package, no images to compare on, or a file that does
+            not compute what the learner computes.
         CheckpointError: a run that cannot be read or has no finished step.
-        StorageError: the file cannot be written. In each case `path` is as it was.
+        StorageError: the file cannot be written. In each case `path` does not change.
     """
     path = expand(path)
     write, read = _format(path, raw_uint8=raw_uint8, aoti=aoti)
@@ -103,14 +103,14 @@ Read = Callable[[Path, Facts], DeployedModel]
 
 
 def _format(path: Path, *, raw_uint8: bool, aoti: bool) -> tuple[Write, Read]:
-    """Return what writes and what opens a format; refuse what cannot be done before any work is done."""
+    """Return the functions that write and open a format; refuse before any work what cannot be done."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ExportError(f"{path}: unknown format {path.suffix or '(no suffix)'}; the name must end in {', '.join(SUFFIXES)}")
     if aoti and suffix != ".pt2":
-        raise ExportError(f"AOTInductor writes .pt2 files, not {suffix}; name the file model.pt2, or leave the option out")
+        raise ExportError(f"AOTInductor writes .pt2 files, not {suffix}; name the file model.pt2, or leave out the option")
     if raw_uint8 and suffix == ".safetensors":
-        raise ExportError("raw uint8 input is for .onnx and .pt2; der_fast.load takes images of any kind for .safetensors")
+        raise ExportError("raw uint8 input is for .onnx and .pt2; for .safetensors, der_fast.load accepts images of any kind")
     if suffix == ".onnx":
         for name in ("onnx", "onnxruntime"):
             optional(name, "exporting to .onnx")
@@ -150,10 +150,10 @@ def _learner(run: Learner | str | Path) -> Learner:
 
 
 def _check_images(learner: Learner, given: Any) -> Tensor:
-    """Return up to `CHECK_IMAGES` real images, uint8, evenly spread over what there is."""
+    """Return up to `CHECK_IMAGES` real images, uint8, evenly spread over those available."""
     assert learner.image_size is not None
     if given is not None:
-        # Of ten thousand paths only those that are used are decoded.
+        # Of ten thousand paths, only those used are decoded.
         given = [given[index] for index in _spread(len(given)).tolist()] if isinstance(given, (list, tuple)) else given
         pixels = as_image_batch(given, learner.image_size)
         pixels = pixels[_spread(len(pixels))]
@@ -192,7 +192,7 @@ def _float32_bank(model: Model) -> FrozenBank:
 
 @torch.no_grad()
 def _expected(learner: Learner, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """What the learner says about images, in float32 whatever precision it was trained in."""
+    """The learner's outputs for images, in float32 for any training precision."""
     model, assert_size = learner.model, learner.image_size
     assert assert_size is not None
     _, transform = transforms_for(learner.config.data, assert_size)
@@ -205,10 +205,10 @@ def _expected(learner: Learner, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _difference(learner: Learner, deployed: DeployedModel, pixels: Tensor, path: Path) -> float:
-    """Return the largest relative difference of the logits; raise ExportError where it, or that of probabilities, is too large."""
+    """Return the largest relative difference of the logits; raise ExportError if it, or that of the probabilities, is too large."""
     logits, probabilities = _expected(learner, pixels)
     found_logits, found_probabilities = deployed.outputs(pixels)
-    # Batches of another length must give the same.
+    # Batches of another size must give the same.
     first, _ = deployed.outputs(pixels[:1])
     scale = logits.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     difference = float(torch.cat([found_logits - logits, first - logits[:1]]).abs().max() / scale)
@@ -217,7 +217,7 @@ def _difference(learner: Learner, deployed: DeployedModel, pixels: Tensor, path:
     if not (difference <= TOLERANCE and change <= TOLERANCE):
         raise ExportError(
             f"{path} was not written: on {len(pixels)} real images its logits differ from the learner's by {difference:.2g} of the largest "
-            f"one and its probabilities by {change:.2g}, allowed are {TOLERANCE:g}. Please report this, with `der-fast doctor --json`; "
+            f"one and its probabilities by {change:.2g}; {TOLERANCE:g} is allowed. Please report this, with `der-fast doctor --json`; "
             "another format may work"
         )
     return difference

@@ -1,6 +1,6 @@
-"""What an exported file says about itself: class names, preprocessing, history, checksum of the weights.
+"""The metadata of an exported file: class names, preprocessing, history, checksum of the weights.
 
-Every format carries the same texts under the same keys, each value in JSON, so that a program without der_fast can read them too
+Every format holds the same texts under the same keys, each value in JSON, so that programs without der_fast can read them too
 (docs/deploy.md).
 """
 
@@ -33,7 +33,7 @@ class Preprocessing:
 
     Attributes:
         resize: (height, width) in pixels to which an image is resized, see `RESIZE_RULE`.
-        crop: (height, width) of the central part that the network sees.
+        crop: (height, width) of the centre crop that the network sees.
         mean, std: per channel (RGB), for pixels in [0, 1]: the network sees (pixel / 255 − mean) / std.
         input: 'float32': the file takes N × 3 × crop, normalised; 'uint8': it takes N × resize × 3 and does the rest itself.
     """
@@ -55,7 +55,7 @@ class Preprocessing:
         return (*self.resize, 3) if self.input == UINT8_INPUT else (3, *self.crop)
 
     def transform(self) -> Transform:
-        """Return what turns uint8 images N × resize × 3 into the network's input N × 3 × crop."""
+        """Return the function from uint8 images N × resize × 3 to the network's input N × 3 × crop."""
         return Transform(
             size=self.crop,
             crop_padding=0,
@@ -68,7 +68,7 @@ class Preprocessing:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
+        """Return the preprocessing as plain JSON values."""
         return {
             "resize": list(self.resize),
             "resize_rule": RESIZE_RULE,
@@ -82,25 +82,25 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_json`; raises KeyError, TypeError or ValueError where something is missing or cannot be."""
+        """The inverse of `to_json`; raises KeyError, TypeError or ValueError if something is missing or invalid."""
         found = cls(_size(value["resize"]), _size(value["crop"]), _rgb(value["mean"]), _rgb(value["std"]), value["input"]["dtype"])
         if found.input not in _LAYOUTS or min(found.corner) < 0 or min(found.std) <= 0:
-            raise ValueError("preprocessing with values that cannot be")
+            raise ValueError("preprocessing with invalid values")
         return found
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What an exported file says about itself.
+    """The metadata of an exported file.
 
     Attributes:
         class_names: in the order of the logits.
         preprocessing: from an image file to the network's input.
         temperature: probabilities are softmax(logits / temperature).
         normalise, proxies: how the classifier reads features, see `der_fast.model.readout.Readout`.
-        steps: one entry per step that was learned: its classes, accuracy (percent) and parameters.
+        steps: one entry per learned step: its classes, accuracy (percent) and parameters.
         weights_sha256: `FoldedNetwork.checksum`.
-        producer: what wrote the file.
+        producer: the software that wrote the file.
     """
 
     class_names: tuple[str, ...]
@@ -113,9 +113,9 @@ class Facts:
     proxies: int = 1
 
     def to_texts(self) -> dict[str, str]:
-        """Return the metadata that a file carries: one JSON text per key."""
+        """Return the metadata as a file holds it: one JSON text per key."""
         values = {
-            # Programs that know format 1 only know linear classifiers.
+            # Programs that know only format 1 support only linear classifiers.
             "der_fast_format": FORMAT if self.normalise or self.proxies > 1 else LINEAR_FORMAT,
             "producer": self.producer,
             "class_names": list(self.class_names),
@@ -133,15 +133,15 @@ class Facts:
         """The inverse of `to_texts`.
 
         Args:
-            texts: a file's metadata; further keys are passed over.
+            texts: a file's metadata; other keys are ignored.
             where: the file, for messages.
 
         Raises:
-            ExportError: the file is not der_fast's, of another format version, or damaged.
+            ExportError: der_fast did not export the file, it has another format version, or it is damaged.
         """
         if "der_fast_format" not in texts:
             raise ExportError(
-                f"{where} was not exported by der_fast: it says nothing about classes and preprocessing. Export the run again with ",
+                f"{where} was not exported by der_fast: it has no metadata about classes and preprocessing. Export the run again with ",
                 Spelling("`der-fast export`", "export()"),
                 ", or run the file with the program that it was made for",
             )
@@ -164,7 +164,7 @@ class Facts:
                 int(rule["proxies"]),
             )
             if not (facts.class_names and facts.temperature > 0 and math.isfinite(facts.temperature)):
-                raise ValueError("no classes, or a temperature that cannot be")
+                raise ValueError("no classes, or an invalid temperature")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ExportError(f"{where} is damaged: its metadata cannot be read ({error!r}). Export the run again") from error
         return facts
@@ -178,7 +178,7 @@ _KEYS = ("class_names", "preprocessing", "temperature", "steps", "weights_sha256
 
 
 def facts_of(learner: Learner, weights_sha256: str) -> Facts:
-    """Say about a learner what its exported file should say."""
+    """Return the metadata for a learner's exported file."""
     assert learner.image_size is not None
     _, transform = transforms_for(learner.config.data, learner.image_size)
     preprocessing = Preprocessing(learner.image_size, transform.size, transform.mean, transform.std)
@@ -207,12 +207,12 @@ def _producer() -> str:
 def _size(value: Any) -> tuple[int, int]:
     height, width = value
     if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise ValueError(f"a size in pixels that cannot be: {value!r}")
+        raise ValueError(f"an invalid size in pixels: {value!r}")
     return height, width
 
 
 def _rgb(value: Any) -> tuple[float, float, float]:
     red, green, blue = (float(entry) for entry in value)
     if not all(map(math.isfinite, (red, green, blue))):
-        raise ValueError(f"channel values that cannot be: {value!r}")
+        raise ValueError(f"invalid channel values: {value!r}")
     return red, green, blue

@@ -1,4 +1,4 @@
-"""The finished model as everything that leaves the learner sees it: per extractor a program and its folded weights, and the classifier."""
+"""The finished model in the form that every export uses: a program and folded weights per extractor, and the classifier."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from der_fast.model.architecture import Architecture
 from der_fast.model.readout import Readout
 from der_fast.training.model import Model
 
-# What runs a network, wherever it comes from: uint8 images (N, H, W, 3) of the stored size → logits and probabilities, (N, C), on the CPU.
+# Runs a network from any source: uint8 images (N, H, W, 3) of the stored size → logits and probabilities, (N, C), on the CPU.
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -30,10 +30,10 @@ class FoldedExtractor:
     """One extractor.
 
     Attributes:
-        widths: channels of every group as they are stored.
+        widths: stored channels of every group.
         ops: its program, `program(architecture, widths)`.
         tensors: the folded weights by name, float32.
-        feature_index: int64, positions of the true features among the stored ones; None where nothing is padded.
+        feature_index: int64, positions of the true features among the stored ones; None if nothing is padded.
     """
 
     widths: Mapping[str, int]
@@ -55,7 +55,7 @@ class FoldedNetwork:
 
     Attributes:
         architecture: of every extractor.
-        extractors: the extractors in the order in which they were learned.
+        extractors: the extractors in learning order.
         readout: the classifier, over Σ features, float32.
     """
 
@@ -64,7 +64,7 @@ class FoldedNetwork:
     readout: Readout
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and probabilities, both (N, C), of normalised images (N, 3, H, W) float32 on the weights' device."""
+        """Return logits and probabilities, both (N, C), for normalised images (N, 3, H, W) float32 on the weights' device."""
         rows = [images.new_zeros(images.shape[0], 0)]
         for extractor in self.extractors:
             features = execute(extractor.ops, extractor.tensors, images)
@@ -120,7 +120,7 @@ def tensor_name(number: int, name: str) -> str:
 
 
 def runner(network: FoldedNetwork, transform: Transform, device: torch.device) -> Run:
-    """Return what runs the network in plain PyTorch on `device`, with `transform` before it."""
+    """Return a function that runs `transform` and the network in plain PyTorch on `device`."""
     placed = network.to(device)
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ def runner(network: FoldedNetwork, transform: Transform, device: torch.device) -
 
 
 def network_of(model: Model) -> FoldedNetwork:
-    """Take the network out of a learner's model, on the CPU.
+    """Extract the network of a learner's model, on the CPU.
 
     Raises:
         DerFastError: nothing has been learned yet.
@@ -145,8 +145,8 @@ def network_of(model: Model) -> FoldedNetwork:
 
 
 def extractor_of(arena: Arena) -> FoldedExtractor:
-    """Take an extractor's program and weights out of its arena, as contiguous float32 tensors on the CPU."""
-    # A copy: the arena may be mapped from a file, and its bank may be gone before this is.
+    """Extract an extractor's program and weights from its arena, as contiguous float32 tensors on the CPU."""
+    # A copy: the arena may be mapped from a file, and its bank may be gone before this object is.
     tensors = {name: tensor.to("cpu", torch.float32, copy=True).contiguous() for name, tensor in arena.tensors().items()}
     index = arena.feature_index
     return FoldedExtractor(arena.stored, arena.ops, tensors, None if index is None else index.cpu())

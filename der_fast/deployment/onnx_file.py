@@ -1,7 +1,7 @@
 """Writing .onnx files, and running them with onnxruntime.
 
 The last entry of the metadata is a SHA-256 of all bytes before it: ONNX files are protocol buffers, to which a field may be appended,
-so whoever has the bytes can check them without knowing the format.
+so the bytes can be checked without knowing the format.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from der_fast.deployment.padding import padded_network
 from der_fast.errors import BackendError, ExportError, Spelling
 
 FILE_CHECKSUM = "file_sha256"
-# Protocol buffers are limited to 2 GiB; what is not weights takes far less than the rest.
+# Protocol buffers are limited to 2 GiB; everything except the weights takes far less than the rest.
 LARGEST = 2**31 - 2**24
-# ONNX Runtime's blocked convolutions, the fast ones, take channels in fours; what they compute in (8 on AVX2, 16 on AVX-512) they pad
+# ONNX Runtime's fast, blocked convolutions need multiples of four channels; they pad to their own blocks (8 on AVX2, 16 on AVX-512)
 # themselves.
 CHANNEL_BLOCK = 4
 
@@ -64,8 +64,8 @@ def read_onnx(path: Path, device: str | None = None) -> tuple[Facts, Run]:
         The facts, and what runs the network.
 
     Raises:
-        ExportError: onnxruntime is not installed, or the file is none of der_fast's, or damaged.
-        BackendError: a device that onnxruntime does not reach.
+        ExportError: onnxruntime is not installed, der_fast did not export the file, or it is damaged.
+        BackendError: a device that onnxruntime cannot use.
     """
     runtime = optional("onnxruntime", "running .onnx files")
     providers = _providers(runtime, device)
@@ -74,7 +74,7 @@ def read_onnx(path: Path, device: str | None = None) -> tuple[Facts, Run]:
     except OSError as error:
         raise ExportError(f"{path} cannot be read: {error.strerror or error}") from error
     options = runtime.SessionOptions()
-    # What is worth saying reaches people through our own errors.
+    # Important messages reach the user through der_fast's own errors.
     options.log_severity_level = 4
     try:
         session = runtime.InferenceSession(content, options, providers=providers)
@@ -102,7 +102,7 @@ def _providers(runtime: Any, device: str | None) -> list[Any]:
 
 
 def _check_seal(content: bytes, texts: dict[str, str], path: Path) -> None:
-    """Refuse a file whose bytes are not those that were written; one without a checksum passes."""
+    """Refuse a file whose bytes have changed; a file without a checksum passes."""
     if FILE_CHECKSUM in texts:
         size = len(_seal(b""))
         if content[-size:] != _seal(content[:-size]):
@@ -117,7 +117,7 @@ def _check_interface(session: Any, facts: Facts, path: Path) -> None:
     outputs = {value.name: value.shape[1:] for value in session.get_outputs()}
     classes = [len(facts.class_names)]
     if inputs != {INPUT: [*facts.preprocessing.input_shape]} or outputs != {LOGITS: classes, PROBABILITIES: classes}:
-        raise ExportError(f"{path} does not have the inputs and outputs that its metadata tells of. Export the run again")
+        raise ExportError(f"{path} does not have the inputs and outputs that its metadata describes. Export the run again")
 
 
 def _runner(session: Any, facts: Facts) -> Run:

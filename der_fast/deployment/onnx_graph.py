@@ -14,7 +14,7 @@ from der_fast.deployment.facts import UINT8_INPUT, Facts, Preprocessing
 from der_fast.deployment.network import FEATURE_INDEX, HEAD_BIAS, HEAD_WEIGHT, FoldedExtractor, FoldedNetwork, tensor_name
 from der_fast.deployment.optional import optional
 
-# Opset and IR of ONNX 1.12: every runtime since 2022 reads them, and nothing newer is needed.
+# Opset and IR of ONNX 1.12: every runtime since 2022 supports them, and nothing newer is needed.
 OPSET, IR_VERSION = 17, 8
 INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 BATCH = "batch"
@@ -23,7 +23,7 @@ BATCH = "batch"
 def build_onnx(network: FoldedNetwork, facts: Facts) -> Any:
     """Return the ONNX model (`onnx.ModelProto`), with the facts as its metadata.
 
-    Its input is ``images``, with a dynamic batch, as the facts' preprocessing says; its outputs are ``logits`` and ``probabilities``,
+    Its input is ``images``, with a dynamic batch, as the preprocessing describes; its outputs are ``logits`` and ``probabilities``,
     both float32 (batch, C).
 
     Raises:
@@ -51,7 +51,7 @@ def build_onnx(network: FoldedNetwork, facts: Facts) -> Any:
 
 
 class _Graph:
-    """Nodes and initializers so far; every method adds some and returns the name of the value that they yield."""
+    """Nodes and initializers so far; every method adds some and returns the name of their result."""
 
     def __init__(self, onnx: Any) -> None:
         self.onnx = onnx
@@ -74,7 +74,7 @@ class _Graph:
         return self.constant("int64." + ".".join(map(str, values)), np.array(values, dtype=np.int64))
 
     def preprocess(self, rule: Preprocessing) -> str:
-        """Crop, normalise and transpose raw pixels; normalised images pass."""
+        """Crop, normalise and transpose raw pixels; normalised images pass unchanged."""
         if rule.input != UINT8_INPUT:
             return INPUT
         value = INPUT
@@ -83,7 +83,7 @@ class _Graph:
             ends = self.integers(top + height, left + width)
             value = self.node("Slice", [value, self.integers(top, left), ends, self.integers(1, 2)], "preprocessing.crop")
         value = self.node("Cast", [value], "preprocessing.float", to=self.onnx.TensorProto.FLOAT)
-        # The same two constants as in training, so that the same float32 values come out.
+        # The same two constants as in training, for the same float32 values.
         mean, std = np.array(rule.mean, dtype=np.float64), np.array(rule.std, dtype=np.float64)
         scale = self.constant("preprocessing.scale", (1 / (255 * std)).astype(np.float32))
         shift = self.constant("preprocessing.shift", (-mean / std).astype(np.float32))
@@ -106,7 +106,7 @@ class _Graph:
     def operation(self, op: Op, values: Mapping[str, str], weights: Mapping[str, str], target: str) -> str:
         """Add one operation of a program."""
         steps = [name for name, there in (("add", op.residual), ("relu", op.relu)) if there]
-        # The last node bears the operation's name.
+        # The last node has the operation's name.
         names = [*(f"{target}.linear" for _ in steps[:1]), *(f"{target}.sum" for _ in steps[1:]), target]
         value = self._plain(op, values[op.source], weights, names[0])
         for step, name in zip(steps, names[1:], strict=True):
@@ -144,7 +144,7 @@ class _Graph:
     def _widen(self, op: Op, source: str, target: str) -> str:
         grow = op.outputs - op.inputs
         if op.stride > 1:
-            # A 1×1 maximum takes every stride-th pixel, in whatever layout the runtime keeps its images.
+            # A 1×1 max-pooling takes every stride-th pixel, in any layout of the runtime's images.
             name = f"{target}.strided" if grow else target
             source = self.node("MaxPool", [source], name, kernel_shape=[1, 1], strides=[op.stride] * 2)
         if grow:
@@ -152,7 +152,7 @@ class _Graph:
         return source if op.stride > 1 else self.node("Identity", [source], target)
 
     def _unit_length(self, features: str) -> str:
-        """Divide feature vectors by their length; zeros stay zeros."""
+        """Divide feature vectors by their length; zero vectors stay zero."""
         length = self.node("ReduceL2", [features], "feature_length", axes=[1], keepdims=1)
         least = self.constant("least_length", np.array(1e-12, dtype=np.float32))
         return self.node("Div", [features, self.node("Max", [length, least], "feature_divisor")], "unit_features")
@@ -167,7 +167,7 @@ class _Graph:
             features = self._unit_length(features) if readout.normalise else features
             self.node("Gemm", [features, self.constant(HEAD_WEIGHT, readout.weight), bias], scores, transB=1)
         else:
-            # No extractor looks at the image: the scores are the bias, once per image.
+            # No extractor depends on the image: the scores are the bias, once per image.
             batch = self.node("Shape", [INPUT], "batch_size", start=0, end=1)
             shape = self.node("Concat", [batch, self.integers(len(readout.bias))], "scores_shape", axis=0)
             self.node("Expand", [bias, shape], scores)

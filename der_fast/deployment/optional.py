@@ -1,4 +1,4 @@
-"""Parts that need packages or programs that der_fast does not bring along, and whether they are here."""
+"""Parts that need packages or programs that are not installed with der_fast, and whether these exist here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def optional(name: str, purpose: str) -> Any:
         purpose: what it is needed for, for the message.
 
     Raises:
-        ExportError: it is not installed, or cannot be imported.
+        ExportError: the package is not installed, or cannot be imported.
     """
     try:
         return import_module(name)
@@ -32,7 +32,7 @@ def optional(name: str, purpose: str) -> Any:
 
 
 def availability() -> dict[str, tuple[bool, str]]:
-    """Return for every optional part whether it is here, and what to do with it or how to get it."""
+    """Return for every optional part whether it is available, and how to use or install it."""
     found = {}
     for name, use in (("onnx", "der-fast export RUN model.onnx"), ("onnxruntime", "der-fast predict model.onnx")):
         version = _version(name)
@@ -47,7 +47,7 @@ def availability() -> dict[str, tuple[bool, str]]:
 
 
 def cpp_compiler() -> str | None:
-    """Return the path of the C++ compiler that PyTorch would use, or None where there is none."""
+    """Return the path of the C++ compiler that PyTorch would use, or None if there is none."""
     name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
     return shutil.which(name)
 

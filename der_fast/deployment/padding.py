@@ -1,4 +1,4 @@
-"""Padding channels with zeros to whole blocks, for runtimes that compute in blocks: what comes out is the same."""
+"""Padding channels with zeros to whole blocks, for runtimes that compute in blocks; the result does not change."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from der_fast.errors import ExportError
 
 # The name of the file within the archive that holds the facts (torch.export.load's `extra_files`).
 EXTRA_FILE = "der_fast.json"
-# A batch of one would be taken for a constant.
+# torch.export would treat a batch of one as a constant.
 _EXAMPLE_BATCH = 2
 
 
@@ -40,7 +40,7 @@ class DeployedNetwork(nn.Module):
             self.register_buffer("shift", torch.tensor(-mean / std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits and probabilities of images as the preprocessing rule describes them."""
+        """Return logits and probabilities for images in the form that the preprocessing rule describes."""
         if self._rule.input == UINT8_INPUT:
             (top, left), (height, width) = self._rule.corner, self._rule.crop
             pixels = images[:, top : top + height, left : left + width].float()
@@ -48,7 +48,7 @@ class DeployedNetwork(nn.Module):
         return self._registered()(images)
 
     def _registered(self) -> FoldedNetwork:
-        """The network with the module's buffers for tensors, so that whoever traces or moves the module finds them."""
+        """The network with the module's buffers as its tensors, so that tracing or moving the module includes them."""
         names = iter([name for name, _ in self._network.named_tensors()])
         extractors = tuple(self._registered_extractor(extractor, names) for extractor in self._network.extractors)
         weight, bias = (self.get_buffer(_buffer(name)) for name in names)
@@ -65,7 +65,7 @@ def _buffer(name: str) -> str:
 
 
 def write_pt2(path: Path, network: FoldedNetwork, facts: Facts) -> None:
-    """Write the program of torch.export; raises OSError where it cannot be written."""
+    """Write the program of torch.export; raises OSError if it cannot be written."""
     texts = json.dumps(facts.to_texts(), ensure_ascii=False)
     with path.open("wb") as handle:
         torch.export.save(_traced(network, facts), handle, extra_files={EXTRA_FILE: texts})
@@ -84,7 +84,7 @@ def write_aoti(path: Path, network: FoldedNetwork, facts: Facts) -> None:
         settings: dict[str, Any] = {"aot_inductor.metadata": facts.to_texts()}
         try:
             with warnings.catch_warnings():
-                # PyTorch warns about its own use of what it has deprecated.
+                # PyTorch warns about its own use of deprecated functions.
                 warnings.filterwarnings("ignore", category=FutureWarning)
                 torch._inductor.aoti_compile_and_package(_traced(network, facts), package_path=str(package), inductor_configs=settings)
         except (RuntimeError, OSError) as error:
@@ -93,7 +93,7 @@ def write_aoti(path: Path, network: FoldedNetwork, facts: Facts) -> None:
 
 
 def require_compiler() -> None:
-    """Refuse to compile where nothing can; raises ExportError."""
+    """Raise ExportError if there is no compiler."""
     if cpp_compiler() is None:
         raise ExportError(
             "AOTInductor needs a C++ compiler: install g++ (clang++ on macOS), or name yours in the variable CXX; without one, export a "
@@ -113,7 +113,7 @@ def _traced(network: FoldedNetwork, facts: Facts) -> torch.export.ExportedProgra
 def open_written(path: Path, facts: Facts, *, aoti: bool) -> Run:
     """Open a file that this process has just written, to check it.
 
-    Other files are not opened: PyTorch may unpickle what lies in a .pt2 file, and runs machine code from an AOTInductor package.
+    Other files are not opened: PyTorch may unpickle the contents of a .pt2 file, and it runs machine code from an AOTInductor package.
     """
     program: Callable[[Tensor], tuple[Tensor, Tensor]]
     with path.open("rb") as handle:
@@ -125,7 +125,7 @@ def open_written(path: Path, facts: Facts, *, aoti: bool) -> Run:
             program = torch.export.load(handle, extra_files=extra).module()
             texts = json.loads(extra[EXTRA_FILE])
     if any(texts.get(key) != text for key, text in facts.to_texts().items()):
-        raise ExportError(f"the metadata of {path} are not those that were written")
+        raise ExportError(f"the metadata of {path} differ from what was written")
     transform = None if facts.preprocessing.input == UINT8_INPUT else facts.preprocessing.transform()
 
     def run(pixels: Tensor) -> tuple[Tensor, Tensor]:

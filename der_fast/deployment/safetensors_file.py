@@ -1,4 +1,4 @@
-"""The network as a .safetensors file, whose metadata says everything else."""
+"""The network as a .safetensors file, whose metadata holds everything else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TEXTS_SHA256 = "metadata_sha256"
 
 
 def write_safetensors(path: Path, network: FoldedNetwork, facts: Facts) -> None:
-    """Write the network to `path`; raises OSError where it cannot be written."""
+    """Write the network to `path`; raises OSError if it cannot be written."""
     described = {**backbone_facts(network.architecture), "extractors": [dict(extractor.widths) for extractor in network.extractors]}
     texts = {**facts.to_texts(), _NETWORK: json.dumps(described)}
     texts = {**texts, _TEXTS_SHA256: _checksum(texts)}
@@ -35,7 +35,7 @@ def write_safetensors(path: Path, network: FoldedNetwork, facts: Facts) -> None:
 
 
 def _checksum(texts: Mapping[str, str]) -> str:
-    """The SHA-256 of every text and its key: a class name that lost a bit would be another name, and the weights' own checksum right."""
+    """The SHA-256 of every text and its key: a flipped bit would change a class name and leave the weights' checksum right."""
     return hashlib.sha256(json.dumps(sorted(texts.items())).encode()).hexdigest()
 
 
@@ -50,15 +50,15 @@ def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
         The facts, and what runs the network.
 
     Raises:
-        ExportError: the file is none of der_fast's, or damaged.
+        ExportError: der_fast did not export the file, or it is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # What is loaded is a view of the file; whoever writes into the file later should not reach it.
+            # Loaded tensors are views of the file; later writes to the file must not change them.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ExportError(f"{path} is not a .safetensors file that can be read: {error}. Export the run again") from error
+        raise ExportError(f"{path} is not a readable .safetensors file: {error}. Export the run again") from error
     try:
         texts = dict(json.loads(metadata.get(_KEY, "{}")))
     except (TypeError, ValueError) as error:
@@ -70,10 +70,10 @@ def read_safetensors(path: Path, device: torch.device) -> tuple[Facts, Run]:
     except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
         raise ExportError(f"{path} is damaged: its network cannot be built ({error!r}). Export the run again") from error
     if network.checksum != facts.weights_sha256:
-        raise ExportError(f"{path} is damaged: the checksum of its weights is not the one that was written down. Export the run again")
-    # Files of before have no checksum, and nothing else that is unknown either: where its key is damaged it counts as unknown.
+        raise ExportError(f"{path} is damaged: the checksum of its weights differs from the recorded one. Export the run again")
+    # Older files have no checksum, but no unknown keys either: a damaged checksum key counts as unknown.
     if written != _checksum(texts) and (written is not None or not set(texts) <= {*facts.to_texts(), _NETWORK}):
-        raise ExportError(f"{path} is damaged: the checksum of its metadata is not the one that was written down. Export the run again")
+        raise ExportError(f"{path} is damaged: the checksum of its metadata differs from the recorded one. Export the run again")
     return facts, runner(network, facts.preprocessing.transform(), device)
 
 
@@ -90,7 +90,7 @@ def _network(value: Mapping[str, Any], tensors: dict[str, Tensor], facts: Facts)
 
 def _extractor(architecture: Architecture, widths: Any, tensors: Mapping[str, Tensor], number: int) -> FoldedExtractor:
     if set(widths) != set(architecture.groups) or not all(isinstance(width, int) and width >= 0 for width in widths.values()):
-        raise ValueError(f"widths that are not those of {architecture.name}: {widths}")
+        raise ValueError(f"widths that do not fit {architecture.name}: {widths}")
     ops = program(architecture, widths)
     own = {}
     for op in ops:

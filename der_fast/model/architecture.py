@@ -1,13 +1,12 @@
 """One description of a residual network, from which everything else follows.
 
 The description says which *channel groups* every convolution reads and writes. Modules, mask layout, sparsity loss, parameter
-counts and compaction are all derived from it, so that they cannot disagree.
+counts and compaction are all derived from it, so they cannot disagree.
 
-A channel group is a set of channels that are pruned together because every tensor that has them shares them: all convolutions
-that write into one residual stream write the same group(s). A tensor's channels are one or several groups side by side:
-CIFAR ResNets widen their stream by appending zero channels (He et al. 2016, option A), so the tensors of their stage 2 consist of
-stage 1's group followed by a new one. A kept channel therefore stands in front of every appended one, before and after
-compaction, and no index map is needed at run time.
+A channel group is a set of channels that are pruned together because several tensors share them: all convolutions that write to
+one residual stream write the same group(s). A tensor's channels are one or more groups side by side: CIFAR ResNets widen their
+stream by appending zero channels (He et al. 2016, option A), so the tensors of their stage 2 consist of stage 1's group followed
+by a new one. Old channels therefore precede appended ones, before and after compaction, and no index map is needed at run time.
 """
 
 from __future__ import annotations
@@ -147,7 +146,7 @@ def _imagenet_family(name: str, depths: tuple[int, ...], width: int, stem: str, 
 
 
 def _cifar_family(name: str, depth: int, width: int, stem: str) -> Architecture:
-    # The three parts of the one stream stand first and side by side, so that a stage's mask is one slice of the mask vector.
+    # The three parts of the single stream come first and side by side, so that a stage's mask is one slice of the mask vector.
     groups = {"stage1": width, "stage2": width, "stage3": 2 * width}
     blocks: list[Block] = []
     source: Groups = ("stage1",)

@@ -2,9 +2,9 @@
 
     y_l = conv_l(a_{l−1}),  z_l = m ⊙ BN(y_l),  a_l = ReLU(z_l);  out = ReLU(z_last + shortcut)
 
-What is kept for the backward pass: the block's input, every y, its batch statistics, and one bit per element of the output's ReLU. Where
-a layer runs as 'chain' (see `paths`) its input activation a_{l−1} is not stored: it is made of y_{l−1} on load, forward and backward. A
-projection's batch-norm output is never stored either: it is formed while the join is computed. With the sums S1 = Σ g_z, S2 = Σ g_z·x̂
+Kept for the backward pass: the block's input, every y, its batch statistics, and one bit per element of the output's ReLU. Where
+a layer runs as 'chain' (see `paths`), its input activation a_{l−1} is not stored: it is made from y_{l−1} on load, forward and backward. A
+projection's batch-norm output is never stored either: it is computed as part of the join. With the sums S1 = Σ g_z, S2 = Σ g_z·x̂
 of each batch-norm, dγ = m·S2, dβ = m·S1, dm = γ·S2 + β·S1 and dy = k0·g_z + k1·y + k2 (eq. 10 and eq. 11).
 
 Activations: (N, C, H, W) in channels-last strides, one dtype throughout. γ, β, masks and statistics are float32 (float64 for float64).
@@ -26,7 +26,7 @@ from der_fast.kernels.masked_bn import apply, backward_apply, backward_coefficie
 from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model.paths import CHAIN, CUDNN, Layer
 
-# What is added before the last ReLU.
+# What the block adds before its last ReLU.
 NOTHING, IDENTITY, WIDENED, PROJECTION = "nothing", "identity", "widened identity", "projection"
 
 
@@ -36,7 +36,7 @@ class ChainBlock:
 
     Attributes:
         layers: in order; with a projection, that one last.
-        residual: 'nothing' (a stem), 'identity', 'widened identity' (every stride-th pixel and zero channels behind) or 'projection'.
+        residual: 'nothing' (a stem), 'identity', 'widened identity' (every stride-th pixel, zero channels appended) or 'projection'.
         stride: of the whole block.
         backend: of the kernels: 'reference' or 'fused'.
     """
@@ -64,13 +64,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a layer's forward pass leaves for its backward pass.
+    """What a layer's forward pass keeps for its backward pass.
 
     Attributes:
         y: the convolution's output.
-        affine: what batch-norm and mask make of it.
-        source: the convolution's input as it was stored: an activation, or the y of the layer before where that was transformed on load.
-        transformed: whether it was.
+        affine: batch-norm and mask as one affine map.
+        source: the convolution's input as stored: an activation, or the previous layer's y if that is transformed on load.
+        transformed: whether it is.
         mean, variance: of the batch, for the running statistics.
     """
 
@@ -93,12 +93,12 @@ class Gradients:
 
 
 def forward(block: ChainBlock, x: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, Tensor | None, list[Kept]]:
-    """Return the block's output, the bits of its ReLU (None for a stem, which recomputes them), and what each layer leaves.
+    """Return the block's output, the bits of its ReLU (None for a stem, which recomputes them), and what each layer keeps.
 
     Changes nothing, running statistics included, so that it can be timed.
 
     Raises:
-        ValueError: one value per channel only, from which no variance can be taken.
+        ValueError: only one value per channel, which has no variance.
     """
     kept: list[Kept] = []
     for layer, weight in zip(block.body, weights, strict=False):
@@ -207,8 +207,8 @@ class _Arriving:
 
     Attributes:
         g: as it is stored.
-        gated: whether the ReLU behind the batch-norm is still to be taken into account, from the sign of z.
-        sums: (P, 2, C) partial sums of g_z and g_z·x̂; None where no batch-norm stands in front of the convolution.
+        gated: whether the ReLU after the batch-norm must still be applied, by the sign of z.
+        sums: (P, 2, C) partial sums of g_z and g_z·x̂; None if no batch-norm precedes the convolution.
     """
 
     g: Tensor
@@ -224,13 +224,13 @@ def _needs_dy(layer: Layer, wants_x: bool) -> bool:
 def _layer_backward(
     block: ChainBlock, layer: Layer, weight: Weights, kept: Kept, at: _Arriving, before: Kept | None, writes: bool, wants_x: bool
 ) -> tuple[Gradients, _Arriving | None]:
-    """Return the gradients of a layer's tensors, and what arrives at the layer before; for the block's first layer, at its input.
+    """Return the gradients of a layer's tensors, and what arrives at the previous layer; for the first layer, at the block's input.
 
     Args:
         block, layer, weight, kept: the layer.
         at: what arrives at its batch-norm.
-        before: what the layer before left; None for the block's first layer.
-        writes: whether the layer before needs its g_z stored.
+        before: what the previous layer kept; None for the block's first layer.
+        writes: whether the previous layer needs its g_z stored.
         wants_x: whether the gradient of the block's input is wanted.
     """
     assert at.sums is not None
@@ -283,7 +283,7 @@ def _dgrad(
 
 
 def _add_identity(block: ChainBlock, dx: Tensor, g_z: Tensor) -> Tensor:
-    """Add the gradient that comes through the shortcut, in place: nobody else has dx."""
+    """Add the gradient that comes through the shortcut, in place: nothing else uses dx."""
     if block.residual == IDENTITY:
         return dx.add_(g_z)
     dx[:, :, :: block.stride, :: block.stride] += g_z[:, : dx.shape[1]]

@@ -14,7 +14,7 @@ from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model import chain
 from der_fast.model.chain import ChainBlock, Kept, Weights
 
-# Of a layer, as arguments of the node: the weight, its copy in the activations' dtype, γ, β, mask.
+# A layer's tensors as arguments of the node: the weight, its copy in the activations' dtype, γ, β, mask.
 _PER_LAYER = 5
 
 Flat = Sequence[Tensor | None]
@@ -25,7 +25,7 @@ class _BlockNode(torch.autograd.Function):
     def forward(ctx: Any, block: ChainBlock, x: Tensor, *flat: Tensor | None) -> tuple[Tensor, ...]:
         out, bits, kept = chain.forward(block, x, weights_of(flat))
         ctx.block, ctx.transformed = block, [layer.transformed for layer in kept]
-        # A layer's source is mostly a tensor that is kept anyway; naming it twice costs nothing.
+        # A layer's source is usually a tensor that is saved anyway; saving it twice costs nothing.
         saved = [(layer.y, layer.source, *(getattr(layer.affine, name) for name in VECTORS)) for layer in kept]
         ctx.save_for_backward(bits, *flat, *itertools.chain.from_iterable(saved))
         statistics = [value for layer in kept for value in (layer.mean, layer.variance)]
@@ -52,12 +52,12 @@ class _BlockNode(torch.autograd.Function):
 
 
 def run_block(block: ChainBlock, x: Tensor, flat: Flat) -> tuple[Tensor, list[Tensor]]:
-    """Return the block's output, differentiable, and the mean and unbiased variance of every batch-norm in turn, which are not.
+    """Return the block's differentiable output, and the mean and unbiased variance of every batch-norm in turn, not differentiable.
 
     Args:
         block: what the block consists of.
         x: its input, channels-last.
-        flat: of every layer the weight, its copy in x's dtype, γ, β and the mask or None.
+        flat: for every layer the weight, its copy in x's dtype, γ, β and the mask or None.
     """
     out, *statistics = _BlockNode.apply(block, x, *flat)  # type: ignore[no-untyped-call]
     return out, statistics

@@ -26,11 +26,11 @@ def initialise_classifier(layer: nn.Linear, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def grow_classifier(old: nn.Linear | None, features: int, classes: int, generator: torch.Generator) -> nn.Linear:
-    """Return a classifier for more features and classes which, on old features and classes, starts as `old`.
+    """Return a classifier for more features and classes that starts as `old` on the old features and classes.
 
     Args:
         old: the previous classifier, or None.
-        features, classes: the new sizes, not below the old ones.
+        features, classes: the new sizes, at least the old ones.
         generator: draws the new entries.
     """
     layer = new_classifier(features, classes, generator)
@@ -47,7 +47,7 @@ def slice_classifier(layer: nn.Linear, keep: Tensor, constant: Tensor | None = N
     Args:
         layer: (classes, features).
         keep: boolean (features,).
-        constant: (features,) the value of every feature that is dropped although it is not zero; moved into the bias.
+        constant: (features,) the constant values of dropped features, which are added to the bias; None if they are zero.
     """
     sliced = _linear(int(keep.sum()), layer.out_features).to(layer.weight)
     sliced.weight.copy_(layer.weight[:, keep])
@@ -59,11 +59,11 @@ def slice_classifier(layer: nn.Linear, keep: Tensor, constant: Tensor | None = N
 
 @torch.no_grad()
 def keep_classes(layer: nn.Linear, rows: Tensor) -> nn.Linear:
-    """Return the classifier of some classes only, with the weights of `layer`: their logits stay what they were, up to rounding.
+    """Return the classifier for some classes only, with the weights of `layer`: their logits do not change, up to rounding.
 
     Args:
         layer: (classes, features).
-        rows: (kept,) int64, positions of the classes that stay.
+        rows: (kept,) int64, positions of the classes to keep.
     """
     kept = _linear(layer.in_features, len(rows)).to(layer.weight)
     kept.weight.copy_(layer.weight[rows])
@@ -78,6 +78,6 @@ def auxiliary_targets(labels: Tensor, known: int) -> Tensor:
 
 def _linear(features: int, classes: int) -> nn.Linear:
     with warnings.catch_warnings():
-        # An extractor of width 0 is legal and reported where it is dropped; PyTorch's remark on it would only puzzle.
+        # An extractor of width 0 is legal and reported where it is dropped; PyTorch's warning would only confuse.
         warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
         return nn.Linear(features, classes)

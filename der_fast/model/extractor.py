@@ -16,7 +16,7 @@ from der_fast.model.layout import MaskLayout
 
 
 class Convolution(nn.Module):
-    """A convolution without bias that also takes zero input or output channels (everything pruned): it then yields zeros."""
+    """A convolution without bias that also accepts zero input or output channels (everything pruned): it then returns zeros."""
 
     def __init__(self, conv: Conv, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class ResidualBlock(nn.Module):
         return out
 
     def identity(self, x: Tensor) -> Tensor:
-        """The shortcut without a projection: every stride-th pixel, and zero channels behind."""
+        """The shortcut without a projection: every stride-th pixel, with zero channels appended."""
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, 0, self.grow)) if self.grow else x
@@ -122,7 +122,7 @@ class Extractor(nn.Module):
     Only the full network takes masks: a compact one has none left.
 
     Raises:
-        ValueError: from `forward`, masks of another length than the network's groups have channels, or any masks for a compact one.
+        ValueError: from `forward`, if masks do not have one entry per channel of the network's groups, or if a compact network gets any.
     """
 
     def __init__(self, architecture: Architecture, widths: Mapping[str, int] | None = None) -> None:
@@ -156,17 +156,17 @@ class Extractor(nn.Module):
         return x.mean((2, 3))
 
     def check_masks(self, masks: Tensor | None) -> None:
-        """Raise ValueError unless the masks are None or as many as this network has channels that can be masked."""
+        """Raise ValueError unless masks are None or have one entry per maskable channel of this network."""
         if masks is not None and masks.shape != (self.maskable,):
-            wanted = f"{self.maskable} entries" if self.maskable else "to be None for a compact network"
-            raise ValueError(f"masks of {self.architecture.name} have {wanted}, not the shape {tuple(masks.shape)}")
+            wanted = f"have {self.maskable} entries" if self.maskable else "be None because the network is compact"
+            raise ValueError(f"masks of {self.architecture.name} must {wanted}, but their shape is {tuple(masks.shape)}")
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Extractor:
         """Draw convolution weights from N(0, 1 / (3 · fan_in)), the variance of PyTorch's default, and reset batch-norm; returns self.
 
-        Before batch-norm the scale of a weight does not change the function, only how fast it turns: smaller weights learn faster.
-        Against N(0, 2 / fan_out) (He et al. 2015) single short runs differed by less than their spread.
+        In front of a batch-norm, the scale of a weight does not change the function, only how fast it changes: smaller weights learn
+        faster. Single short runs with N(0, 2 / fan_out) (He et al. 2015) differed by less than their spread.
         """
         for module in self.modules():
             if isinstance(module, Convolution):

@@ -1,7 +1,7 @@
-"""The training step of an extractor on the kernels: the same modules, parameters and running statistics as `Extractor.forward`.
+"""An extractor's training step on der_fast's kernels: the same modules, parameters and running statistics as `Extractor.forward`.
 
-Every residual block, and the stem, is one autograd node (see `chain`). Pre-activation networks, whose batch-norm stands before its
-convolution, run PyTorch's convolutions and the operation `masked_bn`. Precision: docs/precision.md.
+Every residual block, and the stem, is one autograd node (see `chain`). Pre-activation networks, whose batch-norm precedes the
+convolution, use PyTorch's convolutions and the operation `masked_bn`. Precision: docs/precision.md.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from der_fast.model.mask_slices import MaskSlices
 from der_fast.model.measured import fastest_block
 from der_fast.model.paths import Layer
 
-# A layer of the chain: a convolution and the batch-norm behind it.
+# A layer of the chain: a convolution and the batch-norm after it.
 Pair = tuple[Convolution, MaskedBatchNorm]
 
 
 @dataclass(frozen=True)
 class _StepTensors:
-    """What one call computes with.
+    """The tensors of one call.
 
     Attributes:
-        weights: of every convolution, in the activations' dtype.
+        weights: every convolution's, in the activations' dtype.
         masks: every batch-norm's, or None.
         statistics: mean and variance of every batch-norm that a node normalised, in turn.
     """
@@ -53,10 +53,10 @@ class FusedTraining:
         extractor: the network, full or compact; its parameters are trained and its running statistics move.
         dtype: of activations and convolutions: bfloat16, float16 or float32 (float64 with backend 'reference'). Parameters stay as they
             are.
-        path: 'auto' for the fastest as measured, or one of `paths.FORWARD` for every layer that has a choice; the backward pass of a way
-            that only the forward pass has is PyTorch's.
+        path: 'auto' for the fastest one measured, or one of `paths.FORWARD` for every layer that has a choice; if the backward pass has
+            no path of that name, it is PyTorch's.
         backend: of the kernels: 'fused' or 'reference'.
-        choices: remembers what was measured; by default the user's.
+        choices: remembers what was measured; the user's by default.
 
     Raises:
         ValueError: an unknown path.
@@ -84,7 +84,7 @@ class FusedTraining:
         extractor = self.extractor
         extractor.check_masks(masks)
         if not len(images):
-            raise ValueError(f"a batch without images cannot be trained on; its shape is {tuple(images.shape)}")
+            raise ValueError(f"cannot train on a batch without images; its shape is {tuple(images.shape)}")
         with torch.autocast(images.device.type, enabled=False):
             x = channels_last(images.to(self.dtype))
             step = _StepTensors(self._cast_weights(), self._slice_masks(masks))
@@ -136,7 +136,7 @@ class FusedTraining:
         return out
 
     def _block(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, flat: Sequence[Tensor | None]) -> ChainBlock:
-        """The ways that a block takes: chosen at its first batch, and kept for batches of any length."""
+        """The paths of a block: chosen at its first batch, and kept for batches of any size."""
         key = (name, *x.shape[2:])
         if key not in self._chosen:
             layers = tuple(Layer(conv.weight.shape[2], conv.stride) for conv, _ in pairs)
@@ -149,7 +149,7 @@ class FusedTraining:
         return self._chosen[key]
 
     def _plainly(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Run what has lost all of its channels somewhere, which the kernels do not take, as the reference does."""
+        """Run a block that has lost all channels somewhere, which the kernels do not accept, as the reference does."""
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype in (torch.bfloat16, torch.float16)):
             return channels_last(run(x).to(self.dtype))
 
@@ -207,7 +207,7 @@ def _uniform(block: ChainBlock, path: str) -> ChainBlock:
 
 @torch.no_grad()
 def _move_statistics(step: _StepTensors) -> None:
-    """Move all running statistics towards those of the batch, in one launch, as PyTorch's batch-norm does one by one."""
+    """Move all running statistics towards the batch's in one launch, as PyTorch's batch-norm does one by one."""
     by_momentum: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
     for norm, mean, variance in step.statistics:
         running, batch = by_momentum.setdefault(norm.momentum, ([], []))

@@ -63,7 +63,7 @@ class MaskLayout:
         return tuple(name for name in self.names if name in streams)
 
     def prices(self) -> Tensor:
-        """What a channel costs: parameters per convolution that reads or writes it, all masks one; (C,), the dearest is 1.
+        """Prices of the channels, (C,): parameters per convolution that reads or writes them, with all masks 1; the highest price is 1.
 
         The sum over convolutions is the channel's share of the sparsity loss's gradient. It is divided by their number because a
         channel of a residual stream, which many convolutions share, also does the work of many.
@@ -83,7 +83,7 @@ class MaskLayout:
         return self.structure(device).terms(dtype)
 
     def structure(self, device: torch.device | str = "cpu") -> MaskStructure:
-        """The groups and convolutions as `kernels.channel_masks.masks_and_sparsity` takes them, tables on `device`."""
+        """The groups and convolutions as `kernels.channel_masks.masks_and_sparsity` expects them, with tables on `device`."""
 
         def numbers(groups: Groups) -> tuple[int, ...]:
             return tuple(self.names.index(name) for name in groups)

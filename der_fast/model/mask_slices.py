@@ -1,4 +1,4 @@
-"""Every batch-norm's part of the mask vector, with one gather instead of a scatter per batch-norm on the way back."""
+"""Every batch-norm's part of the mask vector, with one gather in the backward pass instead of a scatter per batch-norm."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MaskSlices:
             for channel in range(channels)[part]:
                 rows[channel].append(position)
                 position += 1
-        # Entries in fewer parts than others add the zero behind the last gradient.
+        # Entries that are in fewer parts than others add the zero after the last gradient.
         depth = max(map(len, rows))
         self._sources = torch.tensor([row + [position] * (depth - len(row)) for row in rows], dtype=torch.int64).t().contiguous()
 

@@ -16,7 +16,7 @@ class ChannelMasks(nn.Module):
         layout: where each group lies.
         low, high: logits start uniformly in [low, high].
         clamp: bound of |e| after every optimizer step.
-        generator: the source of the initial logits.
+        generator: draws the initial logits.
     """
 
     def __init__(self, layout: MaskLayout, *, low: float, high: float, clamp: float, generator: torch.Generator) -> None:
@@ -31,8 +31,8 @@ class ChannelMasks(nn.Module):
         """Return the masks m = σ(s·e), (C,), and their sparsity loss L_S, with the compensated gradient (eq. 5, eq. 7 and eq. 8).
 
         Args:
-            scale: s; a tensor of one element on the logits' device is read when the masks are made, also in a replayed CUDA graph.
-            backend: 'reference', or 'fused' and 'native', which take one launch each way.
+            scale: s; a one-element tensor on the logits' device is read when the masks are computed, also in a replayed CUDA graph.
+            backend: 'reference', or 'fused' and 'native', which need one launch per direction.
 
         Raises:
             ValueError, BackendError: see `kernels.channel_masks.masks_and_sparsity`.

@@ -1,6 +1,6 @@
-"""Choosing the way of a residual block by timing all of it, forward and backward, on the batch at hand.
+"""Choosing a residual block's path by timing the whole block, forward and backward, on the current batch.
 
-Before anything is timed, every way must agree with cuDNN's on that batch: the fastest wrong answer is of no use.
+Before anything is timed, every path must agree with cuDNN's on that batch: a fast wrong answer is useless.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from der_fast.kernels.choices import Choices
 from der_fast.model import chain, paths
 from der_fast.model.chain import ChainBlock, Gradients, Kept, Weights
 
-# Values per channel from which on ways are compared: with few of them batch-norm magnifies rounding without bound.
+# Paths are compared from this many values per channel on: with fewer, batch-norm magnifies rounding without bound.
 ENOUGH = 512
 
 
 @torch.no_grad()
 def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choices: Choices) -> ChainBlock:
-    """Return the block with the fastest way in each direction; 'cudnn' wins unless another is clearly faster.
+    """Return the block with the fastest path in each direction; 'cudnn' wins unless another is clearly faster.
 
-    The forward way is chosen first. The backward way is measured on what that one keeps, which the two share.
+    The forward path is chosen first. The backward path is then measured on what the forward path keeps.
 
     Args:
-        block: the ways that its layers have now do not count.
+        block: its layers' current paths are ignored.
         x: its input, channels-last.
         weights: of every layer.
         choices: remembers what was measured.
@@ -59,7 +59,7 @@ def _fastest(choices: Choices, key: str, runs: Mapping[str, Run], x: Tensor, wha
 
 
 def _output(result: object) -> list[Tensor | None]:
-    """What a block's forward pass must agree on; what it keeps depends on the way."""
+    """The tensors that all forward paths must agree on; what a path keeps is its own."""
     out, _, kept = cast(tuple[Tensor, object, list[Kept]], result)
     return [out, *(value for one in kept for value in (one.mean, one.variance))]
 

@@ -1,15 +1,15 @@
-"""Which way each convolution of a residual block takes in training, and the names under which the ways are measured.
+"""Which path each convolution of a residual block takes in training, and the names of the paths that are measured.
 
-A layer is a convolution with the batch-norm behind it. In each direction it runs either on PyTorch's convolution (cuDNN on a GPU) with
-the passes of `kernels.masked_bn` around it, or on `kernels.conv`, which takes some of those passes into the convolution:
+A layer is a convolution and the batch-norm after it. In each direction it runs either on PyTorch's convolution (cuDNN on a GPU) with
+the passes of `kernels.masked_bn` around it, or on `kernels.conv`, which fuses some of those passes into the convolution:
 
     forward   cudnn     convolution; a pass for the statistics; a pass for affine and ReLU
               epilogue  statistics while the convolution stores; a pass for affine and ReLU
-              chain     as epilogue, and the layer before applies affine and ReLU while this one loads: its activation never exists
+              chain     as epilogue; this layer applies the previous one's affine and ReLU on load: that activation is never stored
     backward  cudnn     a pass for dy; convolution; a pass for the sums of the layer before
-              chain     dy is formed on load and never exists; the ReLU and the sums of the layer before while dx is stored
+              chain     dy is computed on load and never stored; ReLU and sums of the previous layer while dx is stored
 
-dgrad and wgrad choose by themselves. Only 1×1 and 3×3 convolutions of stride 1 or 2 have a choice.
+dgrad and wgrad choose independently. Only 1×1 and 3×3 convolutions of stride 1 or 2 have a choice.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 CUDNN, EPILOGUE, CHAIN = "cudnn", "epilogue", "chain"
-# As chain, but strided convolutions as cudnn: their dgrad gathers from every second pixel.
+# As chain, except that strided convolutions run as cudnn: their dgrad gathers from every second pixel.
 UNSTRIDED = "chain but for strides"
-# As chain, but for the weights' gradient, which is a large sum that cuDNN does well.
+# As chain, except for the weights' gradient: a large sum, which cuDNN does well.
 DGRAD = "chain but for wgrad"
 FORWARD = (CUDNN, EPILOGUE, CHAIN, UNSTRIDED)
 BACKWARD = (CUDNN, CHAIN, UNSTRIDED, DGRAD)
@@ -29,7 +29,7 @@ _KERNELS, _STRIDES = (1, 3), (1, 2)
 
 @dataclass(frozen=True)
 class Layer:
-    """What does not change from step to step: the convolution's shape, and the way it takes in each direction."""
+    """What does not change from step to step: the convolution's shape, and its path in each direction."""
 
     kernel: int
     stride: int
@@ -39,36 +39,36 @@ class Layer:
 
     @property
     def free(self) -> bool:
-        """Whether `kernels.conv` has this convolution."""
+        """Whether `kernels.conv` supports this convolution."""
         return self.kernel in _KERNELS and self.stride in _STRIDES
 
 
 def forward_layers(layers: Sequence[Layer], name: str) -> tuple[Layer, ...]:
-    """Return the layers with the forward ways that `name`, one of `FORWARD`, stands for."""
+    """Return the layers with the forward paths that `name`, one of `FORWARD`, stands for."""
 
-    def way(layer: Layer) -> str:
+    def path(layer: Layer) -> str:
         if not layer.free:
             return CUDNN
         if name == UNSTRIDED:
             return CHAIN if layer.stride == 1 else CUDNN
         return name
 
-    return tuple(replace(layer, forward=way(layer)) for layer in layers)
+    return tuple(replace(layer, forward=path(layer)) for layer in layers)
 
 
 def backward_layers(layers: Sequence[Layer], name: str) -> tuple[Layer, ...]:
-    """Return the layers with the backward ways that `name`, one of `BACKWARD`, stands for."""
+    """Return the layers with the backward paths that `name`, one of `BACKWARD`, stands for."""
 
-    def ways(layer: Layer) -> tuple[str, str]:
+    def paths(layer: Layer) -> tuple[str, str]:
         if not layer.free or name == CUDNN or (name == UNSTRIDED and layer.stride > 1):
             return CUDNN, CUDNN
         return CHAIN, CUDNN if name == DGRAD else CHAIN
 
-    return tuple(replace(layer, dgrad=dgrad, wgrad=wgrad) for layer in layers for dgrad, wgrad in [ways(layer)])
+    return tuple(replace(layer, dgrad=dgrad, wgrad=wgrad) for layer in layers for dgrad, wgrad in [paths(layer)])
 
 
 def distinct(layers: Sequence[Layer], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names that make a difference to these layers, of equal ones the first."""
+    """Return the names that differ for these layers; of those that do not, the first."""
     make = forward_layers if tuple(names) == FORWARD else backward_layers
     seen: dict[tuple[Layer, ...], str] = {}
     for name in names:

@@ -2,12 +2,12 @@
 
     u = f, or f / ‖f‖ with `normalise`
     s = W·u + b                                   one score per proxy
-    s_c = Σ_p softmax(s_c)_p · s_c,p              where a class has several proxies
+    s_c = Σ_p softmax(s_c)_p · s_c,p              if a class has several proxies
     p(y | x) = softmax(s / T)                     (eq. 14)
 
 DER, weight alignment and a folded bias correction are linear. A cosine classifier has unit rows, normalised features and T = 1/η.
-Nearest class means have unit means as rows, normalised features and T = ½. So evaluation, prediction, saving and export know
-this one rule and no method.
+Nearest class means have unit means as rows, normalised features and T = ½. Evaluation, prediction, saving and export therefore
+need only this rule and know no method.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Readout:
         rows = self.weight.shape[0]
         if self.weight.dim() != 2 or self.bias.shape != (rows,) or self.proxies < 1 or rows % self.proxies:
             raise ValueError(
-                f"a readout has a weight (C · proxies, F) and a bias (C · proxies,), not {tuple(self.weight.shape)} and "
+                f"a readout needs a weight (C · proxies, F) and a bias (C · proxies,), not {tuple(self.weight.shape)} and "
                 f"{tuple(self.bias.shape)} with {self.proxies} proxies"
             )
         if not self.temperature > 0:
@@ -78,12 +78,12 @@ class Readout:
         return torch.softmax(scores / self.temperature, 1)
 
     def of_classes(self, classes: Tensor) -> Readout:
-        """Return the readout of some classes only, (kept,) int64 positions: their scores stay what they were, up to rounding."""
+        """Return the readout for some classes only, (kept,) int64 positions: their scores do not change, up to rounding."""
         rows = (classes[:, None] * self.proxies + torch.arange(self.proxies, device=classes.device)).flatten().to(self.weight.device)
         return replace(self, weight=self.weight[rows], bias=self.bias[rows])
 
     def blank(self, features: int) -> Readout:
-        """Return a readout of this kind and number of classes over so many features, all its weights zero."""
+        """Return a readout of the same kind and number of classes over `features` features, with all weights zero."""
         return replace(self, weight=self.weight.new_zeros(len(self.weight), features), bias=torch.zeros_like(self.bias))
 
     def to(self, device: torch.device) -> Readout:
@@ -92,5 +92,5 @@ class Readout:
 
 
 def linear_readout(layer: nn.Linear, temperature: float = 1.0) -> Readout:
-    """Return the readout that a trained linear layer is; it shares the layer's tensors."""
+    """Return a trained linear layer as a readout, which shares the layer's tensors."""
     return Readout(layer.weight.detach(), layer.bias.detach(), temperature=temperature)

@@ -15,7 +15,7 @@ __all__ = ["compare_runs", "growth_table", "unfinished_step", "write_report"]
 
 def write_report(run: str | Path) -> Path:
     """Write RUN/report.html and RUN/figures/*.png; see `der_fast.report.page.write_report`."""
-    # Drawing needs matplotlib, which takes a second to import: only those who draw pay for it.
+    # Drawing needs matplotlib, which takes a second to import: only drawing pays for it.
     from der_fast.report.page import write_report as write
 
     return write(run)
@@ -37,7 +37,7 @@ def growth_table(run: str | Path) -> Table:
 
 
 def unfinished_step(run: str | Path) -> str | None:
-    """Return how far a step got that was begun and is not finished, in one sentence; None where there is none. Raises CheckpointError."""
+    """Return one sentence about how far the unfinished step got; None if there is none. Raises CheckpointError."""
     from der_fast.report.record import read_run
 
     return read_run(run).unfinished

@@ -23,7 +23,7 @@ _CHANGES = LinearSegmentedColormap.from_list("changes", ["#b8433f", "#f0c4bf", "
 
 
 def accuracy_per_step(run: RunRecord, paper: PaperCurve | None) -> style.Picture | None:
-    """Draw top-1 and top-5 over the number of classes seen, with the paper's curves where there are any; None without test images."""
+    """Draw top-1 and top-5 over the number of classes seen, with the paper's curves if there are any; None without test images."""
     if all(value is None for value in run.top1):
         return None
     figure = style.new_figure(9.2, 4.0)
@@ -80,7 +80,7 @@ def _accuracy_caption(run: RunRecord, paper: PaperCurve | None) -> str:
     if finished > 1:
         own = f"Averaged over {finished} steps, top-1 is {style.percent(run.average_top1)} %"
     if paper is None:
-        return f"{own}; every point is the share of test images of all classes seen so far that are named right."
+        return f"{own}; every point is the share of test images of all classes seen so far that are classified correctly."
     mine, metric = (run.average_top1, "top-1") if paper.metric == "top1" else (run.average_top5, "top-5")
     if mine is not None:
         theirs = sum(paper.pruned[:finished]) / finished
@@ -89,16 +89,16 @@ def _accuracy_caption(run: RunRecord, paper: PaperCurve | None) -> str:
 
 
 def _orders(run: RunRecord, paper: PaperCurve) -> str:
-    """Say how the class orders of the paper's curves stand to the run's."""
+    """Compare the class orders of the paper's curves with the run's."""
     protocol = run.config.get("protocol")
     same = isinstance(protocol, Mapping) and protocol.get("class_order") in paper.orders
     if len(paper.orders) > 1:
-        return f"as means over {len(paper.orders)} orders of the classes, {'one of them this' if same else 'all of them others'}"
-    return f"over {'this' if same else 'another'} order of the classes"
+        return f"averaged over {len(paper.orders)} class orders, {'including' if same else 'but not over'} this run's"
+    return f"with {'the same' if same else 'another'} class order"
 
 
 def class_sets_over_time(run: RunRecord) -> style.Picture | None:
-    """Draw the accuracy of every class set after every later step: row = class set, column = step. None where it is unknown."""
+    """Draw the accuracy of every class set after every later step: row = class set, column = step. None if it is unknown."""
     steps = len(run.class_set_top1)
     if steps < 2 or all(value is None for row in run.class_set_top1 for value in row):
         return None
@@ -110,7 +110,7 @@ def class_sets_over_time(run: RunRecord) -> style.Picture | None:
     axes, beside = figure.subplots(1, 2, width_ratios=[max(6, steps), max(1.6, steps * 0.14)])
     image = axes.imshow(grid, cmap=style.SHARES, vmin=0, vmax=100, aspect="auto")
     axes.set_xlabel("after step")
-    axes.set_ylabel("class set, by the step that brought it")
+    axes.set_ylabel("class set, by the step that added it")
     ticks = style.step_ticks(steps)
     axes.set_xticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
     starts = (0, *run.class_counts)
@@ -125,7 +125,7 @@ def class_sets_over_time(run: RunRecord) -> style.Picture | None:
         _write_cells(axes, grid, "{:.0f}", dark_above=60)
         _write_cells(beside, change, "{:+.0f}", dark_above=0.75 * limit)
     figure.colorbar(image, ax=axes, location="right", shrink=0.9, pad=0.015, aspect=30).set_label("top-1, %")
-    return style.picture(figure, "class_sets_over_time", "Who is forgotten?", _forgotten_caption(change[:-1, 0]))
+    return style.picture(figure, "class_sets_over_time", "Which classes are forgotten?", _forgotten_caption(change[:-1, 0]))
 
 
 def _draw_change(axes: Axes, change: NDArray[np.float64], limit: float) -> None:
@@ -164,12 +164,12 @@ def _forgotten_caption(change: NDArray[np.float64]) -> str:
         return f"{reading}."
     worst = int(np.nanargmin(change))
     if change[worst] >= 0:
-        return f"{reading}; no class set lost accuracy since it was learned."
-    return f"{reading}; class set {worst + 1} lost most, {-change[worst]:.1f} points since it was learned."
+        return f"{reading}; no class set has lost accuracy since it was learned."
+    return f"{reading}; class set {worst + 1} has lost the most, {-change[worst]:.1f} points since it was learned."
 
 
 def confusion_matrix(run: RunRecord) -> style.Picture | None:
-    """Draw the confusion matrix after the last step, every row in percent of its class's test images. None where it is unknown."""
+    """Draw the confusion matrix after the last step, every row in percent of its class's test images. None if it is unknown."""
     if not run.confusion:
         return None
     counts = np.array(run.confusion, dtype=np.float64)
@@ -178,7 +178,7 @@ def confusion_matrix(run: RunRecord) -> style.Picture | None:
     side = 4.2 if classes <= 5 else 5.6 if classes <= 12 else 7.6
     figure = style.new_figure(side + 1.2, side)
     axes = figure.add_subplot()
-    # A square-root scale shows the rare mistakes that a linear one would paint white.
+    # A square-root scale shows rare mistakes that would be white on a linear one.
     image = axes.imshow(shares, cmap=style.SHARES, norm=PowerNorm(0.5 if classes > _ANNOTATED else 1.0, 0, 100), interpolation="nearest")
     _name_classes(axes, run)
     for spine in axes.spines.values():
@@ -189,14 +189,14 @@ def confusion_matrix(run: RunRecord) -> style.Picture | None:
     figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=32).set_label("% of the true class's images")
     right = 100 * np.trace(counts) / max(counts.sum(), 1)
     caption = (
-        f"Rows are true classes, columns predictions, both in the order of learning; "
+        f"Rows are true classes, columns predictions, both in learning order; "
         f"{right:.1f} % of {int(counts.sum())} test images lie on the diagonal."
     )
-    return style.picture(figure, "confusion_matrix", "What is mistaken for what", caption)
+    return style.picture(figure, "confusion_matrix", "Which classes are confused", caption)
 
 
 def _name_classes(axes: Axes, run: RunRecord) -> None:
-    """Label single classes where there is room, else the steps that brought them; lines part the steps."""
+    """Label single classes if there is room, else the steps that added them; lines separate the steps."""
     names, edges = run.class_names, (0, *run.class_counts)
     if len(names) <= 40:
         size = 8.5 if len(names) <= 20 else 6.5
@@ -220,7 +220,7 @@ def _name_classes(axes: Axes, run: RunRecord) -> None:
 
 
 def draw_runs(axes: Axes, runs: Sequence[RunRecord], names: Sequence[str], paper: PaperCurve | None) -> None:
-    """Draw several runs' top-1 over the classes seen, the paper's pruned curve with them where it is given."""
+    """Draw several runs' top-1 over the classes seen, with the paper's pruned curve if it is given."""
     style.grid_lines(axes)
     if paper is not None and paper.metric == "top1":
         axes.plot(paper.class_counts, paper.pruned, color=style.OTHER, linestyle="--", marker=".", label="paper, pruned")

@@ -1,4 +1,4 @@
-"""Pictures of channel masks: what every step kept, and how the mask logits got there."""
+"""Pictures of channel masks: what every step kept, and the path of the mask logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINES = 24
 
 
 def kept_channels(run: RunRecord) -> style.Picture | None:
-    """Draw the share of channels kept per group (row) and step (column); None where no step has masks."""
+    """Draw the share of channels kept per group (row) and step (column); None if no step has masks."""
     if not any(run.kept):
         return None
     groups = list(dict.fromkeys(group for row in run.kept for group in row))
@@ -38,7 +38,7 @@ def kept_channels(run: RunRecord) -> style.Picture | None:
     axes.tick_params(length=0)
     kept, total = np.nansum(counts), sum(pair[1] for row in run.kept for pair in row.values())
     caption = (
-        f"Every row is a group of channels that share one mask (its size in brackets), every number the channels kept: "
+        f"Every row is a group of channels that share one mask (its size in brackets); every number counts the channels kept: "
         f"{kept:.0f} of {total} over all steps."
     )
     return style.picture(figure, "kept_channels", "Channels kept per layer and step", caption)
@@ -90,7 +90,7 @@ def _draw_steps(figure: Figure, axes: Axes, shares: NDArray[np.float64], counts:
 
 
 def mask_trajectories(masks: MaskTrajectory) -> style.Picture:
-    """Draw one step's mask logits over its epochs: bands and single channels by kind, channels alive in all and per group."""
+    """Draw one step's mask logits over its epochs: bands and single channels by kind, channels alive in total and per group."""
     kinds = masks.kinds()
     lower_height = 3.4 if len(masks.groups) <= 20 else min(7.0, 1.2 + 0.11 * len(masks.groups))
     figure = style.new_figure(9.2, 2.8 + lower_height)
@@ -147,7 +147,7 @@ def _draw_alive(axes: Axes, masks: MaskTrajectory, kinds: Mapping[str, NDArray[n
 
 def _draw_groups(figure: SubFigure, axes: Axes, masks: MaskTrajectory) -> None:
     shares = 100 * masks.alive_share_per_group()
-    # A row holds until the next one; the last, which decides, gets a strip of its own.
+    # A row is valid until the next one; the last one, which decides, gets its own strip.
     edges = np.append(masks.times, masks.times[-1] + 0.03 * max(masks.epochs, 1))
     mesh = axes.pcolormesh(edges, np.arange(len(shares) + 1) - 0.5, shares, cmap=style.SHARES, vmin=0, vmax=100)
     axes.invert_yaxis()
@@ -168,9 +168,9 @@ def _mask_caption(masks: MaskTrajectory) -> str:
     channels, learned = masks.logits.shape[1], masks.alive[: masks.learned]
     wavering = int((masks.crossings() > 1).sum())
     cut = int((learned[-1] & ~masks.alive[-1]).sum())
-    ended = f"{int(masks.alive[-1].sum())} of {channels} channels are kept. The losses alone drove {int((~learned[-1]).sum())} below zero"
+    ended = f"{int(masks.alive[-1].sum())} of {channels} channels are kept. The losses alone moved {int((~learned[-1]).sum())} below zero"
     budget = f", and {cut} more were cut, lowest first, to meet the budget" if cut else ""
     settled = f"; from epoch {masks.settled_from} on (shaded) the masks are held binary" if masks.settled_from is not None else ""
     share = masks.led_from_the_start()
     led = "" if share is None else f" {100 * share:.0f} % of those kept led their groups when the step began."
-    return f"{ended}{budget}.{led} While they were learned, {style.plural(wavering, 'channel')} changed sides more than once{settled}."
+    return f"{ended}{budget}.{led} While they were learned, {style.plural(wavering, 'channel')} crossed zero more than once{settled}."

@@ -1,4 +1,4 @@
-"""Several runs side by side."""
+"""Comparing several runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from der_fast.report.tables import Table
 def compare_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
     """Draw the accuracies of several runs in one picture, with a table of their averages and sizes.
 
-    The paper's curve is among them where every run has the same of the paper's protocols and data sets.
+    The paper's curve is included if all runs share one of the paper's protocols and data sets.
 
     Args:
         runs: run folders, each with at least one finished step.
@@ -47,7 +47,7 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def _names(records: Sequence[RunRecord]) -> list[str]:
-    """Name runs as they call themselves; where two share a name, add the folder."""
+    """Name runs by their own names; if two share a name, add the folder."""
     names = [record.name for record in records]
     return [name if names.count(name) == 1 else f"{name} ({record.path.name})" for name, record in zip(names, records, strict=True)]
 
@@ -58,7 +58,7 @@ def _draw(records: Sequence[RunRecord], names: Sequence[str]) -> style.Picture:
         axes = figure.add_subplot()
         draw_runs(axes, records, names, _common_paper(records))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=1 if len(records) < 4 else 2)
-        caption = "Share of the test images of all classes seen so far that are named right, after every step."
+        caption = "Share of the test images of all classes seen so far that are classified correctly, after every step."
         return style.picture(figure, "compare", "Accuracy after every step", caption)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what the model costs: parameters and latency, per step, against the unpruned model."""
+"""Pictures of the model's cost: parameters and latency per step, compared with the unpruned model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Write = Callable[[float], str]
 
 
 def parameters_per_step(run: RunRecord, paper: PaperCurve | None) -> style.Picture | None:
-    """Draw parameters after every step (left) and those each step added (right), beside the unpruned model's. None if unknown."""
+    """Draw the parameters after every step (left) and those each step added (right), next to the unpruned model's. None if unknown."""
     if not _known(run.params):
         return None
     figure = style.new_figure(9.2, 3.6)
@@ -32,7 +32,7 @@ def parameters_per_step(run: RunRecord, paper: PaperCurve | None) -> style.Pictu
     style.legend_above(total, columns=3)
     added.set_title("parameters added by each step, classifier included", pad=24)
     _bars(added, _differences(run.params), _differences(full), style.count_tick)
-    title = "Parameters against the unpruned model" if run.pruned else "Parameters"
+    title = "Parameters compared with the unpruned model" if run.pruned else "Parameters"
     return style.picture(figure, "parameters_per_step", title, _parameter_caption(run))
 
 
@@ -41,7 +41,7 @@ def _parameter_caption(run: RunRecord) -> str:
     if run.final_params is None:
         return "Parameters used at inference after every step."
     if full is None:
-        return f"The final model has {style.count(run.final_params)} parameters; the unpruned model's number is unknown."
+        return f"The final model has {style.count(run.final_params)} parameters; that of the unpruned model is unknown."
     if not run.pruned:
         return f"The run was not pruned: the final model has all {style.count(run.final_params)} parameters."
     share = style.share(run.final_params, full)
@@ -57,7 +57,7 @@ def latency_per_step(run: RunRecord) -> style.Picture | None:
     figure = style.new_figure(9.2, 3.4)
     total, added = figure.subplots(1, 2, width_ratios=[1.15, 1])
     total.set_title("milliseconds for one image", pad=24)
-    # Without pruning the two models are one, and what differs is the noise of the measurement.
+    # Without pruning the two models are the same, and any difference is measurement noise.
     full = run.latency_unpruned_ms if run.pruned else (None,) * len(run.latency_ms)
     _lines(total, run.latency_ms, full, style.milliseconds)
     style.legend_above(total, columns=3)
@@ -67,7 +67,7 @@ def latency_per_step(run: RunRecord) -> style.Picture | None:
     caption = (
         f"Median time of the whole model for a single image on {run.device} ({run.backend_name} backend); the final model takes {last} ms."
     )
-    title = "Latency against the unpruned model" if run.pruned else "Latency"
+    title = "Latency compared with the unpruned model" if run.pruned else "Latency"
     return style.picture(figure, "latency_per_step", title, caption)
 
 
@@ -106,7 +106,7 @@ def _lines(axes: Axes, own: Values, full: Values, write: Write) -> None:
 
 
 def _bars(axes: Axes, own: Values, full: Values, write: Write) -> None:
-    """Draw the unpruned step's bar behind the run's own; on top of it the share that is left."""
+    """Draw the unpruned step's bar behind the run's own; above it write the remaining share."""
     steps = np.arange(1, len(own) + 1)
     _step_axis(axes, len(own))
     compared = _known(full)

@@ -1,4 +1,4 @@
-"""Typed access to a table read from JSON: wrong types are refused with the key's name, absent keys are noted."""
+"""Typed access to a table read from JSON: wrong types are refused with the key's name, absent keys are recorded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Fields:
 
     Attributes:
         source: the table itself.
-        missing: one sentence for everything that was absent or too short; grows as keys are read.
+        missing: one sentence for everything absent or too short; grows as keys are read.
     """
 
     def __init__(self, source: Mapping[str, Any], file: Path) -> None:
@@ -27,7 +27,9 @@ class Fields:
 
     def _refuse(self, key: str, expected: str, value: Any) -> CheckpointError:
         shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "…"
-        return CheckpointError(f"{self.file}: {key!r} should be {expected}, not {shown}. The file is damaged or of another program.")
+        return CheckpointError(
+            f"{self.file}: {key!r} should be {expected}, not {shown}. The file is damaged or belongs to another program."
+        )
 
     def _number(self, key: str, value: Any) -> float | None:
         if value is None:
@@ -45,16 +47,16 @@ class Fields:
         return value
 
     def list_length(self, key: str) -> int:
-        """Return the length of the list `key`, 0 where it is absent."""
+        """Return the length of the list `key`, 0 if it is absent."""
         return len(self._list(key))
 
     def number(self, key: str, default: float | None = None) -> float | None:
-        """Return a number, or `default` where the key is absent or null."""
+        """Return a number, or `default` if the key is absent or null."""
         value = self._number(key, self.source.get(key))
         return default if value is None else value
 
     def text(self, key: str, default: str) -> str:
-        """Return a text, or `default` where the key is absent, null or empty."""
+        """Return a text, or `default` if the key is absent, null or empty."""
         value = self.source.get(key)
         return str(value) if value not in (None, "") else default
 
@@ -63,14 +65,14 @@ class Fields:
         return tuple(str(value) for value in self._list(key))
 
     def tables(self, key: str) -> tuple[Mapping[str, Any], ...]:
-        """Return a list of tables, empty where the key is absent."""
+        """Return a list of tables, empty if the key is absent."""
         rows = self._list(key)
         if not all(isinstance(row, dict) for row in rows):
             raise self._refuse(key, "a list of tables", rows)
         return tuple(rows)
 
     def mapping(self, key: str) -> Mapping[str, Any]:
-        """Return a table, empty where the key is absent."""
+        """Return a table, empty if the key is absent."""
         value = self.source.get(key)
         if value is None:
             return {}
@@ -79,16 +81,16 @@ class Fields:
         return value
 
     def values(self, key: str) -> Values:
-        """Return a list of at least one number; raises CheckpointError where there is none."""
+        """Return a list of at least one number; raises CheckpointError if there is none."""
         values = tuple(self._number(key, value) for value in self._list(key))
         if not values:
             raise CheckpointError(
-                f"{self.file} has no {key!r}: no step has finished, so there is nothing to report. Go on with the run (", RESUME, ")."
+                f"{self.file} has no {key!r}: no step has finished, so there is nothing to report. Continue the run (", RESUME, ")."
             )
         return values
 
     def per_step(self, key: str, steps: int, needed: bool = True) -> Values:
-        """Return one number per step, padded with None (and noted, if `needed`) where there are too few."""
+        """Return one number per step, padded with None (and reported as missing, if `needed`) if there are too few."""
         values = tuple(self._number(key, value) for value in self._list(key))[:steps]
         if len(values) < steps and needed:
             found = f"has {len(values)} of {steps} values" if values else "is absent"
@@ -104,14 +106,14 @@ class Fields:
         return {each.name: self.per_step(each.name, steps, each.metadata["needed"]) for each in dataclasses.fields(declared)}
 
     def steps(self, finished: int) -> tuple[tuple[str, ...], ...]:
-        """Return the class names of every finished step; raises CheckpointError where they are absent or too few."""
+        """Return the class names of every finished step; raises CheckpointError if they are absent or too few."""
         steps = self._list("steps")[:finished]
         if len(steps) < finished or not all(isinstance(names, list) for names in steps) or not any(steps):
             raise self._refuse("steps", f"a list of {finished} lists of class names, one per value of 'top1'", self.source.get("steps"))
         return tuple(tuple(str(name) for name in names) for names in steps)
 
     def class_sets(self, finished: int) -> tuple[Values, ...]:
-        """Return row t = accuracies of class sets 1…t after step t; empty (and noted) where rows are absent or too short."""
+        """Return row t = accuracies of class sets 1…t after step t; empty (and reported as missing) if rows are absent or too short."""
         rows = self._list("class_set_top1")[:finished]
         if len(rows) < finished or any(not isinstance(row, list) or len(row) < step for step, row in enumerate(rows, 1)):
             self.missing.append("Accuracy per class set: 'class_set_top1' is absent from metrics.json or incomplete.")
@@ -119,10 +121,10 @@ class Fields:
         return tuple(tuple(self._number("class_set_top1", value) for value in row[:step]) for step, row in enumerate(rows, 1))
 
     def confusion(self, classes: int) -> tuple[tuple[int, ...], ...]:
-        """Return the square matrix of counts; empty (and noted) where it is absent or of another size than `classes`."""
+        """Return the square matrix of counts; empty (and reported as missing) if it is absent or its size is not `classes`."""
         rows = self._list("confusion")
         if len(rows) != classes or any(not isinstance(row, list) or len(row) != classes for row in rows):
-            found = f"has {len(rows)} rows where {classes} classes were seen" if rows else "is absent from metrics.json"
+            found = f"has {len(rows)} rows for {classes} classes" if rows else "is absent from metrics.json"
             self.missing.append(f"Confusion matrix: it {found}.")
             return ()
         return tuple(tuple(int(self._number("confusion", value) or 0) for value in row) for row in rows)

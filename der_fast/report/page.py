@@ -1,4 +1,4 @@
-"""The report: pictures, tables and words of one run on one HTML page that needs nothing from outside."""
+"""The report: pictures, tables and text of one run on a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_TRAJECTORIES = 12
 def write_report(run: str | Path) -> Path:
     """Write RUN/report.html, one self-contained page, and its pictures as RUN/figures/*.png.
 
-    Whatever the run does not hold (masks, history, later steps, …) is left out and named on the page.
+    The page leaves out and names everything that the run lacks (masks, history, later steps, …).
 
     Args:
         run: the folder of a run, finished or not, with at least one finished step.
@@ -62,7 +62,7 @@ def write_report(run: str | Path) -> Path:
 
 
 def draw_pictures(run: RunRecord, paper: PaperCurve | None) -> dict[str, style.Picture]:
-    """Draw everything but the mask trajectories; stem → picture, without those whose numbers the run does not hold."""
+    """Draw everything except the mask trajectories; stem → picture, without those whose numbers the run lacks."""
     with style.look():
         drawn = (
             accuracy.accuracy_per_step(run, paper),
@@ -83,7 +83,7 @@ def draw_trajectories(trajectories: Iterable[MaskTrajectory]) -> list[style.Pict
 
 
 def render(template: str, **values: Any) -> bytes:
-    """Fill one of this package's templates; every value is escaped for HTML unless it is a picture's own data."""
+    """Fill one of this package's templates; every value is escaped for HTML except a picture's data."""
     environment = Environment(
         loader=FunctionLoader(lambda name: files("der_fast.report").joinpath("templates", name).read_text(encoding="utf-8")),
         autoescape=True,
@@ -92,7 +92,7 @@ def render(template: str, **values: Any) -> bytes:
         lstrip_blocks=True,
     )
     environment.globals["data_uri"] = _data_uri
-    # A class name may hold half a surrogate pair, which no encoding takes.
+    # A class name may contain half a surrogate pair, which no encoding accepts.
     return environment.get_template(template).render(**values).encode("utf-8", "replace")
 
 
@@ -101,7 +101,7 @@ def _data_uri(picture: style.Picture) -> str:
 
 
 def _evenly(trajectories: Sequence[MaskTrajectory]) -> list[MaskTrajectory]:
-    """Choose at most `_MOST_TRAJECTORIES` steps, the first and the last among them."""
+    """Choose at most `_MOST_TRAJECTORIES` steps, including the first and the last."""
     last = len(trajectories) - 1
     if last < _MOST_TRAJECTORIES:
         return list(trajectories)
@@ -111,13 +111,13 @@ def _evenly(trajectories: Sequence[MaskTrajectory]) -> list[MaskTrajectory]:
 def _write_figures(folder: Path, pictures: Sequence[style.Picture]) -> None:
     for picture in pictures:
         write_bytes(folder / f"{picture.stem}.png", picture.png)
-    # Another choice of steps would otherwise leave pictures of an earlier report beside the new ones.
+    # Otherwise another choice of steps would leave pictures of an earlier report among the new ones.
     for stale in set(folder.glob("masks_step_*.png")) - {folder / f"{picture.stem}.png" for picture in pictures}:
         stale.unlink(missing_ok=True)
 
 
 def _paper_note(run: RunRecord, paper: PaperCurve | None) -> tuple[str, ...]:
     if paper is None and paper_curve(run.dataset, run.protocol, run.class_counts) is not None:
-        part = "this run used only a part of the images per class (data.train_per_class, data.test_per_class)"
+        part = "this run used only part of the images per class (data.train_per_class, data.test_per_class)"
         return (f"The paper's curve is not drawn: {part}.",)
     return ()

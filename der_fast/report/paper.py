@@ -1,4 +1,4 @@
-"""The paper's published accuracies, for runs whose protocol and data set are the paper's."""
+"""The paper's published accuracies, for runs with the paper's protocol and data set."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class PaperCurve:
     """Accuracy after every step, in percent, with and without pruning.
 
     Attributes:
-        metric: "top1" or "top5", as the authors published it for this protocol.
+        metric: "top1" or "top5", whichever the authors published for this protocol.
         class_counts: number of classes seen after every step.
         average_params_pruned, average_params_unpruned: parameters used at inference, averaged over steps; None = not printed.
         source: where the accuracies come from.
-        orders: the class orders over which they are means, as `protocol.class_order` names them.
+        orders: the class orders that they are averaged over, as `protocol.class_order` names them.
     """
 
     metric: str
@@ -38,12 +38,12 @@ class PaperCurve:
 
 
 def paper_curve(dataset: str, protocol: str, class_counts: Sequence[int]) -> PaperCurve | None:
-    """Return the paper's curve, or None where the run is not one of the paper's.
+    """Return the paper's curve, or None if the paper does not have this run.
 
     Args:
         dataset: the data set's name, or the folder it came from (the folder's own name counts, e.g. ``/data/imagenet100``).
         protocol: e.g. ``"B0-10"``.
-        class_counts: number of classes seen after every finished step; must be the paper's, as far as the run got.
+        class_counts: number of classes seen after every finished step; must be the paper's for the finished steps.
     """
     name = paper_name(dataset)
     for entry in _published()["curves"]:
@@ -54,7 +54,7 @@ def paper_curve(dataset: str, protocol: str, class_counts: Sequence[int]) -> Pap
 
 
 def curve_beside(run: RunRecord) -> PaperCurve | None:
-    """Return the paper's curve for this run; None where protocol or data are not the paper's, or only a part of the data was used."""
+    """Return the paper's curve for this run; None if protocol or data differ from the paper's, or only part of the data was used."""
     data = run.config.get("data")
     if isinstance(data, Mapping) and any(data.get(key) is not None for key in ("train_per_class", "test_per_class")):
         return None

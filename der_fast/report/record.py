@@ -1,4 +1,4 @@
-"""What a run folder says about the run, read tolerantly: what is absent is named, what is damaged is refused or left out."""
+"""The contents of a run folder, read tolerantly: absent parts are named, damaged ones are refused or left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from der_fast.training.figures import RunFigures, StepFigures
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One line of history.json: `accuracy` in percent, `kept_share` in [0, 1], `None` where the run did not know."""
+    """One line of history.json: `accuracy` in percent, `kept_share` in [0, 1], `None` if the run did not know."""
 
     step: int
     stage: str
@@ -35,9 +35,9 @@ class EpochRow:
 
 @dataclass(frozen=True, kw_only=True)
 class EventRow(StepFigures["float | None", "float | None"]):
-    """A change of classes beside the steps: `kind` 'refreshed', 'renamed' (class names: old, new) or 'forgotten', after `step` steps.
+    """A change of classes between the steps: `kind` 'refreshed', 'renamed' (class names: old, new) or 'forgotten', after `step` steps.
 
-    The figures are those that were measured afterwards, None where nothing was; `images` is how many new ones there were.
+    The figures were measured afterwards and are None if nothing was; `images` is the number of new images.
     """
 
     kind: str
@@ -50,8 +50,8 @@ class EventRow(StepFigures["float | None", "float | None"]):
 class RunRecord(StepFigures[Values, Values], RunFigures):
     """A run, as far as it got.
 
-    Lists indexed by step have one entry per *finished* step (T entries), `None` where the run did not say. `saved_seconds` and `kept`
-    are known of pruned runs only.
+    Lists indexed by step have one entry per *finished* step (T entries), `None` if the run has no value. Only pruned runs have
+    `saved_seconds` and `kept`.
     """
 
     path: Path
@@ -76,12 +76,12 @@ class RunRecord(StepFigures[Values, Values], RunFigures):
 
     @property
     def unfinished(self) -> str | None:
-        """How far a step got that was begun and is not finished, in one sentence; None where there is none."""
+        """One sentence about how far the unfinished step got; None if there is none."""
         return _how_far(self.history, len(self.top1))
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Every class of the finished steps, in the order it was learned."""
+        """Every class of the finished steps, in learning order."""
         return tuple(name for names in self.steps for name in names)
 
     @property
@@ -91,14 +91,14 @@ class RunRecord(StepFigures[Values, Values], RunFigures):
 
     @property
     def data_share(self) -> float | None:
-        """Percent of the training epochs' time that was spent waiting for images; None where the run does not know it of every step."""
+        """Percent of the training epochs' time that was spent waiting for images; None unless it is known for every step."""
         spent = [value for value in self.training_seconds if value is not None]
         waited = [value for value in self.data_seconds if value is not None]
         return 100 * sum(waited) / sum(spent) if len(spent) == len(waited) == len(self.seconds) and sum(spent) > 0 else None
 
     @property
     def title(self) -> str:
-        """Data set (a folder by its own name), protocol and the run's name."""
+        """Data set (for a folder, its own name), protocol and the run's name."""
         return f"{own_name(self.dataset)} {shown(self.protocol)}, {self.name}"
 
     @property
@@ -118,7 +118,7 @@ def read_run(run: str | Path) -> RunRecord:
 
     Raises:
         CheckpointError: no such folder; metrics.json missing, not JSON, or without a usable `steps` or `top1`. A damaged
-            history or mask file does not stop the report: it is named in `missing`, as is a step that is not finished.
+            history or mask file does not stop the report: `missing` names it, and also an unfinished step.
     """
     path = expand(run)
     metrics = _read_metrics(path)
@@ -128,7 +128,7 @@ def read_run(run: str | Path) -> RunRecord:
     history = _read_history(path, fields.missing)
     unfinished = _how_far(history, len(top1))
     if unfinished is not None:
-        fields.missing.append(f"{unfinished} Its accuracy and parameters are known once it is.")
+        fields.missing.append(f"{unfinished} Its accuracy and parameters will be known once it is.")
     kept = fields.kept(len(top1))
     config = fields.mapping("config") or _read_config(path)
     masks_off = config.get("masks", {}).get("enabled") is False if isinstance(config.get("masks"), dict) else False
@@ -160,7 +160,7 @@ def read_run(run: str | Path) -> RunRecord:
 
 
 def _how_far(history: Sequence[EpochRow], finished: int) -> str | None:
-    """Say how far the step after the `finished` ones got; None where no epoch of it is known."""
+    """Say how far the step after the `finished` ones got; None if none of its epochs is known."""
     if not history or history[-1].step <= finished:
         return None
     row = history[-1]
@@ -170,7 +170,7 @@ def _how_far(history: Sequence[EpochRow], finished: int) -> str | None:
         *([] if row.accuracy is None else [f"training accuracy {row.accuracy:.1f} %"]),
     ]
     shown = f" ({', '.join(figures)})" if figures else ""
-    return f"Step {row.step} is not finished: epoch {row.epoch}{of} of its {row.stage} stage ended last{shown}."
+    return f"Step {row.step} is not finished: its last finished epoch is {row.epoch}{of} of the {row.stage} stage{shown}."
 
 
 def _settled_from(history: Sequence[EpochRow]) -> dict[int, int]:
@@ -191,8 +191,8 @@ def _read_metrics(path: Path) -> Mapping[str, Any]:
     if not file.is_file():
         so_far = _how_far(_read_history(path, []), 0)
         raise CheckpointError(
-            f"{path} holds no metrics.json, so there is nothing to report: it is written when the first step ends. "
-            f"{'' if so_far is None else f'{so_far} '}Wait for the run or go on with it (",
+            f"{path} holds no metrics.json, so there is nothing to report yet: it is written when the first step ends. "
+            f"{'' if so_far is None else f'{so_far} '}Wait for the run or continue it (",
             RESUME,
             "), or give another folder.",
         )
@@ -200,10 +200,10 @@ def _read_metrics(path: Path) -> Mapping[str, Any]:
         metrics = _strict_json(file)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as JSON ({error}): it is damaged. Go on with the run (", RESUME, ") to write it again."
+            f"{file} cannot be read as JSON ({error}): it is damaged. Continue the run (", RESUME, ") to write it again."
         ) from error
     if not isinstance(metrics, dict):
-        raise CheckpointError(f"{file} holds {type(metrics).__name__} where a table of metrics is expected: it is damaged.")
+        raise CheckpointError(f"{file} holds {type(metrics).__name__} instead of a table of metrics: it is damaged.")
     return metrics
 
 
@@ -272,9 +272,9 @@ def _name_missing_pictures(
         fields.missing.append("Kept channels and mask trajectories: the run was not pruned (masks.enabled = false).")
         return
     if not any(kept):
-        fields.missing.append("Kept channels: metrics.json does not say which channels were kept.")
+        fields.missing.append("Kept channels: metrics.json does not list the kept channels.")
     if not trajectories:
-        fields.missing.append("Mask trajectories: the run has no steps/*/mask_logits.safetensors that can be read.")
+        fields.missing.append("Mask trajectories: the run has no readable steps/*/mask_logits.safetensors.")
 
 
 def _mean(values: Values) -> float | None:

@@ -1,4 +1,4 @@
-"""The look that all pictures share, and how numbers are written."""
+"""The common look of all pictures, and the format of numbers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-# Blue and orange stay apart for every common kind of colour blindness; grey is what the run is compared with.
+# Blue and orange remain distinct in every common form of colour blindness; grey is for what the run is compared with.
 INK, MUTED, FAINT = "#1d2733", "#64707d", "#dfe4ea"
 RUN, RUN_LIGHT, OTHER, WARM, GREEN = "#2563a8", "#9cc0e6", "#9aa5b1", "#d9772b", "#2f8f6b"
 CYCLE = (RUN, WARM, GREEN, "#8d5bb5", "#b8433f", "#4a9fb5", "#8a7a2c", "#6b6f76")
 SHARES = LinearSegmentedColormap.from_list("shares", ["#f7f9fc", "#c9ddf1", "#7fb0dd", "#2f74b8", "#123f73"])
 DPI = 150
 
-# `Any`: the names of matplotlib's settings are typed differently from version to version.
+# `Any`: matplotlib's versions type the names of its settings differently.
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -60,7 +60,7 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture with what is said about it.
+    """A finished picture with its title and caption.
 
     Attributes:
         stem: file name without ending, under RUN/figures/.
@@ -79,14 +79,14 @@ class Picture:
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Draw with this module's style; everything inside, saving included, leaves matplotlib's settings as they were."""
+    """Draw with this module's style; afterwards matplotlib's settings are as before. Save pictures inside, too."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches, laid out so that nothing overlaps, drawn without any window."""
+    """Return an empty figure of this size in inches, laid out without overlaps, drawn without a window."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
@@ -107,7 +107,7 @@ def grid_lines(axes: Axes) -> None:
 
 
 def step_ticks(steps: int, most: int = 20) -> list[int]:
-    """Return 1-based steps to label: all of them, or the first and round ones where there are more than `most`."""
+    """Return 1-based steps to label: all of them, or the first and round ones if there are more than `most`."""
     stride = next(stride for stride in (1, 2, 5, 10, 20, 50, 10**9) if steps <= stride * most)
     if stride <= 2:
         return list(range(1, steps + 1, stride))
@@ -115,7 +115,7 @@ def step_ticks(steps: int, most: int = 20) -> list[int]:
 
 
 def legend_above(axes: Axes, columns: int = 4) -> None:
-    """Put the legend in one row above the axes, where it can hide no data."""
+    """Put the legend in one row above the axes, where it does not hide data."""
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncol=columns, borderaxespad=0.2, handlelength=1.8, columnspacing=1.4)
 
 
@@ -125,7 +125,7 @@ def _known_glyphs() -> frozenset[int]:
 
 
 def drawable(text: str, otherwise: str, width: int) -> str:
-    """Return a text fit for a picture: on one line, at most `width` characters, or `otherwise` where the font lacks a character."""
+    """Return a text fit for a picture: on one line, at most `width` characters, or `otherwise` if the font lacks a character."""
     text = " ".join(text.split())
     if not text or any(ord(character) not in _known_glyphs() for character in text):
         return otherwise
@@ -133,12 +133,12 @@ def drawable(text: str, otherwise: str, width: int) -> str:
 
 
 def label(name: str, index: int, width: int = 16) -> str:
-    """Return a class name fit for a picture, or its 1-based number in the order of learning; tables give both."""
+    """Return a class name fit for a picture, or its 1-based number in learning order; tables give both."""
     return drawable(name, f"class {index + 1}", width)
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut a text to `width` characters: its beginning, an ellipsis, its end (names in a row often differ at the end only)."""
+    """Cut a text to `width` characters: its beginning, an ellipsis, its end (names in a series often differ only at the end)."""
     if len(text) <= width:
         return text
     tail = (width - 1) // 2
@@ -146,7 +146,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def class_set_label(step: int, names: Sequence[str], first_index: int, width: int = 22) -> str:
-    """Return e.g. ``1: cat, dog``, or ``1: 10 classes`` where the names do not fit in `width` characters; `step` is 1-based."""
+    """Return e.g. ``1: cat, dog``, or ``1: 10 classes`` if the names do not fit in `width` characters; `step` is 1-based."""
     if not names:
         return f"{step}: –"
     listed = ", ".join(label(name, first_index + position, width) for position, name in enumerate(names))
@@ -185,7 +185,7 @@ def plural(number: int, noun: str, ending: str = "s") -> str:
 
 
 def share(part: float | None, whole: float | None) -> str:
-    """Write part / whole in percent with enough digits to be useful; a dash where either is unknown."""
+    """Write part / whole in percent with enough digits to be useful; a dash if either is unknown."""
     if part is None or not whole:
         return "–"
     value = 100 * part / whole
@@ -214,7 +214,7 @@ def size(value: float | None) -> str:
 
 
 def timed(value: float | None, spread: float | None) -> str:
-    """Write a latency with its spread; one that is below the noise as less than that. A difference below zero is nothing that is known."""
+    """Write a latency with its spread, or as less than the spread if it is below that; a negative difference counts as unknown."""
     if value is None or (spread is None and value < 0):
         return "–"
     if spread is None or spread == 0:

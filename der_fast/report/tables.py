@@ -1,4 +1,4 @@
-"""The report's tables as plain texts, ready for the page."""
+"""The report's tables as plain text, ready for the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Table:
     Attributes:
         columns: headings.
         rows: one text per column; the first `leading` columns are words (left aligned), the others numbers.
-        emphasised: indices of rows to set off.
+        emphasised: indices of rows to highlight.
     """
 
     columns: tuple[str, ...]
@@ -30,7 +30,7 @@ class Table:
 
 
 def tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
-    """Return the key numbers as (name, value, remark); what the run does not know is left out."""
+    """Return the key numbers as (name, value, remark), without those that the run lacks."""
     classes, steps = len(run.class_names), len(run.top1)
     full = run.params_unpruned[-1]
     remark = f"{style.share(run.final_params, full)} of {style.count(full)} unpruned" if run.pruned else "not pruned"
@@ -41,9 +41,9 @@ def tiles(run: RunRecord) -> tuple[tuple[str, str, str], ...]:
         ("last top-1", run.last_top1, f"{style.percent(run.last_top1)} %", f"on all {classes} classes"),
         ("final parameters", run.final_params, style.count(run.final_params), remark if full else "used at inference"),
         ("backward transfer", run.bwt, style.signed(run.bwt, 2), "points; below zero = forgetting"),
-        ("forward transfer", run.fwt, style.signed(run.fwt, 2), "points, against a fresh model"),
+        ("forward transfer", run.fwt, style.signed(run.fwt, 2), "points, compared with a new model"),
         ("latency", run.latency_ms[-1], f"{style.milliseconds(run.latency_ms[-1])} ms", f"one image on {run.device}"),
-        ("wall time", known_seconds or None, style.duration(sum(known_seconds)), f"{style.plural(steps, 'step')} in all"),
+        ("wall time", known_seconds or None, style.duration(sum(known_seconds)), f"{style.plural(steps, 'step')} in total"),
         ("waiting for images", waited, f"{style.percent(waited)} %", "of the time spent in training epochs"),
     )
     return tuple((name, text, remark) for name, value, text, remark in candidates if value is not None)
@@ -55,7 +55,7 @@ def summary(run: RunRecord) -> str:
     steps = f"{finished} of {run.planned_steps} steps" if run.planned_steps > finished else style.plural(finished, "step")
     text = f"After {steps} the model knows {style.plural(len(run.class_names), 'class', 'es')}"
     if run.last_top1 is not None:
-        text += f" and names {style.percent(run.last_top1)} % of their test images right"
+        text += f" and classifies {style.percent(run.last_top1)} % of their test images correctly"
         if finished > 1 and run.average_top1 is not None:
             text += f" ({style.percent(run.average_top1)} % averaged over steps)"
     if run.final_params is not None:
@@ -122,7 +122,7 @@ def _event_row(event: EventRow) -> tuple[str, ...]:
 
 
 def event_table(run: RunRecord) -> Table | None:
-    """Return what happened to classes beside the steps, in order; None where nothing did."""
+    """Return what happened to classes between the steps, in order; None if nothing did."""
     if not run.events:
         return None
     rows = []
@@ -131,11 +131,11 @@ def event_table(run: RunRecord) -> Table | None:
         rows.append(
             (str(event.step), event.kind, names, "" if event.images is None else f"{event.images:,.0f}", style.percent(event.top1, 2))
         )
-    return Table(("after step", "what", "classes", "new images", "top-1 % then"), tuple(rows), leading=3)
+    return Table(("after step", "what", "classes", "new images", "top-1 % afterwards"), tuple(rows), leading=3)
 
 
 def growth_table(run: RunRecord) -> Table:
-    """Return what every step adds to the model and what the model then costs, beside the unpruned model."""
+    """Return what every step adds to the model and the resulting cost, next to the unpruned model."""
     steps = len(run.top1)
     columns = (
         *("step", "parameters added", "unpruned", "latency added ms", "unpruned"),
@@ -163,12 +163,12 @@ def growth_table(run: RunRecord) -> Table:
 
 
 def _saved(seconds: float | None) -> str:
-    # Older versions measured by the clock, and a busy machine could seem to have lost time.
+    # Older versions measured wall time, and on a busy machine the saving could seem negative.
     return "–" if seconds is None or seconds < 0 else style.duration(seconds)
 
 
 def _added_unpruned(run: RunRecord, step: int) -> tuple[float | None, float | None]:
-    """What an unpruned extractor adds, and its spread; of older runs the difference between two steps, which were timed at other times."""
+    """What an unpruned extractor adds, and its spread; for older runs the difference between two steps, which were timed separately."""
     measured = run.latency_added_unpruned_ms[step]
     return (_added(run.latency_unpruned_ms, step), None) if measured is None else (measured, run.latency_added_unpruned_spread_ms[step])
 
@@ -179,7 +179,7 @@ def _added(values: Values, step: int) -> float | None:
 
 
 def class_table(run: RunRecord) -> Table | None:
-    """Return one row per class after the last step, in the order of learning; None without a confusion matrix."""
+    """Return one row per class after the last step, in learning order; None without a confusion matrix."""
     if not run.confusion:
         return None
     names = run.class_names
@@ -191,16 +191,16 @@ def class_table(run: RunRecord) -> Table | None:
         mistaken = f"{names[wrong]} ({counts[wrong]})" if wrong is not None and counts[wrong] else "–"
         right = style.percent(100 * counts[index] / images) if images else "–"
         rows.append((str(index + 1), names[index], mistaken, str(step_of[index]), str(images), right))
-    return Table(("no.", "class", "most often taken for", "step", "test images", "top-1 %"), tuple(rows), leading=3)
+    return Table(("no.", "class", "most often mistaken for", "step", "test images", "top-1 %"), tuple(rows), leading=3)
 
 
 def step_class_table(run: RunRecord) -> Table:
-    """Return the class names that every step brought."""
+    """Return the class names that every step added."""
     return Table(("step", "classes"), tuple((str(step), ", ".join(names)) for step, names in enumerate(run.steps, start=1)), leading=2)
 
 
 def paper_table(run: RunRecord, paper: PaperCurve) -> Table:
-    """Return this run beside the paper, over the steps that this run has finished."""
+    """Return this run next to the paper, over the steps that this run has finished."""
     finished, metric = len(run.top1), "top-1" if paper.metric == "top1" else "top-5"
     own = run.top1 if paper.metric == "top1" else run.top5
     mine = run.average_top1 if paper.metric == "top1" else run.average_top5
@@ -209,7 +209,7 @@ def paper_table(run: RunRecord, paper: PaperCurve) -> Table:
         ("paper, pruned", paper.pruned, paper.average_params_pruned),
         ("paper, not pruned", paper.unpruned, paper.average_params_unpruned),
     ):
-        # The paper's parameter average is over all steps: it says nothing about a run that is not finished.
+        # The paper's parameter average is over all steps: an unfinished run cannot be compared with it.
         whole = finished == len(curve)
         rows.append(
             (
@@ -224,7 +224,7 @@ def paper_table(run: RunRecord, paper: PaperCurve) -> Table:
 
 
 def config_table(config: Mapping[str, Any]) -> Table:
-    """Return every key with its value and meaning; rows that differ from the default are emphasised."""
+    """Return every key with its value and meaning; rows with values other than the default are emphasised."""
     known = declared()
     rows: list[tuple[str, str, str]] = []
     changed: set[int] = set()
@@ -237,7 +237,7 @@ def config_table(config: Mapping[str, Any]) -> Table:
 
 
 def version_table(run: RunRecord) -> Table:
-    """Return what the run was made with."""
+    """Return the versions and the device of the run."""
     rows = [("backend", run.backend), ("device", run.device), *run.versions.items()]
     return Table(("what", "version"), tuple(rows), leading=2)
 

@@ -1,4 +1,4 @@
-"""TensorBoard event files of a run, written as it goes (extra ``tensorboard``)."""
+"""TensorBoard event files of a run, written while it runs (extra ``tensorboard``)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from der_fast.training.progress import EpochRecord, Observer
 class TensorBoardObserver(Observer):
     """Writes one curve per stage and quantity, over the epochs of the whole run, and one point per step.
 
-    Epochs are counted from the configuration, not from the events seen, so that a resumed run goes on where it stopped.
+    Epochs are counted from the configuration, not from the events seen, so that a resumed run continues where it stopped.
 
     Args:
-        folder: where the event files go; made if it does not exist.
+        folder: folder of the event files; created if it does not exist.
 
     Raises:
         BackendError: the package tensorboard is not installed.
@@ -80,7 +80,7 @@ def _summary_writer(folder: Path) -> Any:
     except ImportError as error:
         raise BackendError(
             f"runtime.tensorboard needs the package tensorboard, which cannot be imported ({error}); "
-            "install it with: pip install 'der_fast[tensorboard]', or leave runtime.tensorboard off."
+            "install it with: pip install 'der_fast[tensorboard]', or switch runtime.tensorboard off."
         ) from error
     factory: Any = SummaryWriter
     return factory(str(folder))

@@ -15,7 +15,7 @@ _COLORS = {"representation": style.RUN, "classifier": style.WARM, "reference": s
 
 
 def epochs_of_the_run(run: RunRecord) -> style.Picture | None:
-    """Draw loss, training accuracy, kept share and, where it changes, λ_s over all epochs; None where there is no history."""
+    """Draw loss, training accuracy, kept share and, if it changes, λ_s over all epochs; None if there is no history."""
     rows = run.history
     if not rows:
         return None
@@ -51,7 +51,7 @@ def _color(stage: str) -> str:
 
 
 def _draw(axes: Axes, rows: Sequence[EpochRow], value: Callable[[EpochRow], float | None]) -> None:
-    """Draw one line per step and stage, so that no line joins what does not belong together."""
+    """Draw one line per step and stage, so that no line joins points that do not belong together."""
     style.grid_lines(axes)
     start = 0
     for end in range(1, len(rows) + 1):
@@ -63,7 +63,7 @@ def _draw(axes: Axes, rows: Sequence[EpochRow], value: Callable[[EpochRow], floa
 
 
 def _mark_steps(all_axes: Sequence[Axes], rows: Sequence[EpochRow]) -> None:
-    """Shade every second step, shade nothing else, and write the steps' numbers above the first panel."""
+    """Shade every second step and nothing else, and write the steps' numbers above the first panel."""
     edges = [index for index, row in enumerate(rows) if index == 0 or row.step != rows[index - 1].step] + [len(rows)]
     labelled = set(style.step_ticks(len(edges) - 1, most=25))
     for axes in all_axes:
@@ -80,6 +80,6 @@ def _mark_steps(all_axes: Sequence[Axes], rows: Sequence[EpochRow]) -> None:
 def _caption(rows: Sequence[EpochRow]) -> str:
     settled = sum(row.settled and row.stage == "representation" for row in rows)
     stages = [sum(row.stage == stage for row in rows) for stage in ("representation", "classifier")]
-    held = f", of which {settled} held the masks binary" if settled else ""
-    alone = f"; {style.plural(stages[1], 'epoch')} trained the classifier alone" if stages[1] else ""
-    return f"{style.plural(stages[0], 'epoch')} trained the representation{held}{alone}; a band is one step."
+    held = f", {settled} of them with binary masks" if settled else ""
+    alone = f"; {style.plural(stages[1], 'epoch')} trained only the classifier" if stages[1] else ""
+    return f"{style.plural(stages[0], 'epoch')} trained the representation{held}{alone}; each band is one step."

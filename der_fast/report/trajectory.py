@@ -19,10 +19,10 @@ class MaskTrajectory:
     Attributes:
         step: 1-based.
         logits: float32 (rows, channels); the first row is the start, the last one decides: a channel is kept iff e > 0.
-        times: float64 (rows,), when, in epochs. Two rows with one time are before and after the cut to the budget.
+        times: float64 (rows,), in epochs. Two rows with the same time are from before and after the cut to the budget.
         offsets: int64 (groups + 1,); group g owns the channels offsets[g]…offsets[g+1]−1.
         groups: the groups' names.
-        settled_from: first epoch (1-based) with the masks held binary; None where there is none.
+        settled_from: first epoch (1-based) with binary masks; None if there is none.
     """
 
     step: int
@@ -44,7 +44,7 @@ class MaskTrajectory:
 
     @property
     def learned(self) -> int:
-        """Number of rows before the first cut: what happened in them the losses did."""
+        """Number of rows before the first cut: only the losses caused what happens in them."""
         same = np.flatnonzero(np.diff(self.times) == 0)
         return int(same[0]) + 1 if len(same) else len(self.times)
 
@@ -63,9 +63,9 @@ class MaskTrajectory:
         return np.stack([alive[:, start:stop].mean(axis=1) for start, stop in spans])
 
     def led_from_the_start(self) -> float | None:
-        """Return the share of kept channels that had the highest logits of their groups at the start already; None where none is kept.
+        """Return the share of kept channels that already had the highest logits of their groups at the start; None if none is kept.
 
-        Near 1 the losses hardly changed the order: which channels stay was decided by the draw, how many by price and budget.
+        Near 1, the losses hardly changed the order: initialisation decided which channels stay, price and budget decided how many.
         """
         kept, led = int(self.alive[-1].sum()), 0
         for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
@@ -92,8 +92,8 @@ def read_trajectories(run: Path, settled: Mapping[int, int], missing: list[str])
 
     Args:
         run: the run's folder.
-        settled: step → first epoch with the masks held binary.
-        missing: gets one sentence for every file that cannot be used.
+        settled: step → first epoch with binary masks.
+        missing: receives one sentence for every unusable file.
     """
     trajectories = []
     for file in sorted(run.glob("steps/*/mask_logits.safetensors")):
@@ -113,7 +113,7 @@ def _read(file: Path, step: int, settled_from: int | None) -> MaskTrajectory:
         metadata = tensors.metadata() or {}
     groups = json.loads(metadata["groups"])
     if logits.ndim != 2 or not logits.size or not np.isfinite(logits).all():
-        raise ValueError(f"logits of shape {logits.shape} with every value finite are expected as (rows, channels)")
+        raise ValueError(f"logits of shape {logits.shape} must be (rows, channels) with every value finite")
     if times.shape != (len(logits),) or not np.isfinite(times).all() or (np.diff(times) < 0).any():
         raise ValueError(f"times of shape {times.shape} do not rise with the {len(logits)} rows of logits")
     if not isinstance(groups, list) or offsets.shape != (len(groups) + 1,):

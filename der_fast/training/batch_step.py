@@ -1,7 +1,7 @@
-"""One batch of a stage, from images to moved weights, as one function of tensors that stay where they are.
+"""One batch of a stage, from images to updated weights, as one function of tensors that stay in place.
 
-Whatever changes from batch to batch is a scalar on the device, and sums over the epoch stay there, so that the function asks the device
-for nothing: eagerly it is a sequence of launches without a wait, and a CUDA graph can hold all of it.
+Everything that changes from batch to batch is a scalar on the device, and sums over the epoch stay there, so the function never reads
+from the device: run eagerly it is a sequence of launches without a wait, and a CUDA graph can hold all of it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ BatchLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def on_device(context: Context) -> bool:
-    """Whether extractors are trained by kernels that a CUDA graph holds."""
+    """Whether extractors are trained by kernels that a CUDA graph can hold."""
     return context.backend.name == "fused"
 
 
 class BatchStep:
-    """Trains one batch at a time. The networks and the optimizer are those at hand when it is made: whoever replaces them makes a new one.
+    """Trains one batch at a time. It keeps the networks and the optimizer that it was made with: if they are replaced, make a new one.
 
     Args:
         context: settings.
-        optimizer: of everything that is trained.
+        optimizer: updates everything that is trained.
         loss: the method's batch loss.
-        constrain: called after every update of the weights, e.g. to clamp them; asks the device for nothing.
+        constrain: called after every update of the weights, e.g. to clamp them; reads nothing from the device.
         graphed: whether a CUDA graph may hold it.
 
     Attributes:
@@ -52,11 +52,12 @@ class BatchStep:
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Train on a batch."""
         if self._graphed is None:
-            self._body(images, labels)
+            self.body(images, labels)
         else:
-            self._graphed(self._body, images, labels)
+            self._graphed(self.body, images, labels)
 
-    def _body(self, images: Tensor, labels: Tensor) -> None:
+    def body(self, images: Tensor, labels: Tensor) -> None:
+        """Train on a batch, kernel by kernel: what a CUDA graph holds."""
         loss, logits = self.loss(images, labels)
         self.optimizer.step(loss)
         if self.constrain is not None:
@@ -65,14 +66,14 @@ class BatchStep:
 
 
 class TrainedFeatures:
-    """Features of the extractor that is trained, by the kernels that were chosen for it.
+    """Features of the extractor in training, computed by the kernels chosen for it.
 
     Args:
-        context: its backend decides about the kernels.
+        context: its backend decides which kernels run.
         extractor: the extractor.
 
     Attributes:
-        kernels: name of the backend for what else is trained with it.
+        kernels: name of the backend for everything else that is trained with the extractor.
     """
 
     def __init__(self, context: Context, extractor: Extractor) -> None:

@@ -17,17 +17,17 @@ from der_fast.training.state import CLASSIFIER, StepState
 
 
 def has_classifier_stage(context: Context, step: int) -> bool:
-    """Whether step `step` (1-based) has one."""
+    """Whether step `step` (1-based) has a classifier stage."""
     return step > 1 and context.config.classifier.epochs > 0
 
 
-def train_classifier(context: Context, state: StepState, bank: FrozenBank, source: ImageSource) -> None:
-    """Retrain `state.head` from scratch, or from where the state stands; raises Stopped where a signal says stop.
+def classifier_stage(context: Context, state: StepState, bank: FrozenBank, source: ImageSource) -> Stage:
+    """Return the stage that retrains `state.head` from scratch, or from where `state` stands.
 
     Args:
         context: settings and listeners.
         state: the step in progress, in its classifier stage.
-        bank: all extractors, the new one included; nothing is back-propagated into them.
+        bank: all extractors, the new one included; they receive no gradients.
         source: new classes and memory, labelled over all seen classes.
     """
     schedule, head = context.config.classifier, state.head
@@ -40,10 +40,15 @@ def train_classifier(context: Context, state: StepState, bank: FrozenBank, sourc
         logits = head(context.features(bank, images))
         return F.cross_entropy(logits / schedule.temperature, labels), logits
 
-    Stage(context, state, source, schedule, loss, parts={"head": head}, chosen=chosen, name=CLASSIFIER).run()
+    return Stage(context, state, source, schedule, loss, parts={"head": head}, chosen=chosen, name=CLASSIFIER)
+
+
+def train_classifier(context: Context, state: StepState, bank: FrozenBank, source: ImageSource) -> None:
+    """Retrain `state.head`; arguments as in `classifier_stage`. Raises Stopped where a signal says stop."""
+    classifier_stage(context, state, bank, source).run()
 
 
 def classifier_readout(context: Context, state: StepState) -> Readout:
-    """Return the readout of a linear classifier after its step; it has the classifier stage's temperature where there was one."""
+    """Return the readout of a linear classifier after its step; with the classifier stage's temperature if there was such a stage."""
     trained = has_classifier_stage(context, state.step)
     return linear_readout(state.head, context.config.classifier.temperature if trained else 1.0)

@@ -1,4 +1,4 @@
-"""What every stage of a step needs to know."""
+"""What every stage of a step needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Context:
         config: the resolved configuration.
         device: where the network runs.
         train_transform, test_transform: augmentation for training, and none for testing.
-        observer: told about batches, epochs and steps.
+        observer: receives batches, epochs and steps.
         save: called with the state after every epoch and stage, and in the middle of long epochs.
         backend: which kernels train the new extractor.
     """
@@ -47,7 +47,7 @@ class Context:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What extractors compute in."""
+        """The dtype that extractors compute in."""
         return torch.bfloat16 if self.config.runtime.precision == "bf16" else torch.float32
 
     def training_batches(
@@ -57,7 +57,7 @@ class Context:
 
         Args:
             source: the images.
-            chosen: positions (n,) of those to pass over; default: all.
+            chosen: positions (n,) of the images to use; default: all.
             size: images per batch.
             draws: shuffles and augments.
             start: where the pass begins.
@@ -74,7 +74,7 @@ class Context:
         )
 
     def test_batches(self, source: ImageSource, chosen: Tensor | None = None) -> Iterator[Batch]:
-        """Yield batches of images as they are tested, in the order of `chosen`, positions (n,); default: all."""
+        """Yield batches of test-transformed images, in the order of the positions `chosen` (n,); default: all."""
         runtime = self.config.runtime
         return source.batches(
             chosen,

@@ -1,4 +1,4 @@
-"""The simplest stage: an extractor and its classifier are trained by cross-entropy on all images alike."""
+"""The simplest stage: an extractor and its classifier are trained with cross-entropy on all images alike."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ class CrossEntropyStage(Stage):
         super().__init__(context, state, source, schedule, loss, name=name, graphed=on_device(context))
 
     def begin_epoch(self) -> None:
-        """At the end of the warm-up the classifier is drawn again, as in the authors' code."""
+        """At the end of the warm-up the classifier is initialised again, as in the authors' code."""
         if self.schedule.warmup_epochs and self.state.epoch == self.schedule.warmup_epochs:
             self.redraw("head")

@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a live bar on a terminal, one line of text in a notebook, lines now and then elsewhere."""
+"""What a person sees while training runs: a live bar on a terminal, one line of text in a notebook, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from der_fast.config.schema import Config
 from der_fast.data.io.progress import is_terminal
 from der_fast.training.standing import Standing, shortened, step_line
 
-# Redrawing costs CPU time that training on two cores would miss.
+# Redrawing costs CPU time that training on two cores needs.
 _REDRAWS_PER_SECOND = 4
 # A notebook sends every change through a socket and keeps it.
 _NOTEBOOK_SECONDS = 1.0
@@ -27,9 +27,9 @@ class StepLines(Standing):
     """One line per finished step.
 
     Args:
-        show: told every line.
-        say: told every message of the run.
-        clock: seconds, from any beginning.
+        show: called with every line.
+        say: called with every message of the run.
+        clock: seconds, from any origin.
     """
 
     def __init__(self, show: Callable[[str], None], say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,7 +47,7 @@ class StepLines(Standing):
 
 
 class LogLines(StepLines):
-    """For files, pipes and logs: a line per finished step, and where the run stands whenever a minute went by without a line.
+    """For files, pipes and logs: a line per finished step, and the state of the run after every minute without a line.
 
     Attributes:
         interval: seconds.
@@ -71,7 +71,7 @@ class LogLines(StepLines):
         self.tick()
 
     def tick(self) -> None:
-        """Write where the run stands if the last line is `interval` old."""
+        """Write the state of the run if the last line is `interval` old."""
         with self._lock:
             if self.clock() - self._last < self.interval:
                 return
@@ -79,17 +79,17 @@ class LogLines(StepLines):
             self._write(self.line())
 
     def keep_ticking(self, wait: Callable[[float], bool]) -> None:
-        """Tick whenever a line is due, until `wait` (for so many seconds) returns True."""
+        """Tick whenever a line is due, until `wait` (called with seconds) returns True."""
         while not wait(max(self._last + self.interval - self.clock(), 0.0)):
             self.tick()
 
     @contextmanager
     def ticking(self) -> Iterator[None]:
-        """Tick meanwhile, also while nothing is told: a step of preparation or a single batch may take minutes."""
+        """Tick inside the block, even without events: a step of preparation or a single batch may take minutes."""
         over = threading.Event()
 
         def run() -> None:
-            # Where nothing can be written any more, training itself finds out and says so.
+            # If nothing can be written any more, training itself notices and reports it.
             with suppress(OSError, ValueError):
                 self.keep_ticking(over.wait)
 
@@ -107,7 +107,7 @@ class LiveDisplay(StepLines):
 
     Args:
         console: a terminal.
-        say: told every message of the run.
+        say: called with every message of the run.
     """
 
     def __init__(self, console: Console, say: Callable[[str], None]) -> None:
@@ -120,7 +120,7 @@ class LiveDisplay(StepLines):
             console=console,
             refresh_per_second=_REDRAWS_PER_SECOND,
             transient=True,
-            # What is printed to a file while the bar is up must not end on the terminal.
+            # What is printed to a file while the bar is up must not end up on the terminal.
             redirect_stdout=is_terminal(sys.stdout),
             redirect_stderr=is_terminal(sys.stderr),
         )
@@ -144,16 +144,16 @@ class LiveDisplay(StepLines):
         self.progress.update(self.task, description=self.title, total=of, completed=done, figures=figures)
 
     def stop(self) -> None:
-        """Take the bar away; what was printed above it stays."""
+        """Remove the bar; what was printed above it stays."""
         self.progress.stop()
 
 
 class NotebookDisplay(StepLines):
-    """Finished steps, messages and where the run stands as text below the cell, rewritten in place; needs no widgets.
+    """Finished steps, messages and the state of the run as text below the cell, rewritten in place; needs no widgets.
 
     Args:
-        rewrite: shows a text in place of the one before.
-        clock: seconds, from any beginning.
+        rewrite: shows a text in place of the previous one.
+        clock: seconds, from any origin.
     """
 
     def __init__(self, rewrite: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -168,13 +168,13 @@ class NotebookDisplay(StepLines):
         self.rewrite("\n".join(self.kept))
 
     def moved(self, done: float, of: float) -> None:
-        """Rewrite the line if the last time is a second ago."""
+        """Rewrite the line if a second has passed since the last time."""
         now = self.clock()
         if now - self._last >= _NOTEBOOK_SECONDS:
             self._last = now
             self.rewrite("\n".join([*self.kept, self.line()]))
 
     def stop(self) -> None:
-        """Leave what is finished."""
+        """Leave only what is finished."""
         if self.kept:
             self.rewrite("\n".join(self.kept))

@@ -20,17 +20,17 @@ _HEAD = """# Metrics
 
 <!-- Written by `python -m der_fast.training.document docs/metrics.md`; a test compares the two. -->
 
-`RUN/metrics.json` is written after every step; `train` and `Learner.metrics()` return the same. How the figures are computed is in
-[method.md](method.md#metrics), how epochs go in [watching.md](watching.md).
+`RUN/metrics.json` is written after every step; `train` and `Learner.metrics()` return the same. [method.md](method.md#metrics) says how
+the figures are computed; [watching.md](watching.md) describes the epochs.
 
 | key | what it is |
 | --- | --- |
-| `protocol`, `dataset`, `name` | the protocol, the data set, and what the method calls itself under this configuration |
-| `backend`, `device`, `versions` | what the run was made with |
+| `protocol`, `dataset`, `name` | the protocol, the data set, and the method's label under this configuration |
+| `backend`, `device`, `versions` | what the run ran on |
 | `config` | the whole configuration ([configuration.md](configuration.md)) |
-| `notes` | what a person should know: images that could not be read, classes without test images, … |
+| `notes` | what you should know: images that could not be read, classes without test images, … |
 | `class_names`, `steps` | every class in the order it was learned; the classes of every step |
-| `confusion` | of what was measured last: counts, rows true, columns predicted; `null` without test images |
+| `confusion` | counts of the last measurement: rows true, columns predicted; `null` without test images |
 """
 
 
@@ -39,13 +39,13 @@ def metrics_page() -> str:
     events = ", ".join(f"`{name}`" for name in names_for(EVENT))
     parts = [
         _HEAD.rstrip("\n"),
-        f"| `events` | what happened to classes beside the steps: `kind`, `step`, `class_names`, `images`, and then {events} |",
-        *_table("Of every step, a list", ((each.name, each.metadata["unit"], each.metadata["meaning"]) for each in LISTED)),
-        *_table("Of the run", ((each.name, each.metadata["unit"], each.metadata["meaning"]) for each in fields(RunFigures))),
+        f"| `events` | what happened to classes between the steps: `kind`, `step`, `class_names`, `images`, and then {events} |",
+        *_table("Per step, as lists", ((each.name, each.metadata["unit"], each.metadata["meaning"]) for each in LISTED)),
+        *_table("Per run", ((each.name, each.metadata["unit"], each.metadata["meaning"]) for each in fields(RunFigures))),
     ]
     for name, method in METHODS.items():
         if method.figures:
-            parts += _table(f"Of every step of `{name}`, a list", ((key, *told) for key, told in method.figures.items()))
+            parts += _table(f"Per step of `{name}`, as lists", ((key, *told) for key, told in method.figures.items()))
     return "\n".join(parts) + "\n"
 
 

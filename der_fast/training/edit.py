@@ -1,4 +1,4 @@
-"""Renaming and forgetting classes of a saved run: afterwards the folder holds the run as it was, or as it was to become."""
+"""Renaming and forgetting classes of a saved run: if interrupted, the folder holds the run either before or after the change."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from der_fast.training.storage.named_files import load_manifest
 
 
 def rename_in_run(run: Path, old: str, new: str, *, observer: Observer | None = None) -> Learner:
-    """Call a class of a saved run by another name, in its last two states, memory and metrics.
+    """Rename a class of a saved run, in its last two states, memory and metrics.
 
-    A process that is killed leaves the old name or the new one; the same call then does, or has done, the rest.
+    If the process is killed, the run has the old name or the new one; calling it again finishes the rest.
 
     Raises:
-        DataError: no class `old`, or a name that is empty, or that a class has already.
-        CheckpointError, StorageError: the run cannot be read, or not be written to.
+        DataError: there is no class `old`, or the new name is empty or taken.
+        CheckpointError, StorageError: the run cannot be read or written.
     """
     with _whole(run, observer) as learner:
         learner.rename(old, new)
-        # The older state first: with other names than the newest one's it would be deleted as another learner's.
+        # The older state first: if its names differ from the newest one's, it would be deleted as another learner's.
         saved.rename_before(run, len(learner.results), {old: new})
         learner.save(run)
     return learner
@@ -46,20 +46,20 @@ def forget_in_run(
     test_images: Callable[[Learner], ImageSource | None] = lambda learner: None,
     observer: Observer | None = None,
 ) -> Learner:
-    """Take classes out of a saved run; no file of the run holds an exemplar of them afterwards.
+    """Remove classes from a saved run; afterwards no file of the run holds an exemplar of them.
 
-    States before this one that know the classes are deleted, and so are checkpoints of a step in progress and the kept index of the data
-    set. A process that is killed leaves the run as it was, or without the classes; the same call then does, or has done, the rest.
+    Earlier states that know the classes are deleted, and so are checkpoints of a step in progress and the stored index of the data set.
+    If the process is killed, the run still has the classes or no longer has them; calling it again finishes the rest.
 
     Args:
         run: the run's folder.
         class_names: known classes, not all of them.
-        test_images: called with the learner as it was; gives images of known classes to measure accuracy on, or None.
-        observer: told about a damaged state.
+        test_images: called with the unchanged learner; returns images of known classes to measure accuracy on, or None.
+        observer: notified of a damaged state.
 
     Raises:
-        DataError: no name, one that is not known, or all known classes.
-        CheckpointError, StorageError: the run cannot be read, or not be written to.
+        DataError: no name, an unknown one, or all known classes.
+        CheckpointError, StorageError: the run cannot be read or written.
     """
     with _whole(run, observer) as learner:
         _refuse_forgotten(learner, run, class_names)
@@ -67,7 +67,7 @@ def forget_in_run(
         test = test_images(learner)
         left = [] if test is None else [name for name in test.class_names if name not in class_names]
         if not left:
-            learner.observer.message("no test images of the classes that stay can be read here, so accuracy is not measured again")
+            learner.observer.message("no test images of the remaining classes can be read here, so accuracy is not measured again")
         learner.forget(*class_names, test=test.of_classes(left) if test is not None and left else None)
         learner.save(run)
         _sweep(run)
@@ -75,19 +75,19 @@ def forget_in_run(
 
 
 def _refuse_forgotten(learner: Learner, run: Path, class_names: Sequence[str]) -> None:
-    """Finish what a process that was killed while it forgot these classes has not done any more, and say that they are gone."""
+    """If a killed process had already forgotten these classes, finish its clean-up and raise that they are gone."""
     before = {name for event in learner.events if event.kind == FORGOTTEN for name in event.class_names}
     gone = [name for name in class_names if name not in learner.class_names]
     if gone and before.issuperset(gone):
         _sweep(run)
-        raise DataError(f"class {', '.join(map(repr, gone))} was forgotten already; nothing of it is left in {run}")
+        raise DataError(f"class {', '.join(map(repr, gone))} has already been forgotten; {run} no longer holds any of its data")
 
 
 @contextmanager
 def _whole(run: Path, observer: Observer | None) -> Iterator[Learner]:
-    """Hold a run's folder and yield its learner, whose newest state must be readable: what is changed is all that the folder keeps."""
+    """Hold a run's folder and yield its learner, whose newest state must be readable: a change rewrites everything the folder keeps."""
     if not saved.saved_steps(run):
-        # Nothing may be made in a folder that is not a run.
+        # Nothing may be created in a folder that is not a run.
         Learner.load(run)
     with held(run):
         learner = Learner.load(run, observer=observer)
@@ -97,7 +97,7 @@ def _whole(run: Path, observer: Observer | None) -> Iterator[Learner]:
                 f"the newest state in {run} (steps/{newest:02d}) is damaged, and would be lost; restore it from a copy, or delete "
                 f"the folder {run / 'steps' / f'{newest:02d}'} to go back to the state before it"
             )
-        # Where it is edited says nothing about where it was, or is to be, trained.
+        # The machine that edits a run need not be the one that trains it.
         learner.config = from_dict(load_manifest(saved.step_folder(run, newest) / saved.MANIFEST)["config"])
         _remove_leftovers(run)
         finish_saving(learner, run)
@@ -110,6 +110,6 @@ def _remove_leftovers(run: Path) -> None:
 
 
 def _sweep(run: Path) -> None:
-    """Delete what may still hold something of a class that the saved state does not know any more."""
+    """Delete everything that may still hold data of a class that the saved state no longer knows."""
     Checkpoints(run, 1).clear()
     (run / INDEX).unlink(missing_ok=True)

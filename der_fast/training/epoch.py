@@ -1,4 +1,4 @@
-"""Counting an epoch: loss, accuracy and speed, without asking the device for a number in every batch."""
+"""Metering an epoch: loss, accuracy and speed, without reading a number from the device in every batch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class EpochMeter:
 
     Args:
         device: where the sums lie.
-        position: where the epoch goes on, if it does.
-        totals: (2,) float64 on the device, set here to where the epoch begins; whoever gives it adds to it by `tally`.
+        position: where an interrupted epoch continues, or None.
+        totals: (2,) float64 on the device, set here to their values at the start; the caller adds to them with `tally`.
 
     Attributes:
-        start: where the pass over the images begins.
-        batch: how many batches were trained.
-        images: how many images.
+        start: where the pass over the images starts.
+        batch: number of batches trained.
+        images: number of images trained.
         waited: seconds spent waiting for images.
     """
 
@@ -40,7 +40,7 @@ class EpochMeter:
         self.waited = 0.0
         self.start = BEGINNING
         self.started = time.perf_counter()
-        # What goes on in the middle of an epoch does not know what was computed before.
+        # A resumed epoch does not know what was computed before the interruption.
         self._computing = time.process_time() if device.type == "cpu" and position is None else None
         if position is not None:
             self.start, self.batch, self.images = position.place, position.batches, position.images
@@ -49,7 +49,7 @@ class EpochMeter:
             self.waited = position.waited
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on and measure how long each lets wait; what a GPU has still to do meanwhile is not asked."""
+        """Pass batches on and measure the wait for each, without waiting for the GPU's pending work."""
         while True:
             asked = time.perf_counter()
             try:
@@ -66,12 +66,12 @@ class EpochMeter:
         self.advance(len(labels))
 
     def advance(self, images: int) -> None:
-        """Count one batch of so many images, whose loss and hits are in the totals."""
+        """Count one batch of `images` images, whose loss and hits are already in the totals."""
         self.images += images
         self.batch += 1
 
     def means(self) -> tuple[float, float]:
-        """Return mean loss and accuracy (percent); asks the device."""
+        """Return mean loss and accuracy (percent); reads from the device."""
         loss, hits = (self.totals / max(self.images, 1)).tolist()
         return loss, 100 * hits
 
@@ -82,7 +82,7 @@ class EpochMeter:
 
     @property
     def processor_seconds(self) -> float | None:
-        """Processor time so far, on a CPU; None where it cannot be told."""
+        """Processor time so far, on a CPU; None if unknown."""
         return None if self._computing is None else time.process_time() - self._computing
 
     @property
@@ -91,11 +91,11 @@ class EpochMeter:
         return self.images / max(self.seconds, 1e-9)
 
     def position(self, place: Place) -> Position:
-        """Return how far the epoch went; asks the device."""
+        """Return how far the epoch got; reads from the device."""
         return Position(place, self.batch, self.images, self.totals.cpu().clone(), self.seconds, self.waited)
 
 
 def count_batches(images: int, batch_size: int) -> int:
-    """Number of batches of a shuffled epoch: a last batch of one image is left out if there are others."""
+    """Number of batches of a shuffled epoch: a last batch of one image is dropped if there are others."""
     full, rest = divmod(images, batch_size)
     return full + (rest > 1 or (rest == 1 and full == 0))

@@ -17,33 +17,33 @@ from der_fast.model.extractor import Extractor
 from der_fast.training.context import Context
 from der_fast.training.state import StepState
 
-# The compact network computes the same sums in another order; anything beyond rounding is a fault of ours.
+# The compact network computes the same sums in another order; anything beyond rounding is a bug in der_fast.
 COMPACTION_TOLERANCE = 1e-5
-# Folding and another order of summation may round that much worse than the masked network itself does.
+# Folding and another summation order may round worse than the masked network by this factor.
 ROUNDING = 10
 
 
 def checked_error(
     context: Context, state: StepState, keep: Tensor, finished: CompactExtractor, decision: CompactionPlan, images: Tensor
 ) -> float:
-    """Return the largest relative error of the compact extractor on a batch, over all ways in which it can run here.
+    """Return the largest relative error of the compact extractor on a batch, over all strategies that can run it here.
 
-    Where batch-norm divides by a variance near zero, layer after layer, rounding alone exceeds any bound. Double precision tells that
-    from a fault: there the two networks agree however ill-conditioned they are, and in single precision the compact one is not much
-    further from the truth than the masked one.
+    If batch-norm divides by a variance near zero, layer after layer, rounding alone exceeds any bound. Double precision tells that
+    apart from a bug: in it, the two networks agree even if they are ill-conditioned, and in single precision the compact one is not
+    much further from the truth than the masked one.
 
     Args:
         context: settings and listeners.
-        state: the step; a note is added where the extractor is ill-conditioned.
+        state: the step; it gets a note if the extractor is ill-conditioned.
         keep: boolean (C,), the binary masks.
         finished, decision: the compact extractor, float32, and its plan.
         images: (N, 3, H, W) a real batch.
 
     Raises:
-        DerFastError: it computes something else.
+        DerFastError: the compact extractor computes something else.
     """
     masks = keep.to(context.device)
-    # TensorFloat-32, the default of convolutions on newer GPUs, rounds to 10 bits: its error would hide ours.
+    # TensorFloat-32, the default of convolutions on newer GPUs, rounds to 10 bits: its error would hide that of compaction.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         ways = features_by_strategy(finished, images)
         masked = _masked_features(state.extractor, masks.float(), decision, images)
@@ -73,14 +73,14 @@ def checked_error(
 
 
 def features_by_strategy(extractor: CompactExtractor, images: Tensor) -> dict[str, Tensor]:
-    """Return the extractor's features by every strategy that can run it here."""
+    """Return the extractor's features, by the name of every strategy that can run it here."""
     runnable = extractor.runnable
     names = runnable.strategies()
     return {name: strategies.run([runnable], images, name, shared())[0] for name in names}
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
-    """Return max |found − truth| / max |truth|; infinite where either is not a number, 0 where there is nothing."""
+    """Return max |found − truth| / max |truth|; infinite if either holds NaN, 0 if both are empty."""
     if truth.numel() == 0:
         return 0.0
     error = float((found.double() - truth.double()).abs().max() / truth.double().abs().max().clamp_min(1e-12))
@@ -96,6 +96,6 @@ def _masked_features(dense: Extractor, masks: Tensor, decision: CompactionPlan, 
 
 def _refuse(state: StepState, how: str) -> None:
     raise DerFastError(
-        f"step {state.step}: the compact extractor differs from the masked one {how} on a batch of training images. This is a fault of "
+        f"step {state.step}: the compact extractor differs from the masked one {how} on a batch of training images. This is a bug in "
         "der_fast: please report it with the run's config.json and `der-fast doctor --json`."
     )

@@ -21,13 +21,13 @@ class Evaluation:
 
     Attributes:
         top1, top5: percent; top5 counts the five best of all known classes (100 while there are five or fewer).
-        class_set_top1: percent for every step's classes, None for a step of whose classes the test set has no image.
+        class_set_top1: percent for every step's classes, None for a step without test images.
         confusion: C × C counts, rows the true class, columns the predicted one, in learning order.
         images: number of test images.
         class_names: the known classes in learning order.
-        without_images: those of them of which the test set has no image.
-        left_out: images that were given but not counted, because the run was trained on them.
-        notes: what else a person should know about what was measured, a line each.
+        without_images: the known classes without test images.
+        left_out: images that were given but not counted because the run was trained on them.
+        notes: what else the user should know about the measurement, one line each.
     """
 
     top1: float
@@ -51,10 +51,10 @@ def _test_batches(context: Context, source: ImageSource, work: str, order: Tenso
 
 
 def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Go through the images class by class in one pass, test transform; no more than one class and one batch is held at a time.
+    """Go through the images class by class in one pass, with the test transform; at most one class and one batch are held at a time.
 
     Yields:
-        For every class of which an image could be read: its label, the positions (n,) of those images in the source, in order, and
+        For every class with a readable image: its label, the positions (n,) of its readable images in the source, in order, and
         their super-features (n, F); on the CPU.
     """
     order = source.labels.argsort(stable=True)
@@ -76,14 +76,14 @@ def features_by_class(context: Context, bank: FrozenBank, source: ImageSource) -
 
 @torch.no_grad()
 def logits_of(context: Context, bank: FrozenBank, readout: Readout, source: ImageSource, work: str = "evaluation") -> tuple[Tensor, Tensor]:
-    """Return the logits (n, classes) of all images that could be read, test transform, and their positions (n,); on the CPU.
+    """Return the logits (n, classes) of all readable images, with the test transform, and their positions (n,); on the CPU.
 
     Args:
-        context, bank, readout, source: with what, and of which images.
-        work: what the observer is told that goes on.
+        context, bank, readout, source: what computes them, and the images.
+        work: name of this work for the observer.
 
     Raises:
-        DataError: no image at all could be read.
+        DataError: no image could be read.
     """
     rows: list[Tensor] = []
     positions: list[Tensor] = []
@@ -91,7 +91,7 @@ def logits_of(context: Context, bank: FrozenBank, readout: Readout, source: Imag
         rows.append(readout(context.features(bank, batch.images)).cpu())
         positions.append(batch.indices)
     if not rows:
-        raise DataError(f"none of {len(source)} image(s) could be read")
+        raise DataError(f"none of the {len(source)} image(s) could be read")
     return torch.cat(rows), torch.cat(positions)
 
 

@@ -1,4 +1,4 @@
-"""What happened to a learner's classes beside its steps: refreshed, renamed, forgotten. It is kept with the run."""
+"""What happened to a learner's classes between its steps: refreshed, renamed, forgotten. It is saved with the run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Event:
 
     Attributes:
         kind: REFRESHED, RENAMED or FORGOTTEN.
-        step: after how many steps.
-        class_names: the classes; of a renamed one its old and its new name.
-        images: how many new images refreshed them; else None.
-        result: what was measured afterwards; None where nothing that is measured had changed.
+        step: number of steps learned before it.
+        class_names: the classes; for a rename the old and the new name.
+        images: number of new images in a refresh; else None.
+        result: what was measured afterwards; None if the event changes nothing measurable.
     """
 
     kind: str
@@ -37,7 +37,7 @@ def to_json(events: Iterable[Event]) -> list[dict[str, Any]]:
 
 
 def from_json(rows: Iterable[Mapping[str, Any]]) -> list[Event]:
-    """The inverse of `to_json`; raises KeyError or TypeError where something is missing or cannot be."""
+    """The inverse of `to_json`; raises KeyError or TypeError if something is missing or invalid."""
     events = []
     for row in rows:
         result = None if row["result"] is None else StepResult.from_json(row["result"])
@@ -46,7 +46,7 @@ def from_json(rows: Iterable[Mapping[str, Any]]) -> list[Event]:
 
 
 def rows_of(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """Return what ``metrics.json`` says of events: kind, step, classes and the figures measured afterwards."""
+    """Return the events as ``metrics.json`` holds them: kind, step, classes and the figures measured afterwards."""
     return [
         {
             "kind": event.kind,
@@ -60,13 +60,13 @@ def rows_of(events: Iterable[Event]) -> list[dict[str, Any]]:
 
 
 def latest(results: Sequence[StepResult], events: Sequence[Event]) -> StepResult:
-    """Return what was measured last: after the last step, or after what happened since."""
+    """Return the last measurement: after the last step, or after a later event."""
     since = [event.result for event in events if event.step == len(results) and event.result is not None]
     return since[-1] if since else results[-1]
 
 
 def with_names(events: Iterable[Event], names: Mapping[str, str | None]) -> list[Event]:
-    """Return events whose refreshed classes are called as they are now; None = forgotten. How names changed stays as it was."""
+    """Return the events with refreshed classes under their current names; None = forgotten. The history of renames is kept."""
     return [
         replace(event, class_names=present(event.class_names, names)) if event.kind == REFRESHED else event
         for event in events
@@ -74,15 +74,15 @@ def with_names(events: Iterable[Event], names: Mapping[str, str | None]) -> list
 
 
 def present(class_names: Iterable[str], names: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Return class names by `names`, which may lack some; those with None are left out."""
+    """Map class names by `names`; names missing there stay, names mapped to None are left out."""
     now = (names.get(name, name) for name in class_names)
     return tuple(name for name in now if name is not None)
 
 
 def names_now(events: Iterable[Event]) -> dict[str, str | None]:
-    """Return what the classes that were renamed or forgotten were called when they were learned → what they are called now, or None.
+    """Return, for renamed and forgotten classes, the name when learned → the current name, or None if forgotten.
 
-    A name that was freed and learned again stands for the earlier of its classes.
+    A name that was freed and learned again means the earlier of its classes.
     """
     now: dict[str, str | None] = {}
     for event in events:
@@ -99,17 +99,17 @@ def names_now(events: Iterable[Event]) -> dict[str, str | None]:
 
 
 def names_then(class_names: Iterable[str], events: Iterable[Event]) -> list[str]:
-    """Return what classes were called when they were learned."""
+    """Return the names that classes had when they were learned."""
     then = {current: name for name, current in names_now(events).items() if current is not None}
     return [then.get(name, name) for name in class_names]
 
 
 def known_of(class_names: Iterable[str], known: Collection[str], events: Iterable[Event]) -> dict[str, str]:
-    """Return which classes of a run's own data set are known: their names there → what they are called now.
+    """Return which classes of a run's own data set are known: name in the data set → current name.
 
     Args:
         class_names: the data set's.
-        known: the classes that the run knows now.
+        known: the current names of the known classes.
         events: what happened to them.
     """
     now = names_now(events)
@@ -118,7 +118,7 @@ def known_of(class_names: Iterable[str], known: Collection[str], events: Iterabl
     for name in class_names:
         current = now.get(name)
         if current is None and name not in taken:
-            # Never renamed; or forgotten, and perhaps learned again.
+            # Never renamed; or forgotten and perhaps learned again.
             current = name
         if current is not None and current in known:
             found[name] = current

@@ -1,4 +1,4 @@
-"""A class is taken out: its row of the classifier, its exemplars, its name. What extractors learned from its images stays in them."""
+"""Removing a class: its row of the classifier, its exemplars, its name. What extractors learned from its images stays in them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ REMAINS = (
 def forgotten_model(model: Model, names: Sequence[str]) -> Model:
     """Return the model without the classes `names`; the given one is left unchanged.
 
-    The other classes keep their rows of the classifier, and so their logits. A step of which no class is left keeps its extractor, whose
-    features the classifier reads for the other classes, and its place: later steps keep their numbers.
+    The other classes keep their rows of the classifier and therefore their logits. A step that loses all its classes keeps its
+    extractor, whose features the classifier reads for the other classes, and its number: later steps are not renumbered.
 
     Raises:
-        DataError: no names, one that is not known, or no class would be left.
+        DataError: no names, an unknown one, or no class would be left.
     """
     if not names:
         raise DataError("name at least one class to forget")
     check_known(names, model.class_names)
     left = [name for name in model.class_names if name not in names]
     if not left:
-        raise DataError("a model that knows no class is none: forgetting the last one is refused; delete the run's folder instead")
+        raise DataError("the last known classes cannot be forgotten, because a model needs at least one; delete the run's folder instead")
     assert model.network.head is not None
     stays = [position for position, name in enumerate(model.class_names) if name not in names]
     rows = torch.tensor(stays, device=model.network.head.weight.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from der_fast.kernels import capture
 
-# Batches that run eagerly before the capture: kernels are compiled, ways are measured, and libraries make their workspaces in them.
+# Eager batches before the capture: in them kernels are compiled, paths are measured, and libraries allocate their workspaces.
 WARM_UP = 3
 
 Body = Callable[[Tensor, Tensor], None]
@@ -19,15 +19,15 @@ class GraphedStep:
     """Calls a body with static tensors that hold the batch.
 
     The first shape is captured after `WARM_UP` batches, all of which count: the body is the same function in both forms, and a capture
-    runs nothing. Batches of other shapes, such as an epoch's last one, run eagerly. Everything that the body reads beside the batch must
-    stay where it is, numbers included.
+    runs nothing. Batches of other shapes, such as an epoch's last one, run eagerly. Everything else that the body reads, numbers
+    included, must stay at the same address.
 
     Args:
         device: where the body runs; without CUDA it always runs eagerly.
-        say: told, once, why there is no graph, where it cannot be captured.
+        say: called once with the reason if no graph can be captured.
     """
 
-    # The body is not kept: its owner keeps this, and in a cycle of the two a graph's memory would outlive both.
+    # The body is not stored: its owner holds this object, and in a reference cycle a graph's memory would outlive both.
     def __init__(self, device: torch.device, say: Callable[[str], None]) -> None:
         self.device, self.say = device, say
         self._static: tuple[Tensor, Tensor] | None = None
@@ -45,7 +45,7 @@ class GraphedStep:
         """Run the body on a batch.
 
         Args:
-            body: the same function every time; asks the device for nothing, and returns nothing.
+            body: the same function every time; reads nothing from the device and returns nothing.
             images, labels: the batch.
         """
         static = self._static = self._static or (torch.empty_like(images), torch.empty_like(labels))
@@ -66,7 +66,7 @@ class GraphedStep:
         if not self._captures:
             body(images, labels)
             return
-        # What a graph should hold must not have been begun on the default stream, which no capture may wait for.
+        # Work that a graph will hold must not start on the default stream: a capture may not wait for it.
         side = self._side()
         capture.run_on(side, lambda: body(images, labels))
         for tensor in (images, labels):

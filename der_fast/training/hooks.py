@@ -1,4 +1,4 @@
-"""What a run adds to the learning of one step: checkpoints, and where the images come from."""
+"""What a run adds to learning one step: checkpoints and the origin of the images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Hooks:
     """What happens around a step.
 
     Args:
-        origin: where the images come from, for later measurements; default: they were given, and the test images of the classes that are
-            trained were held out.
-        announce: tell the observer about new classes with fewer images than their memory quota; a run tells it once for all steps.
-        restore: brings a step that has just begun to its last checkpoint and returns True; returns False where there is none, whatever it
-            did to the step until then.
-        save: called with the step's state after every epoch and stage, and every `runtime.checkpoint_seconds` within long epochs.
+        origin: where the images come from, for later measurements; default: they were given, and the test images of the trained classes
+            were held out.
+        announce: notify the observer of new classes with fewer images than their memory quota; a run does so once for all steps.
+        restore: brings a step that has just begun to its last checkpoint and returns True; returns False if there is none, even if it
+            has changed the step by then.
+        save: called with the step's state every `runtime.checkpoint_seconds` and at the end of every stage.
     """
 
     origin: Origin | None = None
@@ -32,7 +32,7 @@ class Hooks:
     save: Callable[[StepState], None] = _nothing
 
     def begun(self, begin: Callable[[], StepState]) -> StepState:
-        """Return a step that begins, or goes on from its last checkpoint."""
+        """Return a new step, or the step at its last checkpoint."""
         state = begin()
         if self.restore is not None and not self.restore(state):
             return begin()

@@ -1,4 +1,4 @@
-"""What a learner does with the classes that it knows: refresh them with more images, rename one, forget some."""
+"""What a learner can do with known classes: refresh them with more images, rename one, forget some."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class KnownClasses(TrainedModel):
     """The part of a learner that changes known classes; `Learner` has the rest.
 
     Attributes:
-        results: what was measured after every step.
-        events: what happened to classes beside the steps.
-        lesson: checksum of the images that were learned last; empty where that is unknown.
-        learned: of every step, the images it was trained on and those that were held out.
+        results: the measurements after every step.
+        events: what happened to classes between the steps.
+        lesson: checksum of the images learned last; empty if unknown.
+        learned: for every step, the images it was trained on and those held out.
     """
 
     results: list[StepResult]
@@ -43,14 +43,14 @@ class KnownClasses(TrainedModel):
 
     @property
     def latest(self) -> StepResult:
-        """What was measured last, after a step or after what happened since; raises IndexError before the first step."""
+        """The last measurement, after a step or a later event; raises IndexError before the first step."""
         return latest(self.results, self.events)
 
     def rename(self, old: str, new: str) -> None:
-        """Call the class `old` by the name `new` from now on, in results too; no weight changes.
+        """Rename the class `old` to `new`, in results too; no weight changes.
 
         Raises:
-            DataError: no class `old`, or a name that is empty, or that a class has already.
+            DataError: there is no class `old`, or the new name is empty or taken.
             DerFastError: nothing has been learned yet.
         """
         self._model = renamed_model(self.model, old, new)
@@ -59,16 +59,16 @@ class KnownClasses(TrainedModel):
         self.events.append(Event(RENAMED, len(self.results), (old, new)))
 
     def forget(self, *class_names: str, test: Any = None) -> StepResult:
-        """Take classes out of classifier, rehearsal memory and results; no weight of the other classes changes, nor do their logits.
+        """Remove classes from classifier, rehearsal memory and results; weights and logits of the other classes do not change.
 
         The extractors were trained on images of these classes and are not changed. A forgotten class can be learned again as a new one.
 
         Args:
             class_names: known classes, not all of them.
-            test: images of classes that stay, to measure accuracy on; None measures none.
+            test: images of the remaining classes, to measure accuracy on; None skips that.
 
         Raises:
-            DataError: no name, one that is not known, all known classes, or test images that do not fit.
+            DataError: no name, an unknown one, all known classes, or test images that do not fit.
             DerFastError: nothing has been learned yet.
         """
         started = time.perf_counter()
@@ -78,21 +78,21 @@ class KnownClasses(TrainedModel):
         self._model = model
         self._call(dict.fromkeys(names))
         self.learned = provenance.forgotten(self.learned, names)
-        # A note may name files of the class.
+        # Notes may name files of the class.
         self.notes = [note for note in self.notes if not any(f"/{name}/" in note.replace("\\", "/") for name in names)]
         self.events.append(Event(FORGOTTEN, len(self.results), names, result=result))
         return result
 
     def _call(self, names: Mapping[str, str | None]) -> None:
-        """Write results and events with other class names; None = forgotten."""
+        """Apply other class names to results and events; None = forgotten."""
         self.results = [replace(result, class_names=present_names(result.class_names, names)) for result in self.results]
         self.events = with_names(self.events, names)
 
     def _new_images(self, train: ImageSource) -> ImageSource:
-        """Return what is new in images of which some are of known classes, and say what is done with those.
+        """Return the new images among images of new and known classes, and say what happens to the known ones.
 
         Raises:
-            ConfigError, DataError: images of known classes only, from which nothing can be learned; see `check_refresh`.
+            ConfigError, DataError: images of known classes only that cannot be learned; see `check_refresh`.
         """
         known = () if self._model is None else self._model.class_names
         again = [name for name in train.class_names if name in known]
@@ -102,27 +102,27 @@ class KnownClasses(TrainedModel):
         named = ", ".join(map(repr, again[:_MOST_NAMED])) + (f" and {len(again) - _MOST_NAMED} more" if len(again) > _MOST_NAMED else "")
         if len(again) == len(train.class_names) and train.fingerprint() == self.lesson:
             raise DataError(
-                f"class {again[0]!r} is already known, and these are the very images that were learned last; give further images of known "
-                "classes, new classes, or rename the folder if it is another class"
+                f"class {again[0]!r} is already known, and these are exactly the images that were learned last; give further images of "
+                "known classes, new classes, or rename the folder if it is another class"
             )
         fresh, held = only_new_images(train, self._model.memory, known)
         if len(again) == len(train.class_names):
             check_refresh(self.config, self._model, fresh)
-            what = "they refresh rehearsal memory and classifier; every extractor stays as it is"
+            what = "they refresh rehearsal memory and classifier; extractors do not change"
         else:
-            what = "their images join the rehearsal memory's; the other classes are learned as a step"
-        left_out = f" ({held} image(s) were in the memory already)" if held else ""
+            what = "their images join the rehearsal memory; the other classes are learned as a step"
+        left_out = f" ({held} image(s) were already in the memory)" if held else ""
         self.observer.message(f"already known: {named}; {what}{left_out}")
         return fresh
 
     def _say_freed_names(self, new: Sequence[str]) -> None:
-        """Say of new classes that are called as a known one was before it was renamed that they are learned as other classes."""
+        """Point out new classes that have a known class's former name: they are learned as different classes."""
         now = names_now(self.events)
         freed = [f"{name!r} ({now[name]!r} now)" for name in new if now.get(name) is not None]
         if freed:
             self.observer.message(
-                f"learned as new classes, though known ones had these names before they were renamed: {', '.join(freed)}; if the same ones "
-                "are meant, stop, and give their images under the names that they have now"
+                f"learned as new classes, although known ones had these names before they were renamed: {', '.join(freed)}; if you mean "
+                "the same classes, stop and give their images under their current names"
             )
 
     def _is_refresh(self, train: ImageSource) -> bool:
@@ -130,7 +130,7 @@ class KnownClasses(TrainedModel):
         return self._model is not None and not self.method.joint and set(train.class_names) <= set(self._model.class_names)
 
     def _refresh(self, context: Context, train: ImageSource, test: ImageSource | None, hooks: Hooks, started: float) -> StepResult:
-        """Do what `learn` does where all classes are known."""
+        """Do what `learn` does if all classes are known."""
         model = self.model
         state = hooks.begun(lambda: begin_refresh(context, model))
         before = state.spent

@@ -17,7 +17,7 @@ LONGEST_SECONDS = 1.0
 
 
 class Latency(NamedTuple):
-    """Milliseconds: the median over the rounds, and half of the range that the middle half of them lies in."""
+    """Milliseconds: the median over the rounds, and half of their interquartile range."""
 
     median: float
     spread: float
@@ -27,7 +27,7 @@ class Latency(NamedTuple):
 def latencies_ms(image: Tensor, *calls: Callable[[Tensor], Tensor]) -> list[Latency]:
     """Return how long every `call(image)` takes, over up to 15 rounds or one second each, after a warm-up round.
 
-    A round calls each network once, so that whatever else slows the machine meanwhile slows them alike.
+    A round calls each network once, so that other load on the machine slows all of them alike.
 
     Args:
         image: (1, 3, H, W) on the networks' device.
@@ -62,5 +62,5 @@ def _seconds(call: Callable[[Tensor], Tensor], image: Tensor) -> float:
 
 
 def whole_model(bank: nn.Module, readout: Readout) -> Callable[[Tensor], Tensor]:
-    """Return the function images → logits, float32 whatever the bank computes in."""
+    """Return the function images → logits, float32 for any dtype of the bank."""
     return lambda images: readout(bank(images).float())

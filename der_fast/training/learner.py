@@ -1,4 +1,4 @@
-"""The learner: classes in, a classifier of all classes so far out."""
+"""The learner: classes go in, a classifier of all classes so far comes out."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from der_fast.config.check import check
 from der_fast.config.key import Change
 from der_fast.config.schema import Config, RuntimeConfig
-from der_fast.config.tree import flatten, keys_with, to_dict
-from der_fast.data.kept import located
+from der_fast.config.tree import flatten, keys_with, replace_keys, to_dict
 from der_fast.data.sets.dataset import as_source
 from der_fast.data.source import ImageSource
+from der_fast.data.storage import located
 from der_fast.errors import ConfigError, DerFastError
 from der_fast.files import held, write_json
 from der_fast.home import expand
-from der_fast.kernels.backend import resolve, resolve_device
+from der_fast.kernels.backend import resolve, resolve_device, resolve_precision
 from der_fast.kernels.forked import fit_to_compute
 from der_fast.model.architecture import Architecture, build_architecture
 from der_fast.training import events, provenance
@@ -44,7 +44,7 @@ from der_fast.training.watching import watched
 # Up to this input side the stem is the small one (3×3, stride 1).
 _SMALL_SIDE = 64
 
-# Stands for "no observer was given": where a person looks on, such a learner shows its progress.
+# Means that no observer was given: such a learner shows its progress if somebody is watching.
 _NOBODY = Observer()
 
 
@@ -53,21 +53,22 @@ class Learner(KnownClasses):
 
     Args:
         config: the configuration; default: `Config()`.
-        observer: told about progress.
+        observer: receives progress.
 
     Raises:
         ConfigError, BackendError: something in the configuration cannot be used here.
     """
 
     def __init__(self, config: Config | None = None, *, observer: Observer | None = None) -> None:
-        self.config = check(config or Config())
+        config = check(config or Config())
         self.observer = observer or _NOBODY
-        self.device = resolve_device(self.config.runtime.device)
+        self.device = resolve_device(config.runtime.device)
+        self.config = self._with_precision(config)
         self.backend = resolve(self.config.runtime.backend, self.device)
         apply_runtime(self.config.runtime, self.device)
         self.results: list[StepResult] = []
         self.records: list[EpochRecord] = []
-        # Of every step, the images it was trained on and those that were held out.
+        # For every step, the images it was trained on and those held out.
         self.learned: list[provenance.Learned] = []
         self.notes: list[str] = []
         self.events: list[events.Event] = []
@@ -75,34 +76,34 @@ class Learner(KnownClasses):
         self.image_size: tuple[int, int] | None = None
         self._model: Model | None = None
         self._stem = ""
-        # Of every step that was learned here, what is kept beside it.
+        # For every step learned here, the files kept with it.
         self._step_files: dict[int, dict[str, StepFile]] = {}
         self._home: Path | None = None
-        # Memory that was read from a run's folder: its files may have been moved since.
+        # A memory read from a run's folder: its files may have been moved since.
         self._memory_found = True
         self._precision_said = False
 
     def learn(self, train: Any, test: Any = None, *, progress: bool | None = None) -> StepResult:
-        """Learn the classes of `train`; finished extractors stay as they are.
+        """Learn the classes of `train`; finished extractors do not change.
 
-        Images of known classes join the rehearsal memory's. Where there are no others, nothing is expanded: the rehearsal memory is
-        chosen again, by herding over its own and the new images of these classes, and the classifier is retrained by the classifier
-        stage; what is measured then is in `events`, not in `results`.
+        Images of known classes join the rehearsal memory. If there are no others, no extractor is added: the rehearsal memory is
+        chosen again, by herding over its own and the new images of these classes, and the classifier stage retrains the classifier.
+        Such a refresh is measured in `events`, not in `results`.
 
         Args:
             train: an image source or a map-style dataset of (image, label) with the new classes' images (for the upper bound,
                 the images of all classes seen so far), and further ones of known classes.
-            test: images of any seen classes, to measure accuracy on; None measures none. Class names without images are left out.
-            progress: show progress on standard error or in the notebook; None: where somebody looks on and the learner has no observer
+            test: images of any seen classes, to measure accuracy on; None skips that. Class names without images are ignored.
+            progress: show progress on standard error or in the notebook; None: if somebody is watching and the learner has no observer
                 (see `der_fast.train`).
 
         Raises:
-            DataError: images of another size than before, an empty source, or nothing that is new.
-            ConfigError: a memory that has no room for one exemplar of every class; known classes alone without a classifier
-                stage; a script that runs once more in a child process.
+            DataError: images of another size than before, an empty source, or nothing new.
+            ConfigError: a memory without room for one exemplar of every class; known classes only, without a classifier stage;
+                a script that runs again in a child process.
             DivergenceError: the loss is no longer finite.
 
-        Whatever is raised, the learner is as it was before the call.
+        After any error the learner is as it was before the call.
         """
         refuse_rerun()
         before = self.observer
@@ -115,7 +116,7 @@ class Learner(KnownClasses):
                 self.observer = before
 
     def _learn(self, train: Any, test: Any, hooks: Hooks) -> StepResult:
-        """Do what `learn` does, as a run wants it: with checkpoints, and knowing where the images come from."""
+        """Do what `learn` does, as a run needs it: with checkpoints and the origin of the images."""
         started = time.perf_counter()
         fit_to_compute(self.device)
         train, test = self._checked(train, test)
@@ -157,7 +158,7 @@ class Learner(KnownClasses):
         *,
         refreshed: bool,
     ) -> StepResult:
-        """Write down what was learned, from what, and what a person should know about it."""
+        """Record what was learned, from which images, and the notes about it."""
         origin = origin or provenance.Origin(None, provenance.own_test_images(train, test))
         self.lesson = lesson
         self.learned += provenance.try_learned(len(self.results), train, origin, self.observer.message)
@@ -169,12 +170,12 @@ class Learner(KnownClasses):
         return result
 
     def save(self, folder: str | Path) -> Path:
-        """Write the learner, its metrics and its history; whatever the folder held before stays readable until then.
+        """Write the learner, its metrics and its history; what the folder held before stays readable until that is done.
 
         Afterwards the folder holds this learner and no other.
 
         Raises:
-            StorageError: no space left, no permission, or somebody else is writing to the folder.
+            StorageError: no space left, no permission, or another process is writing to the folder.
         """
         run, model = expand(folder), self.model
         with held(run):
@@ -208,12 +209,12 @@ class Learner(KnownClasses):
     def load(
         cls, folder: str | Path, *, device: str | None = None, backend: str | None = None, observer: Observer | None = None
     ) -> Learner:
-        """Read a saved learner, ready to predict or to learn further classes.
+        """Read a saved learner, ready to predict or to learn more classes.
 
         Args:
-            folder: what `save` or a run wrote.
-            device, backend: where it runs from now on; default: 'auto' for both.
-            observer: told about progress, and about a damaged state that had to be passed over.
+            folder: written by `save` or a run.
+            device, backend: where and how it runs from now on; default: 'auto' for both.
+            observer: receives progress, and notices of a damaged state that was skipped.
 
         Raises:
             CheckpointError: nothing there can be read.
@@ -233,7 +234,7 @@ class Learner(KnownClasses):
         learner.image_size = (manifest["image_size"][0], manifest["image_size"][1])
         learner.results, learner.records = saved.results_from_json(manifest)
         learner.notes = list(manifest["notes"])
-        # Runs that were saved before this was written down have none.
+        # Runs saved before this was recorded have none.
         learner.learned = provenance.load_learned(home, manifest.get("learned", ()), watcher.message)
         learner.events = events.from_json(manifest.get("events", []))
         learner.lesson = manifest.get("lesson", "")
@@ -242,20 +243,24 @@ class Learner(KnownClasses):
         return learner
 
     def reconfigure(self, config: Config) -> None:
-        """Go on with another configuration, on the device that was chosen before.
+        """Continue with another configuration, on the same device.
 
         Raises:
-            ConfigError: a value out of range, or a key on which what was learned before depends.
+            ConfigError: a value out of range, or a key that the learned model depends on.
         """
-        config = check(config)
+        config = self._with_precision(check(config))
         if self._model is not None:
             changed = [key for key in keys_with(Change.NEVER) if _value(config, key) != _value(self.config, key)]
             if changed:
                 rows = ", ".join(f"{key} was {_value(self.config, key)!r}, now {_value(config, key)!r}" for key in changed)
-                raise ConfigError(f"what was learned depends on these keys, so they cannot be changed any more: {rows}")
+                raise ConfigError(f"the learned model depends on these keys, so they can no longer be changed: {rows}")
         self.learned = provenance.moved(self.learned, self.config.data, config.data)
         self.config = config
         apply_runtime(config.runtime, self.device)
+
+    def _with_precision(self, config: Config) -> Config:
+        """Return the configuration with the precision that 'auto' stands for on this device, so that a run goes on in it anywhere."""
+        return replace_keys(config, {"runtime.precision": resolve_precision(config.runtime.precision, self.device)})
 
     def metrics(self) -> dict[str, Any]:
         """Return what ``metrics.json`` holds (see the report's documentation); raises DerFastError before the first step."""
@@ -278,7 +283,7 @@ class Learner(KnownClasses):
         return build_architecture(self.config.model.backbone, width=self.config.model.width, stem=self._stem)
 
     def _checked(self, train: Any, test: Any) -> tuple[ImageSource, ImageSource | None]:
-        """Turn what was given into sources; refuse what cannot be learned or measured before any work is done."""
+        """Turn the arguments into sources; before any work, refuse what cannot be learned or measured."""
         source = as_source(train, self.config.data, self.image_size)
         check_train(source, self.class_names, self.image_size, joint=self.method.joint)
         if test is None:
@@ -288,7 +293,7 @@ class Learner(KnownClasses):
         return source, measured
 
     def _say_precision(self, architecture: Architecture, size: tuple[int, int]) -> None:
-        """Say once what bfloat16 costs here, if it is used."""
+        """Report once what bfloat16 costs here, if it is used."""
         if not self._precision_said:
             self._precision_said = True
             note = precision_note(self.config, self.device, architecture, size)
@@ -296,13 +301,13 @@ class Learner(KnownClasses):
                 self.observer.message(note)
 
     def _find_memory(self, train: ImageSource) -> None:
-        """Look once where the files of a memory that was read from a run's folder are now; raises DataError where they are not."""
+        """Find once the present place of the files of a memory read from a run's folder; raises DataError if they are missing."""
         if self._model is not None and self._model.memory is not None and not self._memory_found:
             self._model = replace(self._model, memory=located(self._model.memory, [*train.roots, self.config.data.name]))
         self._memory_found = True
 
     def _check_memory(self, train: ImageSource, announce: bool) -> None:
-        """Refuse a memory in which nothing would stay; name new classes that it cannot fill."""
+        """Refuse a memory that would stay empty; name new classes that cannot fill their quota."""
         if self.method.joint:
             return
         new = {name: count for name, count in counts_by_class(train).items() if name not in self.class_names}

@@ -1,4 +1,4 @@
-"""Which images a saved run is measured on: those that it held out, of every data set that it learned; never one it was trained on."""
+"""The images that a saved run is measured on: those it held out, of every data set that it learned; never one it was trained on."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from der_fast.training.learner import Learner
 
 _MOST_NAMED = 10
-# A class folder of which this share of the images is known has got another name; single images of other classes may look alike.
+# If this share of a class folder's images is known, it is a renamed class; single images of other classes may look alike.
 _FAMILIAR = 0.5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Images to be measured.
+    """Images to measure on.
 
     Args:
-        source: the images; None where there are none.
-        notes: what is missing and why, a line for each.
-        left_out: how many images were left out because they were trained on.
+        source: the images; None if there are none.
+        notes: what is missing and why, one line each.
+        left_out: number of images left out because the run was trained on them.
     """
 
     source: ImageSource | None
@@ -47,12 +47,12 @@ class Measured:
 
 
 def held_out_images(learner: Learner, config: DataConfig, run: Path) -> Measured:
-    """Find the images again that a run held out, of all data sets that it learned.
+    """Find the images that a run held out, in all data sets that it learned.
 
     Args:
         learner: the run's.
         config: the configuration of its data, with the network's input as `image_size`.
-        run: its folder; the index of its own data set lies there.
+        run: its folder, which holds the index of its own data set.
     """
     names, notes, sources = learner.class_names, list[str](), list[ImageSource]()
     for entries in _by_data_set(learner.learned):
@@ -77,7 +77,7 @@ def _by_data_set(entries: Sequence[Learned]) -> list[list[Learned]]:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Held-out images of one data set: identities and sizes, class names there, and labels into the learner's class names."""
+    """Held-out images of one data set: identities and sizes, their class names there, and labels into the learner's class names."""
 
     identities: Int64s
     sizes: Int64s
@@ -91,7 +91,7 @@ def _wanted(entries: Sequence[Learned], names: Sequence[str]) -> _Wanted:
     for entry in entries:
         known = [position.get(name, -1) for name in entry.known_as]
         for identity, size, label in zip(entry.held_out.tolist(), entry.sizes.tolist(), entry.labels.tolist(), strict=True):
-            # A class that the learner no longer knows cannot be measured.
+            # Classes that the learner no longer knows cannot be measured.
             if known[label] >= 0:
                 rows.append((identity, size, entry.class_names[label], known[label]))
     return _Wanted(
@@ -103,7 +103,7 @@ def _wanted(entries: Sequence[Learned], names: Sequence[str]) -> _Wanted:
 
 
 def _found_again(entries: list[Learned], names: Sequence[str], config: DataConfig, run: Path, notes: list[str]) -> list[ImageSource]:
-    """Return the held-out images of one data set with labels into `names`; what is missing is noted."""
+    """Return the held-out images of one data set with labels into `names`; notes name what is missing."""
     wanted = _wanted(entries, names)
     if not len(wanted.labels):
         return []
@@ -117,12 +117,12 @@ def _found_again(entries: list[Learned], names: Sequence[str], config: DataConfi
         whole = load_whole(own, cache=run if own.name == config.name else None, in_files=entries[0].kind == FILE)
         source, position, elsewhere = _search(whole, wanted, entries[0].kind)
     except DataError as error:
-        notes.append(f"{what} cannot be read any more: {error}")
+        notes.append(f"{what} can no longer be read: {error}")
         return []
     there = position >= 0
     for label in np.unique(wanted.labels[~there]).tolist():
         lost, count = int((wanted.labels[~there] == label).sum()), int((wanted.labels == label).sum())
-        notes.append(f"{lost:,} of {count:,} held-out image(s) of class {names[label]!r} are not in {own.name} any more")
+        notes.append(f"{lost:,} of {count:,} held-out image(s) of class {names[label]!r} are no longer in {own.name}")
     notes.extend(f"held-out images of class {old!r} are now in class {new!r} of {own.name}" for old, new in sorted(elsewhere))
     if not there.any():
         return []
@@ -134,7 +134,7 @@ def _search(whole: WholeSet, wanted: _Wanted, kind: str) -> tuple[ImageSource, I
     """Look for images in a data set, first where they would be today if nothing had changed.
 
     Returns:
-        A source; where every image stands in it, −1 for one that is not there; and (class then, class now) of those in another class.
+        A source; every image's position in it, or −1 if it is missing; and (class then, class now) for images in another class.
     """
     source = whole.load_test()
     candidates, found = _candidates(source, wanted, kind)
@@ -156,18 +156,18 @@ def _search(whole: WholeSet, wanted: _Wanted, kind: str) -> tuple[ImageSource, I
 
 
 def _candidates(source: ImageSource, wanted: _Wanted, kind: str) -> tuple[Int64s, Int64s]:
-    """Return the positions and identities of the images that may be wanted: of files, those of a size that is wanted."""
+    """Return the positions and identities of the images that may match: of files, those with a matching size."""
     positions = np.arange(len(source), dtype=np.int64)
     if kind == FILE:
         positions = np.flatnonzero(np.isin(source.sizes, wanted.sizes))
     found = identities(source, kind, torch.from_numpy(positions))
     if found is None:
-        raise DataError("it was learned from files, and there are only images in memory now")
+        raise DataError("it was learned from files, but now there are only images in memory")
     return positions, found
 
 
 def _in_own_class(source: ImageSource, candidates: Int64s, found: Int64s, wanted: _Wanted) -> Int64s:
-    """Return where the wanted images are, −1 for one that is not in its own class: others may look the same."""
+    """Return the positions of the wanted images, −1 if one is not in its own class: others may look the same."""
     position = np.full(len(wanted.labels), -1, dtype=np.int64)
     labels = source.labels.numpy()[candidates]
     names = np.array(wanted.names, dtype=object)
@@ -178,7 +178,7 @@ def _in_own_class(source: ImageSource, candidates: Int64s, found: Int64s, wanted
 
 
 def _matched(wanted: Int64s, positions: Int64s, found: Int64s) -> Int64s:
-    """Return for every wanted identity the position of an image that has it, or −1."""
+    """Return for every wanted identity the position of an image with it, or −1."""
     if not len(found):
         return np.full(len(wanted), -1, dtype=np.int64)
     order = np.argsort(found, kind="stable")
@@ -189,10 +189,10 @@ def _matched(wanted: Int64s, positions: Int64s, found: Int64s) -> Int64s:
 
 
 def _as_split_now(names: Sequence[str], config: DataConfig, run: Path, notes: list[str]) -> list[ImageSource]:
-    """Return what stands for the held-out images of classes of which nothing was written down."""
-    what = f"which images were held out of {len(names)} class(es) ({few(names, _MOST_NAMED)}) was not written down when they were learned"
+    """Return substitutes for the held-out images of classes without a record."""
+    what = f"the images held out of {len(names)} class(es) ({few(names, _MOST_NAMED)}) were not recorded when they were learned"
     if config.name == GIVEN:
-        notes.append(f"{what}, and they were {GIVEN}: they are not measured")
+        notes.append(f"{what}, and they were {GIVEN}: these classes are not measured")
         return []
     try:
         _, test = load_dataset(config, cache=run)
@@ -202,19 +202,19 @@ def _as_split_now(names: Sequence[str], config: DataConfig, run: Path, notes: li
     present = [name for name in names if name in test.class_names]
     lost = [name for name in names if name not in test.class_names]
     also = f"; {config.name} has no {', '.join(map(repr, lost[:_MOST_NAMED]))}" if lost else ""
-    notes.append(f"{what}: the test images of {config.name} are taken as it is split now{also}")
+    notes.append(f"{what}: the test images of {config.name} as it is split now are used instead{also}")
     return [test.of_classes(present)] if present else []
 
 
 def images_of(learner: Learner, config: DataConfig) -> Measured:
-    """Return the images of a data set that is given to be measured, without those that the learner was trained on.
+    """Return the images of a given data set to measure on, without those that the learner was trained on.
 
     Args:
         learner: knows what it was trained on.
         config: the data set, with the network's input as `image_size`.
 
     Raises:
-        DataError: there are no images, or none that it was not trained on.
+        DataError: there are no images, or it was trained on all of them.
     """
     whole = load_whole(config, in_files=True if any(entry.kind == FILE for entry in learner.learned) else None)
     unwritten = len({*range(1, len(learner.results) + 1)} - {entry.step for entry in learner.learned})
@@ -227,40 +227,40 @@ def images_of(learner: Learner, config: DataConfig) -> Measured:
     for kind in sorted({entry.kind for entry in learner.learned}):
         found, entries = identities(source, kind), [entry for entry in learner.learned if entry.kind == kind]
         if found is None:
-            notes.append("whether images in memory are among the files that the run was trained on cannot be told")
+            notes.append("images in memory cannot be compared with the files that the run was trained on")
             continue
         known |= torch.from_numpy(np.isin(found, np.concatenate([entry.trained.numpy() for entry in entries])))
         called = {**_seen_as(learner, source, found, entries), **called}
     if called:
-        notes += [f"class {there!r} of {config.name} is the one that the run calls {name!r}" for there, name in sorted(called.items())]
+        notes += [f"class {there!r} of {config.name} is the class that the run calls {name!r}" for there, name in sorted(called.items())]
         source = renamed(source, called)
     if unwritten:
         what = (
-            "what would be held out of it today is measured"
+            "the images that would be held out today are measured"
             if own
-            else "images that were trained on cannot be told from others and count as test images"
+            else "training images cannot be told from others and count as test images"
         )
         notes.append(
-            f"on which images {unwritten} of {len(learner.results)} step(s) were trained was not written down when they were learned: "
+            f"the training images of {unwritten} of {len(learner.results)} step(s) were not recorded when they were learned: "
             f"of {config.name}, {what}"
         )
     left_out = int(known.sum())
     if left_out == len(source):
         raise DataError(f"the run was trained on all {left_out:,} image(s) of {config.name}; give images that it has not seen")
     if left_out:
-        notes.append(f"{left_out:,} of {len(source):,} image(s) of {config.name} are left out: the run was trained on them")
+        notes.append(f"{left_out:,} of {len(source):,} image(s) of {config.name} are left out because the run was trained on them")
         source = source.subset((~known).nonzero().flatten())
     return Measured(without_empty_classes(source), tuple(notes), left_out)
 
 
 def _known_names(learner: Learner, source: ImageSource) -> dict[str, str]:
-    """Return what the learner calls classes that it knew by another name: name in the source → its own."""
+    """Return the learner's names for classes that it learned under another name: name in the source → learner's name."""
     names = {there: name for entry in learner.learned for there, name in zip(entry.class_names, entry.known_as, strict=True)}
     return _without_doubt(learner, source, {name: {names[name]} for name in source.class_names if name in names})
 
 
 def _seen_as(learner: Learner, source: ImageSource, found: Int64s, entries: Sequence[Learned]) -> dict[str, str]:
-    """Return what the learner calls classes of other names of which it knows at least every second image: name in the source → its own."""
+    """Return the learner's names for differently named classes if it knows half of their images: name in the source → learner's name."""
     labels, classes = source.labels.numpy(), dict[str, set[str]]()
     known = np.isin(found, np.concatenate([part.numpy() for entry in entries for part in (entry.trained, entry.held_out)]))
     for entry in entries:
@@ -272,7 +272,7 @@ def _seen_as(learner: Learner, source: ImageSource, found: Int64s, entries: Sequ
 
 
 def _without_doubt(learner: Learner, source: ImageSource, classes: dict[str, set[str]]) -> dict[str, str]:
-    """Keep classes that the learner does not know by their names in the source and that can be only one of those it knows."""
+    """Keep classes whose names in the source the learner does not know and that match exactly one class it knows."""
     return {
         name: known
         for name, (known, *others) in classes.items()

@@ -1,4 +1,4 @@
-"""What a step's result says of the network besides its accuracy: parameters, bytes, and the latency of it and of the unpruned network."""
+"""What a step's result holds besides accuracy: parameters, bytes, and the latency of the network and of the unpruned one."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def measure(
 
     Args:
         model: with its readout.
-        packed: what became of the new extractor; None where there is no new one.
-        outcome: accuracies; None where there are no test images.
+        packed: the network with the new extractor; None if there is no new one.
+        outcome: accuracies; None if there are no test images.
         reference: top-1 accuracy in % of the reference model.
-        seconds: what the step took.
+        seconds: duration of the step.
     """
     network, readout = model.network, model.ready
     counts = network.bank.parameter_counts()
@@ -36,7 +36,7 @@ def measure(
     dense = Extractor(network.architecture).initialise(generator(0, "latency")).to(context.device).eval()
     if context.config.runtime.channels_last:
         dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # One extractor called as often as there are steps: as many different ones would need the memory of a model that nobody has.
+    # One extractor, called once per step: different ones would need the memory of a model that nobody has.
     bank_unpruned = FrozenBank([dense] * len(network.bank))
     readout_unpruned = readout.blank(bank_unpruned.features)
     latency, added, unpruned, added_unpruned = latencies_ms(

@@ -20,10 +20,10 @@ def quota(config: MemoryConfig, seen: int) -> int:
 
 
 def check_quota(config: MemoryConfig, seen: int) -> None:
-    """Refuse a memory that is wanted but too small for one exemplar of each of `seen` classes: nothing would be left of it.
+    """Refuse a memory that is too small for one exemplar of each of `seen` classes: it would be empty.
 
     Raises:
-        ConfigError: the quota comes out as 0 though `memory.total` is above 0.
+        ConfigError: the quota is 0 although `memory.total` is above 0.
     """
     if config.per_class is None and 0 < config.total < seen:
         raise ConfigError(
@@ -36,12 +36,12 @@ def check_quota(config: MemoryConfig, seen: int) -> None:
 
 
 def scarcity_note(config: Config, images: Mapping[str, int], seen: int) -> str | None:
-    """Return what a person should know about classes with fewer images than their quota, or with a single one; None if there are none.
+    """Return a note about classes with fewer images than their quota, or with a single one; None if there are none.
 
     Args:
-        config: memory and classifier stage are used.
+        config: its memory and classifier stage count.
         images: number of training images by class name.
-        seen: number of classes among which the memory is shared.
+        seen: number of classes that share the memory.
     """
     count = quota(config.memory, seen)
     few = sorted((number, name) for name, number in images.items() if number < max(count, 2))
@@ -50,7 +50,7 @@ def scarcity_note(config: Config, images: Mapping[str, int], seen: int) -> str |
     named = ", ".join(f"{name!r} ({number})" for number, name in few[:_MOST_NAMED]) + (", …" if len(few) > _MOST_NAMED else "")
     note = f"{len(few)} class(es) have fewer training images than {f'their memory quota of {count}' if count > 1 else '2'}: {named}. "
     if config.classifier.epochs:
-        note += f"All are kept, but the classifier stage takes as many of every class as the scarcest has: {few[0][0]} of each. "
+        note += f"All are kept, but the classifier stage takes only {few[0][0]} of every class, as many as the scarcest has. "
     else:
         note += "All are kept. "
     return note + "Add images of these classes, or leave them out."
@@ -59,12 +59,12 @@ def scarcity_note(config: Config, images: Mapping[str, int], seen: int) -> str |
 def herding(features: Tensor, count: int) -> Tensor:
     """Return the positions of the `count` best exemplars of one class, best first (Rebuffi et al. 2017; eq. 15).
 
-    With L2-normalised rows d_i and mean μ, picks argmax ⟨w, d_i⟩ and sets w ← w + μ − d_i, starting from w = μ. The order is a
+    With L2-normalised rows d_i and mean μ, it picks argmax ⟨w, d_i⟩ and sets w ← w + μ − d_i, starting from w = μ. The order is a
     ranking: a smaller count gives a prefix.
 
     Args:
         features: (n, F), any floating dtype; normalised here.
-        count: how many; at most n are returned.
+        count: number of exemplars; at most n are returned.
     """
     rows = torch.nn.functional.normalize(features.double(), dim=1)
     mean = rows.mean(0)
@@ -87,11 +87,11 @@ def truncate(memory: ImageSource, count: int) -> ImageSource:
 
 
 def balanced_subset(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Return positions of a class-balanced subset: of every class as many images as the scarcest class has.
+    """Return positions of a class-balanced subset: every class contributes as many images as the scarcest class has.
 
     Args:
         labels: (N,) int64.
-        generator: decides which images of the larger classes are taken.
+        generator: decides which images of the larger classes are used.
     """
     rows = [(labels == label).nonzero().squeeze(1) for label in sorted(set(labels.tolist()))]
     size = min(len(row) for row in rows)

@@ -1,4 +1,4 @@
-"""What a method of class-incremental learning is: at most eight verbs, which the engine calls for every step."""
+"""The protocol of a method of class-incremental learning: at most eight verbs, which the engine calls for every step."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ State = TypeVar("State", bound=StepState)
 
 
 class Method(Protocol[State]):
-    """A method. The engine calls begin, split, train, pack, finish, readout and facts in this order, and knows nothing of the method else.
+    """A method. The engine calls begin, split, train, pack, finish, readout and facts in this order; it knows nothing else about it.
 
-    A step that was interrupted is begun again and its state restored; then train, pack and finish are called as ever and do what
-    remains. So each of them looks at `state.stage` first, and a stage that is finished ends with `state.enter` and `context.save`.
-    Batch loss and what constrains weights after every update are not verbs: they are arguments of the stages
+    After an interruption the step begins again and its state is restored; then train, pack and finish are called as usual and do what
+    remains. Each of them therefore looks at `state.stage` first, and a finished stage ends with `state.enter` and `context.save`.
+    The batch loss and the constraint on weights after every update are not verbs: they are arguments of the stages
     (`der_fast.training.stage.Stage`) that the method runs.
 
     Attributes:
-        joint: trained on the images of all classes seen so far; there is no rehearsal memory.
-        figures: what `facts` returns of every step: name in ``metrics.json`` → its unit and its meaning.
+        joint: the method trains on the images of all classes seen so far, without a rehearsal memory.
+        figures: what `facts` returns for every step: name in ``metrics.json`` → unit and meaning.
     """
 
     joint: bool
@@ -54,11 +54,11 @@ class Method(Protocol[State]):
         ...
 
     def pack(self, context: Context, model: Model, state: State, source: ImageSource) -> Packed:
-        """Return the finished network; called again where a step goes on in a later stage, and then gives the same."""
+        """Return the finished network; called again if a step resumes in a later stage, and then returns the same."""
         ...
 
     def finish(self, context: Context, model: Model, state: State, source: ImageSource, held: ImageSource | None) -> None:
-        """Do what is done on the frozen network, in named stages: its classifier may change; raises DivergenceError, Stopped.
+        """Train on the frozen network, in named stages: only its classifier may change; raises DivergenceError, Stopped.
 
         Args:
             context: settings and listeners.
@@ -70,20 +70,20 @@ class Method(Protocol[State]):
         ...
 
     def readout(self, context: Context, model: Model, state: State) -> Readout:
-        """Return how the classifier is used at test time; `model` is the finished one, with its memory."""
+        """Return how the classifier is used at test time; `model` is the finished model with its memory."""
         ...
 
     def facts(self, context: Context, state: State, packed: Packed) -> dict[str, Any]:
-        """Return the method's own figures of a step, as plain JSON values, by the names that `figures` declares."""
+        """Return the method's own figures for a step, as plain JSON values, under the names that `figures` declares."""
         ...
 
     def label(self, config: Config) -> str:
-        """Return what reports call the method under a configuration."""
+        """Return the method's name in reports under a configuration."""
         ...
 
 
 def placed(context: Context, state: State) -> State:
-    """Move the parts of a step that begins to the device, and its extractor to the memory format of the run."""
+    """Move a new step's parts to the device, and its extractor to the run's memory format."""
     for part in state.modules().values():
         part.to(context.device)
     if context.config.runtime.channels_last:

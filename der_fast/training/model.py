@@ -1,4 +1,4 @@
-"""What a learner carries from step to step."""
+"""What a learner keeps from step to step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from der_fast.model.readout import Readout
 
 @dataclass
 class Network:
-    """What was learned, and what the next step starts from.
+    """What was learned, and where the next step starts.
 
     Attributes:
         architecture: of every extractor.
         bank: the finished extractors.
-        head: the classifier as it was trained, from which the next step's grows, or None before the first step.
-        dense: weights of the newest extractor before compaction, from which the next one starts.
+        head: the trained classifier, which the next step extends; None before the first step.
+        dense: weights of the newest extractor before compaction, where the next one starts.
     """
 
     architecture: Architecture
@@ -32,7 +32,7 @@ class Network:
 
 @dataclass
 class Model:
-    """A network, how its classifier is used, and what it is rehearsed with.
+    """A network, how its classifier is used, and its rehearsal memory.
 
     Attributes:
         network: from images to features; the trained classifier.

@@ -1,4 +1,4 @@
-"""SGD whose parameter groups and momentum buffers are addressed by name, so that they can be written down and read back."""
+"""SGD whose parameter groups and momentum buffers are addressed by name, so that they can be saved and read back."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from der_fast.config.schema import ScheduleConfig
 class NamedSGD:
     """SGD with momentum over named modules.
 
-    On the device, the learning rate is a scalar there, every momentum buffer is there from the start (zeros are what a first step sees),
-    and all parameters move in one launch: a CUDA graph can hold a step. Momentum can be exchanged between both forms.
+    With `on_device`, the learning rate is a scalar on the device, every momentum buffer exists from the start (as zeros), and all
+    parameters move in one launch, so a CUDA graph can hold a step. Momentum can be exchanged between both forms.
 
     Args:
         modules: the modules by name; frozen parameters are left out.
         config: momentum and weight decay.
-        own_lr: learning rates of parameters, by name, that have their own, constant over the step, no momentum and no weight decay.
-        on_device: the form for a CUDA graph.
+        own_lr: parameters with their own learning rate, by name: it is constant over the step, without momentum or weight decay.
+        on_device: use the form for a CUDA graph.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class NamedSGD:
                 self.sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of everything that has none of its own."""
+        """Set the learning rate of all parameters that do not have their own."""
         group = self.sgd.param_groups[0]
         if self.on_device:
             group["lr"].fill_(lr)
@@ -71,7 +71,7 @@ class NamedSGD:
         return {name: buffer for name, buffer in buffers.items() if buffer is not None}
 
     def restore(self, momentum: Mapping[str, Tensor]) -> None:
-        """Take over momentum buffers."""
+        """Restore momentum buffers."""
         for name, buffer in momentum.items():
             if self.on_device:
                 self.sgd.state[self.parameters[name]]["momentum_buffer"].copy_(buffer)
@@ -79,7 +79,7 @@ class NamedSGD:
                 self.sgd.state[self.parameters[name]]["momentum_buffer"] = buffer.clone()
 
     def forget(self, prefixes: tuple[str, ...]) -> None:
-        """Drop the momentum of parameters whose name starts with one of `prefixes` (after they were drawn again)."""
+        """Drop the momentum of parameters whose name starts with one of `prefixes` (because they were initialised again)."""
         for name, parameter in self.parameters.items():
             if not name.startswith(prefixes):
                 continue
@@ -90,7 +90,7 @@ class NamedSGD:
 
 
 def _align(parameter: Tensor) -> None:
-    """Give a gradient its parameter's strides, which one launch for all of them asks for; they may differ in dimensions of length 1."""
+    """Give a gradient its parameter's strides, which one launch for all of them requires; they may differ in dimensions of length 1."""
     gradient = parameter.grad
     if gradient is not None and gradient.stride() != parameter.stride():
         parameter.grad = torch.empty_like(parameter).copy_(gradient)

@@ -1,8 +1,8 @@
-"""Class orders of the field: published ones by name, and those that a seed stands for. All index the class names in alphabetical order.
+"""Class orders of the field: published ones by name, and those of a seed. All index the class names in alphabetical order.
 
-"icarl", "podnet-2" and "podnet-3" are the three orders of CIFAR-100 over which the DER paper (Yan, Xie, He, CVPR 2021) averages: those of
-PODNet (Douillard et al., ECCV 2020), as its authors' code has them. The first of them is iCaRL's (Rebuffi et al., CVPR 2017) and follows
-from its authors' code; the others follow no known rule. "numpy-1993" is the order of seed 1993, which UCIR and PyCIL use for CIFAR-100, and
+"icarl", "podnet-2" and "podnet-3" are the three orders of CIFAR-100 that the DER paper (Yan, Xie, He, CVPR 2021) averages over. They are
+PODNet's (Douillard et al., ECCV 2020), taken from its authors' code. The first one is iCaRL's (Rebuffi et al., CVPR 2017) and follows from
+its authors' code; the others follow no known rule. "numpy-1993" is the order of seed 1993, which UCIR and PyCIL use for CIFAR-100, and
 PODNet and DER for ImageNet.
 
 NumPy's `RandomState` is frozen (NEP 19): a seed gives the same order with every version.
@@ -30,7 +30,7 @@ _PODNET = {
 
 
 def seeded_order(seed: int, count: int) -> list[int]:
-    """Return the field's convention for a seed: ``RandomState(seed).permutation(count)``.
+    """Return the order of a seed by the field's convention: ``RandomState(seed).permutation(count)``.
 
     Args:
         seed: from 0 to 2³² − 1.
@@ -41,14 +41,14 @@ def seeded_order(seed: int, count: int) -> list[int]:
 
 
 def named_order(name: str, count: int) -> list[int]:
-    """Return the order that has a name.
+    """Return the order with the given name.
 
     Args:
         name: one of `der_fast.config.rules.ORDERS`, or ``"torch-<seed>"``: what a seed meant up to version 0.1.0.
         count: number of classes.
 
     Raises:
-        ConfigError: an order of 100 classes for another number of them.
+        ConfigError: an order of 100 classes for another number of classes.
     """
     if name.startswith("torch-"):
         shuffled: list[int] = torch.randperm(count, generator=generator(int(name.removeprefix("torch-")), "class order")).tolist()

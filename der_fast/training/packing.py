@@ -20,9 +20,9 @@ from der_fast.training.equality import checked_error
 from der_fast.training.model import Network
 from der_fast.training.state import LEARNING_RATE, StepState
 
-# Channels that 16-bit tensor cores compute in.
+# Block of channels that 16-bit tensor cores compute.
 TENSOR_CORE_BLOCK = 8
-# Images of the batch on which trained and compact extractor are compared.
+# Size of the batch on which trained and compact extractor are compared.
 _COMPARED = 64
 
 
@@ -31,10 +31,10 @@ class PackedExtractor:
     """What a step's extractor became.
 
     Attributes:
-        extractor: as it is used from now on.
+        extractor: the form that is used from now on.
         plan: what was kept.
         error: relative error of the compact extractor against the trained one.
-        kept: channels kept and in all, by group; None where nothing was to be cut.
+        kept: channels kept and in total, by group; None if nothing is pruned.
     """
 
     extractor: CompactExtractor
@@ -45,7 +45,7 @@ class PackedExtractor:
 
 @dataclass(frozen=True)
 class Packed:
-    """A step's network, finished but for stages that train its classifier.
+    """A step's network, finished except for stages that train its classifier.
 
     Attributes:
         network: the whole network.
@@ -57,7 +57,7 @@ class Packed:
 
 
 def packed_network(state: StepState, before: Network, frozen: FrozenBank, newest: PackedExtractor) -> Packed:
-    """Put a step's network together; its classifier is the state's, and changes with it.
+    """Assemble a step's network; its classifier is the state's, and changes with it.
 
     Args:
         state: the step.
@@ -76,11 +76,11 @@ def schedule_of(context: Context, step: int) -> ScheduleConfig:
 
 
 def packed_extractor(context: Context, state: StepState, source: ImageSource, keep: Tensor | None = None) -> PackedExtractor:
-    """Cut away what is not kept, fold batch-norm into the rest, and compare the result with the trained extractor on a real batch.
+    """Remove what is not kept, fold batch-norm into the rest, and compare the result with the trained extractor on a real batch.
 
     Args:
         context: settings and listeners.
-        state: the step, whose extractor is trained.
+        state: the step, with its trained extractor.
         source: the step's images.
         keep: boolean (C,), the channels that stay; default: all.
 
@@ -105,7 +105,7 @@ def packed_extractor(context: Context, state: StepState, source: ImageSource, ke
 
 
 def _final_arena(context: Context, extractor: Extractor, decision: CompactionPlan, exact: Arena) -> Arena:
-    """Return the arena that is kept: on a GPU in the run's precision, in the blocks of its tensor cores; on a CPU, whose executor
+    """Return the arena to keep: on a GPU in the run's precision, in the blocks of its tensor cores; on a CPU, whose executor
     computes in float32, the exact one."""
     if context.device.type != "cuda" or context.dtype == exact.dtype:
         return exact

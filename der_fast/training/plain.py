@@ -1,26 +1,26 @@
-"""Lines of text that any stream takes: no control characters, nothing that its encoding does not have, written at once."""
+"""Lines of text that any stream accepts: no control characters, nothing outside its encoding, written at once."""
 
 from __future__ import annotations
 
 from typing import TextIO
 
-# What the program itself writes beyond ASCII, as one would type it.
+# The characters beyond ASCII that the program itself writes, as one would type them.
 _TYPED = {"–": "-", "—": "-", "…": "...", "×": "x", "→": "->", "≥": ">=", "≤": "<=", "λ": "lambda", "’": "'"}
 
 
 def write_line(stream: TextIO, text: str) -> None:
-    """Write one line and flush; raises OSError, or ValueError where the stream is closed."""
+    """Write one line and flush; raises OSError, or ValueError if the stream is closed."""
     stream.write(encodable(printable(text), getattr(stream, "encoding", None) or "utf-8") + "\n")
     stream.flush()
 
 
 def printable(text: str) -> str:
-    """Write control characters (a class may be a folder of any name) as escapes."""
+    """Write control characters as escapes (a class may be a folder of any name)."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Write what `encoding` does not have as one would type it, or else as an escape."""
+    """Write characters that `encoding` lacks as one would type them, or else as escapes."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The middle of an epoch, as it is written down."""
+"""A position within an epoch, as it is saved."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from der_fast.data.read.place import Place
 
 @dataclass(frozen=True)
 class Position:
-    """How far an epoch went.
+    """How far an epoch got.
 
     Attributes:
-        place: where its pass over the images stands.
-        batches: trained so far.
-        images: in these.
-        totals: (2,) float64 on the CPU: sums of loss and hits over these, as `epoch.tally` makes them.
-        seconds: spent on them.
-        waited: of these, spent waiting for images.
+        place: position of its pass over the images.
+        batches: batches trained so far.
+        images: their images.
+        totals: (2,) float64 on the CPU: their sums of loss and hits, as `epoch.tally` computes them.
+        seconds: time spent on them.
+        waited: of these seconds, time spent waiting for images.
     """
 
     place: Place
@@ -43,5 +43,5 @@ class Position:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any], totals: Tensor) -> Position:
-        """The inverse of `facts`; raises KeyError or TypeError where it does not fit."""
+        """The inverse of `facts`; raises KeyError or TypeError if they do not fit."""
         return cls(Place(*facts["place"]), facts["batches"], facts["images"], totals, facts["seconds"], facts.get("waited", 0.0))

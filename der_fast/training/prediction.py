@@ -15,7 +15,7 @@ from der_fast.errors import ConfigError, Spelling
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one image: the best class, its probability in [0, 1], and the best few as (name, probability)."""
+    """The model's answer for one image: the best class, its probability in [0, 1], and the best few as (name, probability)."""
 
     class_name: str
     probability: float
@@ -23,7 +23,7 @@ class Prediction:
 
 
 def check_top(top: Any) -> int:
-    """Return `top`, whatever kind of integer it is; raises ConfigError where it is none, or below 1."""
+    """Return `top`, an integer of any type, as an int; raises ConfigError if it is not an integer, or below 1."""
     try:
         number = operator.index(plain(top))
     except TypeError:
@@ -39,7 +39,7 @@ def predictions_of(probabilities: Tensor, class_names: Sequence[str], top: int) 
     Args:
         probabilities: (N, C), in [0, 1].
         class_names: C names.
-        top: how many at most, at least 1.
+        top: maximum number of classes per row, at least 1.
     """
     values, indices = probabilities.topk(min(top, len(class_names)), 1)
     rows = [

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: the seam between training and progress bars, logs and TensorBoard."""
+"""The events of a run for its observers: the seam between training and progress bars, logs and TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class EpochRecord:
     Attributes:
         step: 1-based step.
         stage: 'representation', 'classifier' or 'reference' (the model that forward transfer is measured against).
-        epoch, epochs: 1-based epoch and how many the stage has.
+        epoch, epochs: 1-based epoch, and the stage's number of epochs.
         loss: mean training loss.
-        accuracy: training accuracy in percent, on the augmented images as they passed by.
+        accuracy: training accuracy in percent, on the augmented images during the epoch.
         lr: learning rate.
         kept_share: share of the new extractor's parameters whose channels have a positive logit, in [0, 1]; None without masks.
         sparsity_weight: λ_s; None without masks.
         images_per_s: training images per second.
         settled: the masks were held binary.
         kept_channels: share of the new extractor's maskable channels that have a positive logit, in [0, 1]; None without masks.
-        seconds: wall time of the epoch; None in a run of an older version.
-        data_seconds: of these, spent waiting for images.
-        processor_seconds: of all of this process's threads, on a CPU; None where it was not measured.
+        seconds: wall time of the epoch; None in runs of older versions.
+        data_seconds: of these, time spent waiting for images.
+        processor_seconds: processor time of all threads of this process, on a CPU; None if it was not measured.
     """
 
     step: int
@@ -60,19 +60,19 @@ class Observer:
         """A batch (1-based) of `images` images was learned; called often, must be cheap."""
 
     def epoch_so_far(self, loss: float, accuracy: float, images_per_s: float) -> None:
-        """Mean loss, accuracy in percent and speed of the epoch in progress; told every few seconds, after a `batch_ends`."""
+        """Mean loss, accuracy in percent and speed of the current epoch; called every few seconds, after a `batch_ends`."""
 
     def epoch_ends(self, record: EpochRecord) -> None:
         """An epoch of a stage ended."""
 
     def images_pass(self, work: str, done: int, images: int) -> None:
-        """Work outside of epochs ('evaluation', 'herding', …) has done so many of its images; called often, must be cheap."""
+        """Work outside epochs ('evaluation', 'herding', …) has done `done` of its images; called often, must be cheap."""
 
     def step_ends(self, summary: dict[str, Any]) -> None:
         """A step ended: `step`, whether known classes were `refreshed`, and the figures that `figures.py` declares for SUMMARY."""
 
     def message(self, text: str) -> None:
-        """Something that a person should know: the backend chosen, a skipped image, a checkpoint that was damaged."""
+        """Something that the user should know: the chosen backend, a skipped image, a damaged checkpoint."""
 
 
 class Observers(Observer):

@@ -1,4 +1,4 @@
-"""How classes are dealt out over steps: 'B0-10', 'B50-5', '10,10,5', lists of names, any data set (docs/method.md: classes in steps)."""
+"""How classes are divided into steps: 'B0-10', 'B50-5', '10,10,5', lists of names, any data set (docs/method.md: classes in steps)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def steps_of(names: Sequence[str], config: ProtocolConfig) -> list[tuple[str, ..
 
     Args:
         names: all classes of the data set.
-        config: the steps themselves, or an order and how it is dealt out.
+        config: the steps themselves, or an order and how it is divided.
 
     Raises:
-        ConfigError: see `class_order` and `split_steps`; a step without classes, or with one that the data set does not have.
+        ConfigError: see `class_order` and `split_steps`; a step without classes, or with a class that the data set does not have.
     """
     if config.steps is None:
         return split_steps(class_order(names, config), config.name)
@@ -31,21 +31,21 @@ def steps_of(names: Sequence[str], config: ProtocolConfig) -> list[tuple[str, ..
     for number, step in enumerate(steps, 1):
         _refuse_unknown([name for name in step if name not in called], names, f"step {number} of protocol.steps")
         if not step:
-            raise ConfigError(f"step {number} of protocol.steps has no class; name at least one, or leave the step out")
+            raise ConfigError(f"step {number} of protocol.steps has no classes; name at least one, or leave the step out")
     return [tuple(called[name] for name in step) for step in steps]
 
 
 def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]:
-    """Return the class names in the order in which they arrive.
+    """Return the class names in the order of their arrival.
 
     Args:
         names: all classes of the data set.
-        config: a `class_order`, by its name or as a list of class names, or the seed of one; without either the data set's own order.
+        config: a `class_order`, by its name or as a list of class names, or the seed of one; without either, the data set's own order.
 
     Raises:
         ConfigError: the list repeats a class or names one that the data set does not have; a published order of another number of classes.
     """
-    # However a data set lists its classes, and however a system spells them.
+    # Data sets list classes in different orders, and systems spell them differently.
     alphabetical = sorted(names, key=spelled)
     if isinstance(config.class_order, str):
         return tuple(alphabetical[index] for index in named_order(config.class_order, len(names)))
@@ -61,15 +61,15 @@ def class_order(names: Sequence[str], config: ProtocolConfig) -> tuple[str, ...]
 
 
 def split_steps(order: Sequence[str], protocol: str) -> list[tuple[str, ...]]:
-    """Deal the classes out over steps.
+    """Divide the classes into steps.
 
     Args:
-        order: classes in the order in which they arrive.
+        order: classes in the order of their arrival.
         protocol: 'B0-n' (n equal steps), 'B<base>-<n>' (base classes first, the rest in n equal steps), or the sizes of all steps,
             '10,10,5'.
 
     Raises:
-        ConfigError: the text is not a protocol, or the classes cannot be divided that way; the message names what would fit.
+        ConfigError: the text is not a protocol, or the classes cannot be divided that way; the message says what would fit.
     """
     sizes, even = parse_sizes(protocol), parse_even(protocol)
     if sizes is not None:
@@ -84,7 +84,7 @@ def split_steps(order: Sequence[str], protocol: str) -> list[tuple[str, ...]]:
         raise ConfigError(f"protocol {protocol!r}: the number of steps must be at least 1")
     if rest < steps or rest % steps:
         fits = [str(n) for n in range(1, max(rest, 0) + 1) if rest % n == 0]
-        hint = f"{rest} classes after the first {base} can be dealt out in {', '.join(fits)} steps" if fits else "choose a smaller base"
+        hint = f"{rest} classes after the first {base} can be divided into {', '.join(fits)} steps" if fits else "choose a smaller base"
         raise ConfigError(f"protocol {protocol!r} does not divide {len(order)} classes evenly: {hint}")
     size = rest // steps
     parts = [tuple(order[i : i + size]) for i in range(base, len(order), size)]
@@ -93,10 +93,10 @@ def split_steps(order: Sequence[str], protocol: str) -> list[tuple[str, ...]]:
 
 def _of_sizes(order: Sequence[str], sizes: Sequence[int], protocol: str) -> list[tuple[str, ...]]:
     if 0 in sizes:
-        raise ConfigError(f"protocol {protocol!r}: step {sizes.index(0) + 1} has no class; every step takes at least one")
+        raise ConfigError(f"protocol {protocol!r}: step {sizes.index(0) + 1} has no classes; every step needs at least one")
     if sum(sizes) != len(order):
         hint = f"; for {sizes[0]} equal steps write B0-{sizes[0]}" if len(sizes) == 1 else ""
-        raise ConfigError(f"protocol {protocol!r} deals out {sum(sizes)} classes in all, but there are {len(order)}{hint}")
+        raise ConfigError(f"protocol {protocol!r} has {sum(sizes)} classes in total, but there are {len(order)}{hint}")
     ends = list(itertools.accumulate(sizes))
     return [tuple(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
@@ -107,4 +107,4 @@ def _refuse_unknown(unknown: Sequence[str], names: Sequence[str], where: str) ->
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f", … ({len(names)} in all)" if len(names) > 10 else "")
+    return ", ".join(names[:10]) + (f", … ({len(names)} in total)" if len(names) > 10 else "")

@@ -1,9 +1,9 @@
-"""What a run was taught, step by step: from which data set, on which images it was trained, and which it held out for testing.
+"""What a run learned, step by step: the data set, the images it was trained on, and those it held out for testing.
 
-    DIR/learned/NN-<checksum>.safetensors    identities of step NN's images; places and class names stand in the state's manifest
+    DIR/learned/NN-<checksum>.safetensors    identities of step NN's images; places and class names are in the state's manifest
 
-Images are known by what is in them (`data.identity`) and not by their paths, so they are found again where files or class folders were
-moved or renamed, and recognised in another split. A trained image takes 8 bytes, one that was held out 20.
+Images are identified by their content (`data.identity`), not by their paths, so they are found even if files or class folders were
+moved or renamed, and recognised in another split. A training image takes 8 bytes, a held-out one 20.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from der_fast.training.storage.named_files import load_tensors, save_named_tenso
 FOLDER = "learned"
 # The data set's name in the configuration of a run that was given image sources or data sets.
 GIVEN = "given as datasets"
-# What of a data configuration says which images a data set has and which of them are held out.
+# The keys of a data configuration that decide which images a data set has and which are held out.
 _KEYS = ("name", "root", "test_list", "classes", "train_per_class", "test_per_class", "test_share")
 _PLACE_KEYS = tuple(key.removeprefix("data.") for key in keys_with(Change.PLACE))
 
@@ -40,9 +40,9 @@ class Origin:
     """Where the images of a step come from.
 
     Args:
-        data: how they were loaded; None where they were given as image sources or data sets.
-        held_out: the test images that belong to the step's training images; None where there are none.
-        notes: what a person should know about the images that are measured after the step, for the report.
+        data: how they were loaded; None if they were given as image sources or data sets.
+        held_out: the test images that belong to the step's training images; None if there are none.
+        notes: notes for the report about the images measured after the step.
     """
 
     data: DataConfig | None
@@ -52,19 +52,19 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """The images that one step learned, and those that were held out.
+    """The images that one step learned, and those it held out.
 
     Args:
         step: 1-based.
-        data: the keys of the data configuration that say where the images lie; None where they were given as Python objects.
-        kind: by what images are told apart, `FILE` or `PIXELS`.
-        fingerprint: of the training images.
-        class_names: the classes as the data set calls them.
-        known_as: the same classes as the learner calls them.
+        data: the keys of the data configuration that locate the images; None if they were given as Python objects.
+        kind: what identifies images, `FILE` or `PIXELS`.
+        fingerprint: the training images' checksum.
+        class_names: the data set's names of the classes.
+        known_as: the learner's names of the same classes.
         trained: (N,) int64: identities of the training images, sorted and distinct.
         held_out: (M,) int64: identities of the test images.
         labels: (M,) int32: positions in `class_names`.
-        sizes: (M,) int64: bytes of the files; 0 where images are held in memory.
+        sizes: (M,) int64: bytes of the files; 0 for images in memory.
     """
 
     step: int
@@ -84,19 +84,19 @@ class Learned:
         return GIVEN if self.data is None else str(self.data["name"])
 
     def config(self, base: DataConfig) -> DataConfig:
-        """Return the configuration that loads the data set, everything else as in `base`; the images must not have been given."""
+        """Return the configuration that loads the data set, with everything else from `base`; not for images given as objects."""
         assert self.data is not None
         classes = self.data["classes"]
         return replace(base, **{**self.data, "classes": None if classes is None else tuple(classes)})
 
 
 def origin_of(config: DataConfig, held_out: ImageSource | None, notes: Sequence[str] = ()) -> Origin:
-    """Return the origin of images that were loaded with `config`."""
+    """Return the origin of images loaded with `config`."""
     return Origin(None if config.name == GIVEN else config, held_out, tuple(notes))
 
 
 def own_test_images(train: ImageSource, test: ImageSource | None) -> ImageSource | None:
-    """Return the test images of the classes that are trained; None where there are none."""
+    """Return the test images of the trained classes; None if there are none."""
     if test is None:
         return None
     counts = counts_by_class(test)
@@ -105,11 +105,11 @@ def own_test_images(train: ImageSource, test: ImageSource | None) -> ImageSource
 
 
 def learned(step: int, train: ImageSource, origin: Origin) -> Learned:
-    """Write down what a step learned; raises DataError where a drive does not answer.
+    """Record what a step learned; raises DataError if a drive does not respond.
 
     Args:
         step: 1-based.
-        train: all of its images but the rehearsal memory.
+        train: all of its images except the rehearsal memory.
         origin: where they come from; its `held_out` may have other classes too.
     """
     test, kind = origin.held_out, kind_of(train)
@@ -150,7 +150,7 @@ def _facts(data: DataConfig) -> dict[str, Any]:
 
 
 def moved(entries: Sequence[Learned], old: DataConfig, new: DataConfig) -> list[Learned]:
-    """Return the entries, those of the data set that lay at `old` with its new place."""
+    """Return the entries with the data set's place changed from `old` to `new`."""
     before, now = _facts(old), _facts(new)
     place = {key: now[key] for key in _PLACE_KEYS}
 
@@ -163,12 +163,12 @@ def moved(entries: Sequence[Learned], old: DataConfig, new: DataConfig) -> list[
 
 
 def renamed(entries: Sequence[Learned], old: str, new: str) -> list[Learned]:
-    """Return the entries with what the learner calls `old` called `new`: the images stay known, whatever their folder is called."""
+    """Return the entries with the learner's name `old` changed to `new`; their images stay known under any folder name."""
     return [replace(entry, known_as=tuple(new if name == old else name for name in entry.known_as)) for entry in entries]
 
 
 def forgotten(entries: Sequence[Learned], names: Sequence[str]) -> list[Learned]:
-    """Return the entries without the held-out images of forgotten classes. That an image was trained on stays known: it was."""
+    """Return the entries without the held-out images of forgotten classes. Training images stay recorded: they were trained on."""
 
     def without(entry: Learned) -> Learned:
         gone = torch.tensor([name in names for name in entry.known_as])
@@ -183,7 +183,7 @@ def forgotten(entries: Sequence[Learned], names: Sequence[str]) -> list[Learned]
 
 
 def save_learned(run: Path, entries: Sequence[Learned]) -> list[dict[str, Any]]:
-    """Write the images of every step that are not there yet, and return what the manifest says of them; raises StorageError."""
+    """Write the records that are not yet there, and return their rows in the manifest; raises StorageError."""
     return [
         {
             **save_named_tensors(run / FOLDER, f"{entry.step:02d}", {name: getattr(entry, name) for name in _TENSORS}),
@@ -199,7 +199,7 @@ _TENSORS = ("trained", "held_out", "labels", "sizes")
 
 
 def load_learned(run: Path, rows: Sequence[dict[str, Any]], warn: Callable[[str], None]) -> list[Learned]:
-    """The inverse of `save_learned`; a damaged entry costs no more than itself, and is named."""
+    """The inverse of `save_learned`; a damaged entry is reported and skipped."""
     entries = []
     for row in rows:
         try:
@@ -209,14 +209,14 @@ def load_learned(run: Path, rows: Sequence[dict[str, Any]], warn: Callable[[str]
             facts.update((name, tensors[name]) for name in _TENSORS)
             entries.append(Learned(**facts))
         except (CheckpointError, KeyError, TypeError) as error:
-            warn(f"which images step {row.get('step')} learned cannot be read any more: {error}")
+            warn(f"which images step {row.get('step')} learned can no longer be read: {error}")
     return entries
 
 
 def try_learned(step: int, train: ImageSource, origin: Origin, say: Callable[[str], None]) -> list[Learned]:
-    """Return what `learned` does as a list; an empty one, and a line, where a drive that no longer answers would cost the finished step."""
+    """Return what `learned` does as a list; if a drive no longer responds, an empty one, so that the step is not lost."""
     try:
         return [learned(step, train, origin)]
     except DataError as error:
-        say(f"which images step {step} learned could not be written down: {error}")
+        say(f"which images step {step} learned could not be recorded: {error}")
         return []

@@ -27,7 +27,7 @@ def train_reference(context: Context, model: Model, train: ImageSource, test: Im
         context: settings and listeners; nothing is saved.
         model: the model before the step (its memory belongs to D̃_t).
         train: the new classes' images.
-        test: test images; without any of a new class nothing is trained, and the accuracy is None.
+        test: test images; without any of a new class, nothing is trained and the accuracy is None.
     """
     new = [name for name in train.class_names if name not in model.class_names]
     if test is None or any(name not in test.class_names for name in new):

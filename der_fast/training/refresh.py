@@ -1,4 +1,4 @@
-"""More images of known classes: the rehearsal memory is chosen again and the classifier retrained; every extractor stays as it is."""
+"""More images of known classes: the rehearsal memory is chosen again and the classifier retrained; extractors do not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from der_fast.training.state import CLASSIFIER, StepState
 
 
 def begin_refresh(context: Context, model: Model) -> StepState:
-    """Build the classifier that is retrained, of all parts the only one; numbered as the last step, in its classifier stage."""
+    """Build the state of a refresh: its only part is the classifier; it has the last step's number and is in the classifier stage."""
     assert model.network.head is not None
     step = len(model.class_sets)
     head = new_classifier(model.network.head.in_features, model.network.head.out_features, generator(context.seed, "classifier", step))
@@ -29,7 +29,7 @@ def begin_refresh(context: Context, model: Model) -> StepState:
 
 
 def refresh(context: Context, model: Model, state: StepState, train: ImageSource) -> Model:
-    """Carry a refresh to its end, from wherever `state` stands; return the new model.
+    """Complete a refresh from the point that `state` has reached; return the new model.
 
     Args:
         context: settings and listeners.
@@ -50,31 +50,31 @@ def refresh(context: Context, model: Model, state: StepState, train: ImageSource
 
 
 def check_refresh(config: Config, model: Model, train: ImageSource) -> None:
-    """Refuse a refresh after which the classifier would be worse, before any work is done.
+    """Refuse a refresh that would make the classifier worse, before any work is done.
 
     Raises:
         ConfigError: there is no classifier stage.
-        DataError: known classes of which there is no image, neither given nor in the rehearsal memory.
+        DataError: known classes without images, neither given nor in the rehearsal memory.
     """
     if not config.classifier.epochs:
         raise ConfigError(
-            "images of known classes retrain the classifier by the classifier stage, which classifier.epochs = 0 leaves out; give ",
+            "images of known classes retrain the classifier in the classifier stage, which classifier.epochs = 0 switches off; give ",
             Spelling("--set classifier.epochs=30", "classifier.epochs=30"),
         )
     given = {**(counts_by_class(model.memory) if model.memory is not None else {}), **counts_by_class(train)}
     missing = [name for name in model.class_names if not given.get(name)]
     if missing:
         raise DataError(
-            f"the classifier cannot be retrained without images of {', '.join(map(repr, missing[:5]))}, of which the rehearsal memory has "
-            "none; give images of these classes too"
+            f"the classifier cannot be retrained without images of {', '.join(map(repr, missing[:5]))}, and the rehearsal memory has none; "
+            "give images of these classes too"
         )
 
 
 def only_new_images(train: ImageSource, memory: ImageSource | None, known: Sequence[str]) -> tuple[ImageSource, int]:
-    """Leave out images of known classes that the rehearsal memory holds already; return the rest, and how many were left out.
+    """Leave out images of known classes that the rehearsal memory already holds; return the rest, and how many were left out.
 
     Raises:
-        DataError: nothing would be left, or a file's bytes did not come in time.
+        DataError: nothing would be left, or a file could not be read in time.
     """
     again = [label for label, name in enumerate(train.class_names) if name in known]
     if memory is None or not again:
@@ -87,5 +87,5 @@ def only_new_images(train: ImageSource, memory: ImageSource | None, known: Seque
     if not count:
         return train, 0
     if count == len(train):
-        raise DataError(f"all {count} images are in the rehearsal memory already; give further images of these classes")
+        raise DataError(f"all {count} images are already in the rehearsal memory; give other images of these classes")
     return without_empty_classes(train.subset((~held).nonzero().flatten())), count

@@ -1,4 +1,4 @@
-"""What a step is trained on beside its own images: the rehearsal memory, and how it is filled again."""
+"""The rehearsal memory: how a step trains on it, and how it is filled again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def labelled(model: Model, train: ImageSource) -> ImageSource:
 
 
 def new_names(model: Model, train: ImageSource) -> tuple[str, ...]:
-    """Return the names of the classes that are new."""
+    """Return the names of the new classes."""
     return tuple(name for name in train.class_names if name not in model.class_names)
 
 
@@ -36,7 +36,7 @@ def refill(context: Context, model: Model, memory: ImageSource | None, train: Im
         context: settings.
         model: the finished model, which already knows the new classes.
         memory: the memory before this step.
-        train: the new classes' images, and further ones of known classes, which are chosen among together with the memory's.
+        train: the new classes' images, and more images of known classes, which compete with the memory's.
     """
     names = model.class_names
     count = quota(context.config.memory, len(names))

@@ -1,4 +1,4 @@
-"""A class gets another name; no weight changes."""
+"""Renaming a class; no weight changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_NAMED = 10
 
 
 def check_known(names: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse names of classes that are not known; raises DataError with those names and the known ones."""
+    """Refuse names of unknown classes; raises DataError with those names and the known ones."""
     unknown = [name for name in names if name not in known]
     if unknown:
         more = f" and {len(known) - _MOST_NAMED} more" if len(known) > _MOST_NAMED else ""
@@ -26,15 +26,15 @@ def renamed_model(model: Model, old: str, new: str) -> Model:
     """Return the model with the class `old` called `new`; the given one is left unchanged.
 
     Raises:
-        DataError: no class `old`, or a name that is empty, or that a class has already.
+        DataError: there is no class `old`, or the new name is empty or taken.
     """
     check_known([old], model.class_names)
     if not isinstance(new, str) or not new.strip():
-        raise DataError(f"a class's name is a text that is not empty, not {new!r}")
+        raise DataError(f"the name of a class must be a text that is not empty, not {new!r}")
     if new == old:
-        raise DataError(f"class {old!r} is called that already")
+        raise DataError(f"class {old!r} already has that name")
     if new in model.class_names:
-        raise DataError(f"there is a class {new!r} already; give a name that no class has, or rename or forget that one first")
+        raise DataError(f"there is already a class {new!r}; give a name that no class has, or rename or forget that class first")
     memory = model.memory if model.memory is None else renamed(model.memory, {old: new})
     sets = [tuple(new if name == old else name for name in names) for names in model.class_sets]
     return replace(model, memory=memory, class_sets=sets)

@@ -1,4 +1,4 @@
-"""What is known about a run after each step, and the metrics computed from it (docs/method.md: metrics)."""
+"""The results of every step of a run, and the metrics computed from them (docs/method.md: metrics)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MOST_NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult(StepFigures[int, "float | None"]):
-    """One finished step: the figures of `StepFigures`, and what is not one number.
+    """One finished step: the figures of `StepFigures`, and what is not a single number.
 
     Attributes:
         step: 1-based.
-        class_names: the classes that arrived.
+        class_names: the step's classes.
         confusion: counts, rows true, columns predicted; None without a test set.
         reference_top1: percent of the forward-transfer reference model on this step's classes, or None.
         facts: the method's own figures, which it declares in `Method.figures`.
@@ -31,26 +31,28 @@ class StepResult(StepFigures[int, "float | None"]):
     step: int
     class_names: tuple[str, ...]
     confusion: list[list[int]] | None
-    class_set_top1: list[float | None] = figure("percent", "of the classes of step 1 … this one; null where the test set has none of them")
-    kept: dict[str, list[int]] | None = figure("channels", "kept and in all, by group; null where nothing is pruned", needed=False)
+    class_set_top1: list[float | None] = figure(
+        "percent", "of the classes of each step 1 … this one; null if the test set has none of them"
+    )
+    kept: dict[str, list[int]] | None = figure("channels", "kept and in total, by group; null if nothing is pruned", needed=False)
     reference_top1: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, the method's own beside the others."""
+        """Return plain JSON values, with the method's own among the others."""
         row = asdict(self)
         return {**row.pop("facts"), **row}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> StepResult:
-        """The inverse of `to_json`; raises KeyError or TypeError where something is missing or cannot be."""
+        """The inverse of `to_json`; raises KeyError or TypeError if something is missing or invalid."""
         known = {each.name for each in fields(cls)}
         values = {name: value for name, value in row.items() if name in known}
         own = {name: value for name, value in row.items() if name not in known}
         return cls(**{**values, "class_names": tuple(row["class_names"]), "facts": own})
 
 
-# What metrics.json says of every step.
+# What metrics.json holds for every step.
 LISTED = tuple(each for each in fields(StepResult) if "meaning" in each.metadata)
 
 
@@ -59,7 +61,7 @@ def backward_transfer(class_set_top1: Sequence[Sequence[float | None]], gone: Co
 
     Args:
         class_set_top1: row i holds A^i_j for j = 1…i.
-        gone: the steps (from 0) all of whose classes were forgotten: they count as if they had not been.
+        gone: the steps (from 0) whose classes were all forgotten: they do not count.
     """
     kept = [step for step in range(len(class_set_top1)) if step not in gone]
     table = [[class_set_top1[i][j] for j in kept if j <= i] for i in kept]
@@ -71,11 +73,11 @@ def backward_transfer(class_set_top1: Sequence[Sequence[float | None]], gone: Co
 
 
 def forward_transfer(own: Sequence[float | None], reference: Sequence[float | None]) -> float | None:
-    """FWT = 1/(T−1) Σ_{i=2..T} (A^i_i − Ā^i_i), in percent points (eq. 17); None for T = 1 or where a value is missing.
+    """FWT = 1/(T−1) Σ_{i=2..T} (A^i_i − Ā^i_i), in percent points (eq. 17); None for T = 1 or if a value is missing.
 
     Args:
         own: A^i_i for i = 1…T.
-        reference: Ā^i_{y_i}, of a model trained from random initialisation with cross-entropy only.
+        reference: Ā^i_{y_i}, for a model trained from random initialisation with cross-entropy only.
     """
     pairs = list(zip(own, reference, strict=True))[1:]
     if not pairs or any(a is None or b is None for a, b in pairs):
@@ -84,7 +86,7 @@ def forward_transfer(own: Sequence[float | None], reference: Sequence[float | No
 
 
 def unmeasured_note(result: StepResult, class_names: Sequence[str]) -> str | None:
-    """Name the known classes of which a step's test set had no image; None where there are none, or was no test set."""
+    """Name the known classes without test images in a step; None if there are none, or no test set."""
     if result.confusion is None:
         return None
     names = [repr(name) for name, row in zip(class_names, result.confusion, strict=True) if not sum(row)]
@@ -93,7 +95,7 @@ def unmeasured_note(result: StepResult, class_names: Sequence[str]) -> str | Non
 
 
 def mean(values: Sequence[float | int | None]) -> float | None:
-    """Arithmetic mean; None where a value is missing or there is none."""
+    """Arithmetic mean; None if a value is missing or there are none."""
     present = [float(value) for value in values if value is not None]
     return sum(present) / len(present) if present and len(present) == len(values) else None
 
@@ -103,8 +105,8 @@ def metrics_of(results: Sequence[StepResult], facts: dict[str, Any], last: StepR
 
     Args:
         results: every finished step.
-        facts: what is the same for the whole run: protocol, dataset, name, backend, device, notes, config, events.
-        last: what was measured last, where that was not after the last step.
+        facts: facts about the whole run: protocol, dataset, name, backend, device, notes, config, events.
+        last: the last measurement, if it was not after the last step.
     """
     last = last or results[-1]
     table = [result.class_set_top1 for result in results]
@@ -131,7 +133,7 @@ def metrics_of(results: Sequence[StepResult], facts: dict[str, Any], last: StepR
 
 
 def times_of(records: Sequence[EpochRecord]) -> tuple[float | None, float | None]:
-    """Return (training_seconds, data_seconds) of a step with these epochs; None where one was not measured."""
+    """Return (training_seconds, data_seconds) of a step with these epochs; None if one was not measured."""
     spent, waited = [record.seconds for record in records], [record.data_seconds for record in records]
     if any(value is None for value in (*spent, *waited)):
         return None, None
@@ -139,7 +141,7 @@ def times_of(records: Sequence[EpochRecord]) -> tuple[float | None, float | None
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides about numbers."""
+    """Versions of the software that affects the numbers."""
     names = ("der_fast", "torch", "numpy", "pillow", "safetensors", "scikit-learn")
     found = {}
     for name in names:
@@ -151,5 +153,5 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """Name what a run computes on, for reports."""
+    """Name the device of a run, for reports."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"

@@ -12,7 +12,7 @@ from der_fast.config.former import present_keys
 from der_fast.config.key import Change
 from der_fast.config.rescale import unreached_note
 from der_fast.config.schema import Config
-from der_fast.config.tree import flatten, keys_with, to_dict
+from der_fast.config.tree import flatten, keys_with, replace_keys, to_dict
 from der_fast.data.source import ImageSource, renamed
 from der_fast.errors import OUT, RESUME, CheckpointError, ConfigError, DataError, DivergenceError, Spelling
 from der_fast.files import held, remove_leftovers
@@ -52,15 +52,15 @@ def run_protocol(
         config: the resolved configuration.
         train, test: all classes.
         out: the run's folder; None keeps everything in memory.
-        resume: go on with what is in `out`, from its last checkpoint; where nothing was begun there, begin.
-        observer: told about progress.
+        resume: continue the run in `out` from its last checkpoint; if there is none, start one.
+        observer: receives progress.
 
     Raises:
         ConfigError: one of several processes of torchrun; the protocol does not fit the classes; `out` holds a run
-            and `resume` is off, or the other way round.
+            and `resume` is off, or `resume` is on without `out`.
         CheckpointError: the run in `out` belongs to another configuration or data set, or nothing in it can be read.
         DataError, DivergenceError, StorageError: see `Learner.learn` and `Learner.save`.
-        Stopped: a KeyboardInterrupt; what was learned until then is saved in `out`.
+        Stopped: a KeyboardInterrupt; what was learned before it is saved in `out`.
     """
     refuse_several_processes()
     watcher = observer or Observer()
@@ -68,7 +68,7 @@ def run_protocol(
     _check_classes(train, test, steps)
     _say_left_out(train, steps, watcher)
     _check_memory(config, train, [name for names in steps for name in names], watcher)
-    learner = Learner(config, observer=watcher)
+    learner = Learner(_as_begun(config, out) if resume and out is not None else config, observer=watcher)
     if out is None:
         if resume:
             raise ConfigError("there is no folder to resume from; give the run's folder as out")
@@ -78,20 +78,27 @@ def run_protocol(
     check_out(out, resume=resume)
     with heeding(watcher.message), held(out):
         if resume and not _holds_run(out):
-            watcher.message(f"nothing was begun in {out} yet: the run starts")
-        learner = _open(out, {"config": to_dict(config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
+            watcher.message(f"there is no run in {out} yet: starting one")
+        learner = _open(out, {"config": to_dict(learner.config), "train": train.fingerprint(), "test": test.fingerprint()}, learner)
         steps, train, test = _under_present_names(learner, steps, train, test, out)
         _check_steps(learner, steps, out)
-        with _advising("Start again with another ", OUT, " and the lower value: ", RESUME, " takes no changed configuration."):
+        with _advising("Start again with another ", OUT, " and the lower value: ", RESUME, " cannot change the configuration."):
             _learn_steps(learner, steps, train, test, out)
-        # A process that was killed right after its last step has left some.
+        # A process killed right after its last step leaves some.
         Checkpoints(out, config.runtime.keep_checkpoints).clear()
     return learner
 
 
+def _as_begun(config: Config, out: Path) -> Config:
+    """Return the configuration with the precision that the run in `out` was begun with, where 'auto' leaves it open."""
+    if config.runtime.precision != "auto" or not (out / "config.json").exists():
+        return config
+    return replace_keys(config, {"runtime.precision": load_manifest(out / "config.json")["config"]["runtime"]["precision"]})
+
+
 @contextlib.contextmanager
 def _advising(*how: str | Spelling) -> Iterator[None]:
-    """Say of a diverged step how to go on after it, which depends on who called."""
+    """Add to the error of a diverged step how to continue, which depends on the caller."""
     try:
         yield
     except DivergenceError as error:
@@ -99,7 +106,7 @@ def _advising(*how: str | Spelling) -> Iterator[None]:
 
 
 def _learn_steps(learner: Learner, steps: Sequence[tuple[str, ...]], train: ImageSource, test: ImageSource, out: Path | None) -> None:
-    """Learn the steps that the learner does not know yet."""
+    """Learn the remaining steps."""
     config, watcher = learner.config, learner.observer
     watcher.run_begins(len(steps), config)
     watcher.message(_how(learner))
@@ -126,7 +133,7 @@ def _how(learner: Learner) -> str:
 
 def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | None, out: Path, hooks: Hooks) -> None:
     """Learn one step, from its last checkpoint if there is one, and save the learner."""
-    # Which classes arrive in other steps is nothing to this one; its own are in the images' checksum.
+    # The classes of other steps do not matter to this one; its own are in the images' checksum.
     free = {key: value for key, value in flatten(to_dict(learner.config)).items() if key not in (*_FREE, "protocol.steps")}
     task = task_of({"config": free, "known": names_then(learner.class_names, learner.events), "train": train.fingerprint()})
     checkpoints = Checkpoints(out, learner.config.runtime.keep_checkpoints, task)
@@ -143,13 +150,16 @@ def _learn_and_save(learner: Learner, train: ImageSource, test: ImageSource | No
         learner._learn(train, test, replace(hooks, restore=restore, save=checkpoints.save))
     finally:
         learner.observer = watcher
+        # Whoever is told that the run stopped can count on its last checkpoint.
+        checkpoints.flush()
+        history.flush()
     with deferred():
         learner.save(out)
         checkpoints.clear()
 
 
 def check_out(out: Path, *, resume: bool) -> None:
-    """Refuse to begin a run in a folder that holds one; raises ConfigError."""
+    """Refuse to start a run in a folder that holds one; raises ConfigError."""
     if not resume and _holds_run(out):
         raise ConfigError(f"{out} already holds a run. Continue it with ", RESUME, ", or choose another folder with ", OUT, ".")
 
@@ -159,11 +169,11 @@ def _holds_run(out: Path) -> bool:
 
 
 def _open(out: Path, facts: dict[str, Any], fresh: Learner) -> Learner:
-    """Start a new run in `out`, or take up the one that is there.
+    """Start a new run in `out`, or open the one there.
 
     Args:
         out: the run's folder, held.
-        facts: configuration and checksums of the data, as they are written to config.json.
+        facts: configuration and checksums of the data, as written to config.json.
         fresh: a new learner with that configuration.
     """
     config = fresh.config
@@ -183,16 +193,16 @@ def _open(out: Path, facts: dict[str, Any], fresh: Learner) -> Learner:
 
 
 def finish_saving(learner: Learner, run: Path) -> None:
-    """Do what a process that was killed while it saved has not done any more: write the metrics, delete old states."""
+    """Finish what a process killed while saving left undone: write the metrics, delete old states."""
     if saved_steps(run)[-1] == len(learner.results):
         learner.save(run)
     else:
-        # The newest state is damaged. Whoever has a copy may still fix it, so it stays until it is learned again.
+        # The newest state is damaged. It may still be fixed from a copy, so it stays until it is learned again.
         learner.save_results(run)
 
 
 def _check_same(path: Path, facts: dict[str, Any]) -> None:
-    """Refuse to go on with a run under another configuration or with other data."""
+    """Refuse to continue a run with another configuration or other data."""
     old = load_manifest(path)
     before, now = flatten(present_keys(old["config"])), flatten(facts["config"])
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and key not in _FREE]
@@ -210,7 +220,7 @@ def _check_same(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _note_place(path: Path, config: Config) -> None:
-    """Write down where the images lie now, for the next --resume and for `der-fast eval`."""
+    """Record where the images are now, for the next --resume and for `der-fast eval`."""
     facts = load_manifest(path)
     data, now = facts["config"]["data"], flatten(to_dict(config))
     moved = {key.partition(".")[2]: now[key] for key in keys_with(Change.PLACE)}
@@ -222,7 +232,7 @@ def _note_place(path: Path, config: Config) -> None:
 def _under_present_names(
     learner: Learner, steps: Sequence[tuple[str, ...]], train: ImageSource, test: ImageSource, out: Path
 ) -> tuple[list[tuple[str, ...]], ImageSource, ImageSource]:
-    """Return protocol and images as the run calls its classes since some were renamed; those that were forgotten leave their steps."""
+    """Return protocol and images with the run's current class names; forgotten classes leave their steps."""
     names = names_now(learner.events)
     called = {old: new for old, new in names.items() if new is not None}
     try:
@@ -230,21 +240,21 @@ def _under_present_names(
     except DataError as error:
         rows = ", ".join(f"{old!r} is {new!r} now" for old, new in called.items())
         raise CheckpointError(
-            f"{out} cannot go on: {error} ({rows}, and the data set has a class of that name); rename it again with ",
+            f"the run in {out} cannot continue: {error} ({rows}, and the data set has a class of that name); rename it again with ",
             Spelling("`der-fast rename`", "der_fast.rename_class"),
         ) from error
 
 
 def _check_steps(learner: Learner, steps: Sequence[tuple[str, ...]], out: Path) -> None:
-    """Refuse to go on with a protocol where the learner was taught something else meanwhile."""
+    """Refuse to continue a protocol if the learner has learned something else since."""
     learned = [result.class_names for result in learner.results]
     for step, (has, wants) in enumerate(zip(learned, steps, strict=False), 1):
         if has != wants:
             raise CheckpointError(
-                f"{out} has learned other classes than its protocol's in step {step}: "
+                f"the run in {out} did not learn its protocol's classes in step {step}: "
                 f"{', '.join(has[:5])} instead of {', '.join(wants[:5])}. It can learn more with ",
                 Spelling("`der-fast learn`", "learn_run()"),
-                ", but not go on with ",
+                ", but not continue with ",
                 RESUME,
                 "; start a new run with another ",
                 OUT,
@@ -253,7 +263,7 @@ def _check_steps(learner: Learner, steps: Sequence[tuple[str, ...]], out: Path) 
 
 
 def _check_classes(train: ImageSource, test: ImageSource, steps: Sequence[tuple[str, ...]]) -> None:
-    """Refuse a class without images before the steps in front of it are learned."""
+    """Refuse a class without images before any earlier step is learned."""
     for what, source in (("training", train), ("test", test)):
         counts = counts_by_class(source)
         missing = [name for names in steps for name in names if not counts.get(name)]
@@ -265,7 +275,7 @@ def _check_classes(train: ImageSource, test: ImageSource, steps: Sequence[tuple[
 
 
 def _say_left_out(train: ImageSource, steps: Sequence[tuple[str, ...]], watcher: Observer) -> None:
-    """Name classes of the data set that a protocol of given names has not."""
+    """Name the data set's classes that are missing from a protocol of given names."""
     wanted = {name for names in steps for name in names}
     missing = [name for name in train.class_names if name not in wanted]
     if missing:
@@ -274,7 +284,7 @@ def _say_left_out(train: ImageSource, steps: Sequence[tuple[str, ...]], watcher:
 
 
 def _check_memory(config: Config, train: ImageSource, names: Sequence[str], watcher: Observer) -> None:
-    """Say before anything is trained where the memory cannot work, or not well, once all classes are known."""
+    """Before training, point out where the memory will not work, or not well, once all classes are known."""
     if method_of(config).joint:
         return
     check_quota(config.memory, len(names))
@@ -293,10 +303,9 @@ def learn_more(
     origin: Origin | None = None,
     observer: Observer | None = None,
 ) -> Learner:
-    """Teach a saved learner the classes of `train`, or show it more images of known ones, and save it again; see `Learner.learn`.
+    """Teach a saved learner the classes of `train`, or refresh known ones with more images, and save it again; see `Learner.learn`.
 
-    Until it is saved, the folder holds what it held before. Where the process was killed, the same call goes on from the last
-    checkpoint.
+    Until then the folder does not change. If the process is killed, the same call continues from the last checkpoint.
 
     Args:
         run: the learner's folder.
@@ -304,11 +313,11 @@ def learn_more(
         test: images of any known or new classes, or None.
         origin: where the images come from; see `Hooks`.
         config: the configuration of this step; backbone and image size must be those of the run.
-        observer: told about progress.
+        observer: receives progress.
 
     Raises:
-        DataError: nothing that is new, or images of another size.
-        ConfigError: one of several processes of torchrun; a key on which what was learned before depends.
+        DataError: nothing new, or images of another size.
+        ConfigError: one of several processes of torchrun; a key that the learned model depends on.
         CheckpointError, StorageError: see `Learner.load` and `Learner.save`.
     """
     refuse_several_processes()
@@ -320,6 +329,6 @@ def learn_more(
         watcher.run_begins(1, config)
         watcher.message(_how(learner))
         _say_unreached(config, ("later", "classifier"), watcher)
-        with _advising(f"{run} is as it was: learn the classes again, with the lower value."):
+        with _advising(f"{run} did not change: learn the classes again, with the lower value."):
             _learn_and_save(learner, train, test, run, Hooks(origin))
     return learner

@@ -17,14 +17,14 @@ def counts_by_class(source: ImageSource) -> dict[str, int]:
 
 
 def without_empty_classes(source: ImageSource) -> ImageSource:
-    """Leave out class names without images: data sets often name all their classes whatever part of them is given."""
+    """Leave out class names without images: data sets often name all their classes even if only a part is given."""
     counts = counts_by_class(source)
     names = [name for name, count in counts.items() if count]
     return source if len(names) == len(counts) else source.of_classes(names)
 
 
 def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] | None, *, joint: bool) -> None:
-    """Refuse training images that a step, or the refreshing of known classes, cannot learn.
+    """Refuse training images that a step, or a refresh of known classes, cannot learn.
 
     Args:
         train: the images.
@@ -36,7 +36,7 @@ def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] 
         DataError: a shard, too few images, a class without images, no new class for the upper bound, or images of another size.
     """
     if train.world > 1:
-        raise DataError("a step is trained by one process on all of its images; give the source itself instead of a shard of it (sharded)")
+        raise DataError("one process trains a step on all of its images; give the source itself instead of a shard of it (sharded)")
     repeated = [name for name in train.class_names if name in known]
     if len(train) < 2 and not (train.class_names and len(repeated) == len(train.class_names)):
         raise DataError(f"{len(train)} training image(s): batch-norm needs at least two; add images")
@@ -50,13 +50,13 @@ def check_train(train: ImageSource, known: Sequence[str], size: tuple[int, int] 
             "give the images of the known classes too"
         )
     if joint and len(repeated) == len(train.class_names):
-        raise DataError("there is no new class to learn; give the images of at least one class that is not known yet")
+        raise DataError("there is no new class to learn; give images of at least one class that is not known yet")
     if size is not None and train.image_size != size:
         raise DataError(f"{_sizes(train, size)}; set data.image_size, or resize them")
 
 
 def check_test(test: ImageSource, names: Sequence[str], size: tuple[int, int]) -> None:
-    """Refuse test images that say nothing about a model.
+    """Refuse test images that cannot measure a model.
 
     Args:
         test: the images.

@@ -1,4 +1,4 @@
-"""One stage of a step: epochs of SGD over images, with checkpoints, from wherever the state stands."""
+"""One stage of a step: epochs of SGD over images, with checkpoints, from the point that the state has reached."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from der_fast.training.progress import EpochRecord
 from der_fast.training.schedule import learning_rate
 from der_fast.training.state import StepState
 
-# Asking a GPU for a number lets it run dry for a moment.
+# Reading a number from a GPU lets it run dry for a moment.
 _SECONDS_BETWEEN_FIGURES = 10.0
 
 
 class Stage:
-    """Trains what remains of a stage. A stage that does more than this overrides the methods from `begin_epoch` to `write_down`.
+    """Trains what remains of a stage. A stage that does more overrides the methods from `begin_epoch` to `write_down`.
 
     Args:
         context: settings and listeners.
         state: the step in progress; changed in place.
         source: training images, labelled over all seen classes.
         schedule: epochs, batches and learning rates.
-        loss: the method's batch loss; None where `batch_step` is overridden.
-        constrain: called after every update of the weights; asks the device for nothing.
-        parts: what is trained, by name; default: all parts of the state.
+        loss: the method's batch loss; None if `batch_step` is overridden.
+        constrain: called after every update of the weights; reads nothing from the device.
+        parts: names of the trained parts; default: all parts of the state.
         chosen: positions (n,) of the images to train on; default: all.
-        name: of the stage in records and random numbers; default: the state's.
-        graphed: whether optimizer and batches are kept on the device, for a CUDA graph.
+        name: the stage's name in records and random numbers; default: the state's.
+        graphed: whether optimizer and batches stay on the device, for a CUDA graph.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Stage:
         self.batches = count_batches(len(source) if chosen is None else len(chosen), schedule.batch_size)
         self.optimizer = self.new_optimizer()
         self.step: BatchStep | None = None
-        self._saved = self._told = 0.0
+        self._saved, self._told = time.perf_counter(), 0.0
         self._between: tuple[Place, float] | None = None
 
     def new_optimizer(self) -> NamedSGD:
-        """Return SGD over what is trained, with the state's momentum."""
+        """Return SGD over the trained parts, with the state's momentum."""
         parts = self.state.modules() if self.parts is None else self.parts
         optimizer = NamedSGD(parts, self.schedule, self.own_lr, on_device=self.graphed)
         optimizer.restore(self.state.momentum)
@@ -77,14 +77,14 @@ class Stage:
 
     @property
     def own_lr(self) -> Mapping[str, float]:
-        """Learning rates of parameters that have one of their own (see `NamedSGD`)."""
+        """Learning rates of parameters that have their own (see `NamedSGD`)."""
         return {}
 
     def begin_epoch(self) -> None:
         """Do what comes before an epoch's first batch, once."""
 
     def batch_step(self) -> BatchStep:
-        """Return the function that trains a batch; asked for in every epoch."""
+        """Return the function that trains a batch; called in every epoch."""
         if self.step is None:
             assert self.loss is not None
             self.step = BatchStep(self.context, self.optimizer, self.loss, self.constrain, graphed=self.graphed)
@@ -94,21 +94,21 @@ class Stage:
         """Prepare batch `number` (1-based) of the epoch."""
 
     def after_batch(self, number: int) -> None:
-        """Note what is to be noted after batch `number`."""
+        """Record what must be recorded after batch `number`."""
 
     def end_epoch(self, lr: float) -> None:
         """Do what comes after an epoch's last batch."""
 
     def figures(self) -> dict[str, Any]:
-        """Return what the record of the epoch holds beyond loss, accuracy and times."""
+        """Return what the epoch's record holds besides loss, accuracy and times."""
         return {"kept_share": None, "sparsity_weight": None}
 
     def write_down(self) -> None:
-        """Bring into the state what changes outside of it."""
+        """Copy into the state what changes outside it."""
         self.state.momentum = self.optimizer.momentum()
 
     def redraw(self, *names: str) -> None:
-        """Draw linear parts again, as the authors' code does with classifiers at the end of the warm-up."""
+        """Initialise linear parts again, as the authors' code does with classifiers at the end of the warm-up."""
         for name in names:
             layer = self.state.parts.get(name)
             if isinstance(layer, nn.Linear):
@@ -116,16 +116,20 @@ class Stage:
         self.optimizer.forget(tuple(f"{name}." for name in names))
 
     def run(self) -> None:
-        """Train what remains, saving after every epoch and in the middle of long ones.
+        """Train what remains, saving every `runtime.checkpoint_seconds`, between epochs and within them, and after the last one.
 
         Raises:
             DivergenceError: the loss or a weight is not a finite number.
             Stopped: a signal says stop.
         """
+        interval = self.context.config.runtime.checkpoint_seconds
+        self._saved = time.perf_counter()
         with deferred():
             while self.state.epoch < self.schedule.epochs:
                 self.epoch()
-                self.context.save(self.state)
+                if self.state.epoch == self.schedule.epochs or requested() or time.perf_counter() - self._saved >= interval:
+                    self.context.save(self.state)
+                    self._saved = time.perf_counter()
                 stop_if_requested()
 
     def epoch(self) -> None:
@@ -152,15 +156,15 @@ class Stage:
         self.finish(meter, lr)
 
     def meter(self, totals: Tensor | None = None) -> EpochMeter:
-        """Return the meter of the epoch in progress; a state that stands in its middle is gone on with."""
+        """Return the meter of the epoch in progress; it continues if the state is within the epoch."""
         position, self.state.position = self.state.position, None
         meter = EpochMeter(self.context.device, position, totals)
         self._between = None
-        self._saved = self._told = time.perf_counter()
+        self._told = time.perf_counter()
         return meter
 
     def _heeding(self, meter: EpochMeter, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on. The signal that says stop may have ended the workers, too."""
+        """Pass batches on. A signal that says stop may also have ended the workers."""
         try:
             yield from meter.timed(batches)
         except Exception:
@@ -169,7 +173,7 @@ class Stage:
             raise
 
     def count(self, meter: EpochMeter, images: int) -> None:
-        """Count a batch of so many images, whose loss and hits are in the totals, and tell the observer."""
+        """Count a batch of `images` images, whose loss and hits are already in the totals, and notify the observer."""
         meter.advance(images)
         observer = self.context.observer
         observer.batch_ends(self.state.step, self.name, self.state.epoch + 1, self.schedule.epochs, meter.batch, self.batches, images)
@@ -179,16 +183,16 @@ class Stage:
             observer.epoch_so_far(*meter.means(), meter.images_per_s)
 
     def checkpoint(self, meter: EpochMeter, place: Place | None, lr: float) -> None:
-        """Save the state as it is between two batches, if the last checkpoint is `runtime.checkpoint_seconds` old or a signal says stop.
+        """Save the state between two batches if the last checkpoint is `runtime.checkpoint_seconds` old or a signal says stop.
 
         Args:
-            meter: of the epoch.
-            place: of the pass over the images; nothing is saved where it is unknown.
+            meter: the epoch's.
+            place: position of the pass over the images; if it is None, nothing is saved.
             lr: learning rate.
 
         Raises:
             DivergenceError: the loss or a weight is not a finite number.
-            Stopped: a signal says stop. After an epoch's last batch that is left to whoever saves the epoch.
+            Stopped: a signal says stop. After an epoch's last batch the code that saves the epoch raises it instead.
         """
         self._between = None if place is None else (place, lr)
         if meter.batch == self.batches:
@@ -200,7 +204,7 @@ class Stage:
             self._save(meter, place, lr)
 
     def _stop(self, meter: EpochMeter) -> None:
-        """Save the state as it was after the last batch, where that can be done, and raise Stopped."""
+        """Save the state after the last batch, if possible, and raise Stopped."""
         if self._between is not None:
             self._save(meter, *self._between)
         stop_if_requested()
@@ -214,11 +218,11 @@ class Stage:
         self.context.save(self.state)
         self.state.position = None
         self._saved = time.perf_counter()
-        # Saving is not training.
+        # Time spent saving is not training time.
         meter.started += self._saved - now
 
     def finish(self, meter: EpochMeter, lr: float) -> None:
-        """Record the epoch and count it in the state; raises DivergenceError where the loss or a weight is not a finite number."""
+        """Record the epoch and count it in the state; raises DivergenceError if the loss or a weight is not finite."""
         loss, accuracy = meter.means()
         seconds, processor = meter.seconds, meter.processor_seconds
         state = self.state
@@ -245,7 +249,7 @@ class Stage:
     def _check_finite(self, loss: float, epoch: int, lr: float) -> None:
         problem = None if math.isfinite(loss) else f"the loss became {loss}"
         if problem is None and not _is_finite(self.state):
-            problem = "a weight became infinite or not a number"
+            problem = "a weight became infinite or NaN"
         if problem is not None:
             raise DivergenceError(
                 f"{problem} in step {self.state.step}, {self.name} stage, epoch {epoch}. Lower the learning rate (now {lr:g}) with ",
@@ -255,6 +259,6 @@ class Stage:
 
 
 def _is_finite(state: StepState) -> bool:
-    """Whether no weight and no statistic is NaN or infinite: the last batch of an epoch may ruin what its loss does not show."""
+    """Whether no weight and no statistic is NaN or infinite: the last batch of an epoch may ruin weights without showing it in its loss."""
     tensors = [value for module in state.modules().values() for value in module.state_dict().values() if value.is_floating_point()]
     return bool(torch.stack([value.isfinite().all() for value in tensors]).all())

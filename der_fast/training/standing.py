@@ -1,4 +1,4 @@
-"""Where a run stands, in one line of text: put together from the events that it tells."""
+"""The state of a run in one line of text, composed from its events."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from der_fast.training.timeleft import TimeLeft, as_clock
 
 
 class Standing(Observer):
-    """Knows step, stage, epoch, batch, figures and time left; displays are made from it.
+    """Tracks step, stage, epoch, batch, figures and time left; displays build on it.
 
     Args:
-        clock: seconds, from any beginning.
+        clock: seconds, from any origin.
 
     Attributes:
-        steps: how many steps the run has.
-        class_names: the classes of the step in progress.
-        title: step and stage, or what else goes on.
-        record: the newest figures of the stage; those of the epoch in progress, where it takes long.
+        steps: number of steps of the run.
+        class_names: the classes of the current step.
+        title: step and stage, or other work in progress.
+        record: the newest figures of the stage; in a long epoch, those of the current epoch.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,15 +39,15 @@ class Standing(Observer):
         self._where = ""
 
     def moved(self, done: float, of: float) -> None:
-        """Called after every event of the work in progress: so much of it is done, in epochs or images."""
+        """Called after every event of the current work, with the amount done and its total, in epochs or images."""
 
     def loads(self, what: str, how_far: str) -> None:
-        """Take what a bar of loading would show."""
+        """Take what a loading bar would show."""
         before = self.title, self._where
         self.title, self._where = what, how_far
         self.moved(0.0, 1)
         if self._step:
-            # Between two batches: what is trained is known better than what is loaded for it.
+            # Between two batches: training is more interesting than the loading for it.
             self.title, self._where = before
 
     def run_begins(self, steps: int, config: Config) -> None:
@@ -57,8 +57,8 @@ class Standing(Observer):
         self.title, self._where = "preparing the first step", ""
 
     def step_begins(self, step: int, steps: int, class_names: Sequence[str], images: int) -> None:
-        """Remember which classes the step brings."""
-        # A saved run that learns more has more steps than were planned when it began.
+        """Remember the step's classes."""
+        # A saved run that learns more has more steps than were planned at the start.
         self._step, self.steps, self.class_names = step, max(self.steps, steps), class_names
         self._stage, self.record, self._where = "", None, ""
         if self._left is not None:
@@ -67,12 +67,12 @@ class Standing(Observer):
         self.moved(0.0, 1)
 
     def batch_ends(self, step: int, stage: str, epoch: int, epochs: int, batch: int, batches: int, images: int) -> None:
-        """Move on within the epoch."""
+        """Advance within the epoch."""
         within = f"batch {batch}/{batches}" if batch < batches else ""
         self._advance(step, stage, epoch - 1 + batch / batches, epochs, epoch - 1 + (batch - 1) / batches, within)
 
     def epoch_so_far(self, loss: float, accuracy: float, images_per_s: float) -> None:
-        """Take the figures of the epoch in progress, and what else is known from the one before."""
+        """Take the figures of the current epoch, and the rest from the previous one."""
         before = self.record or EpochRecord(self._step, self._stage, 1, self._done[1], loss, accuracy, math.nan, None, None, images_per_s)
         self.record = replace(before, loss=loss, accuracy=accuracy, images_per_s=images_per_s)
         self.moved(*self._done)
@@ -92,19 +92,19 @@ class Standing(Observer):
         self.moved(done, epochs)
 
     def images_pass(self, work: str, done: int, images: int) -> None:
-        """Move on in work outside of epochs."""
+        """Advance in work outside epochs."""
         self.title = f"step {self._step}/{self.steps} {work}" if self._step else work
         self._where = f"{done:,} of {images:,} images"
-        # What an evaluation shows are not figures of training.
+        # An evaluation must not show training figures.
         self._stage, self.record, self._done = "", None, (0.0, 0)
         self.moved(done, images)
 
     def step_ends(self, summary: dict[str, Any]) -> None:
-        """The next step is prepared, if there is one."""
+        """Show the step as ended; the next one may follow."""
         self.title, self._where, self._stage, self.record, self._done = f"step {self._step}/{self.steps} ended", "", "", None, (0.0, 0)
 
     def figures(self, *, batch: bool = True) -> str:
-        """Write epoch, batch (unless a bar shows it), loss, accuracy, kept share, speed and time left, as far as they are known."""
+        """Write epoch, batch (unless a bar shows it), loss, accuracy, kept share, speed and time left, as far as known."""
         done, epochs = self._done
         left = self._left.seconds() if self._left is not None else None
         if not epochs or not self._stage:
@@ -117,7 +117,7 @@ class Standing(Observer):
 
 
 def figures_line(record: EpochRecord | None, epoch: int, epochs: int, seconds_left: float | None, within: str = "") -> str:
-    """Write an epoch's figures; before the first of them are known there are only epoch and time."""
+    """Write an epoch's figures; until the first are known, only epoch and time."""
     parts = [f"epoch {epoch}/{epochs}", *([within] if within else [])]
     if record is not None:
         parts += [f"loss {record.loss:.3f}", f"accuracy {record.accuracy:.1f} %"]
@@ -129,7 +129,7 @@ def figures_line(record: EpochRecord | None, epoch: int, epochs: int, seconds_le
 
 
 def step_line(summary: dict[str, Any], steps: int, class_names: Sequence[str]) -> str:
-    """Write one finished step as a line of text; figures that are missing are left out."""
+    """Write one finished step as a line of text; missing figures are left out."""
     what = f"refreshed: {shortened(class_names)}" if summary.get("refreshed") else f"+ {shortened(class_names)}"
     parts = [f"step {summary.get('step')}/{steps}", what]
     if summary.get("top1") is not None:

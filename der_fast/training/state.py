@@ -1,4 +1,4 @@
-"""Everything that changes while one step is being learned, as one object that can be written down and read back."""
+"""Everything that changes while a step is learned, as one object that can be saved and read back."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from der_fast.training.progress import EpochRecord
 REPRESENTATION, CLASSIFIER = "representation", "classifier"
 LEARNING_RATE = Spelling("--lr", "first.lr and later.lr in settings")
 CLASSIFIER_RATE = Spelling("--set classifier.lr=…", 'settings={"classifier.lr": …}')
-# Of a file that goes with a finished step: its tensors, and texts about them.
+# A file that goes with a finished step: its tensors, and texts about them.
 StepFile = tuple[dict[str, Tensor], dict[str, str]]
 
 
 @dataclass
 class StepState:
-    """The step in progress. A method that keeps more than this derives its own.
+    """The current step. A method that keeps more derives its own state.
 
     Attributes:
         step: 1-based step.
-        parts: the modules with weights that are learned, by name. Linear layers may change their sizes during the step.
-        stage: name of the stage in progress.
-        stages: how many stages are finished.
-        epoch: finished epochs of the stage in progress.
-        position: how far the epoch in progress went, in a state that was written down in its middle; else None.
-        momentum: SGD's momentum buffers by parameter name, as far as the stage in progress has any.
+        parts: the trained modules, by name. Linear layers may change their sizes during the step.
+        stage: name of the current stage.
+        stages: number of finished stages.
+        epoch: number of finished epochs of the current stage.
+        position: how far the current epoch got, in a state saved within an epoch; else None.
+        momentum: SGD's momentum buffers by parameter name, if the current stage has any.
         records: this step's finished epochs.
         elapsed: seconds spent so far.
-        notes: what the report should mention.
-        unreadable: path → reason of image files that could not be read. Once the step reads files, its source writes into it.
+        notes: notes for the report.
+        unreadable: image files that could not be read: path → reason. Once the step reads files, its source writes into it.
     """
 
     step: int
@@ -54,7 +54,7 @@ class StepState:
 
     @property
     def extractor(self) -> Extractor:
-        """The part of that name, in methods that have one."""
+        """The part of that name, in methods that have it."""
         return cast(Extractor, self.parts["extractor"])
 
     @extractor.setter
@@ -72,12 +72,12 @@ class StepState:
 
     @property
     def spent(self) -> float:
-        """Seconds spent so far, with those of the epoch in progress."""
+        """Seconds spent so far, including those of the current epoch."""
         return self.elapsed + (self.position.seconds if self.position is not None else 0.0)
 
     @property
     def advice(self) -> tuple[str | Spelling, ...]:
-        """What may help where the stage in progress diverges."""
+        """What may help if the current stage diverges."""
         return (CLASSIFIER_RATE if self.stage == CLASSIFIER else LEARNING_RATE,)
 
     def enter(self, stage: str) -> None:
@@ -89,22 +89,22 @@ class StepState:
         return dict(self.parts)
 
     def drop_gradients(self) -> None:
-        """Free the gradients of parts that are not trained any more, but live on until the step ends."""
+        """Free the gradients of parts that are no longer trained but stay until the step ends."""
         for module in self.parts.values():
             for parameter in module.parameters():
                 parameter.grad = None
 
     def files(self) -> dict[str, StepFile]:
-        """What is kept beside a finished step for the report, by file name (of safetensors)."""
+        """Files kept with a finished step for the report, by file name (of safetensors)."""
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state, by name, on the CPU and contiguous."""
+        """Every tensor of the state, by name, as it lives: training goes on to write to it."""
         tensors = {f"{part}.{name}": value for part, module in self.modules().items() for name, value in module.state_dict().items()}
         tensors.update({f"momentum.{name}": value for name, value in self.momentum.items()})
         if self.position is not None:
             tensors["position.totals"] = self.position.totals
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        return {name: value.detach() for name, value in tensors.items()}
 
     def facts(self) -> dict[str, Any]:
         """Everything else, as plain JSON values."""
@@ -123,9 +123,9 @@ class StepState:
         }
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take over a state that was written down; raises KeyError or RuntimeError where it does not fit.
+        """Restore a saved state; raises KeyError or RuntimeError if it does not fit.
 
-        The frozen extractors then run as they did before: how, is chosen by a measurement, which may end otherwise this time.
+        The frozen extractors then run with the same strategy as before: a new measurement could choose another one.
         """
         device = next(parameter.device for part in self.parts.values() for parameter in part.parameters())
         for name, sizes in facts["linear"].items():

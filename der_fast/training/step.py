@@ -17,21 +17,21 @@ from der_fast.training.rehearsal import new_names, refill, rehearsal
 def learn_step(
     context: Context, method: Method[State], model: Model, state: State, train: ImageSource
 ) -> tuple[Model, Packed, dict[str, Any]]:
-    """Carry a step to its end, from wherever `state` stands.
+    """Complete a step from the point that `state` has reached.
 
     Args:
         context: settings and listeners.
-        method: what is done.
+        method: does the work.
         model: the model before this step; left unchanged.
-        state: the step in progress; changed in place.
+        state: the current step; changed in place.
         train: the new classes' training images; for a joint method, those of all seen classes.
 
     Returns:
-        The new model, its network as it was packed, and the method's own figures.
+        The new model, its packed network, and the method's own figures.
 
     Raises:
         DivergenceError: the loss is no longer finite.
-        DerFastError: the compact network does not compute what the trained one does, or the method's figures are not those it declares.
+        DerFastError: the compact network does not compute what the trained one does, or the method's figures differ from those it declares.
     """
     new = new_names(model, train)
     chosen, held = method.split(context, model, train)

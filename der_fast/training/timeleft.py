@@ -1,4 +1,4 @@
-"""How long a run still takes, from what its epochs took so far."""
+"""Estimates how long a run will still take, from its epochs so far."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from der_fast.config.schema import Config
 class TimeLeft:
     """Estimates the seconds left in the run.
 
-    The rest of a stage is its epochs left times what its epochs took so far; a stage that has not begun takes what its
-    epochs took in the step before; later steps take as long as this one, allowing for schedules of another length.
-    An estimate, not a promise: steps grow with the classes seen.
+    The rest of a stage takes its remaining epochs times its average epoch so far; a stage that has not begun uses the epochs of the
+    step before; later steps take as long as this one, allowing for schedules of another length. An estimate, not a promise: steps
+    grow with the classes seen.
     """
 
     def __init__(self, config: Config, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,21 +29,21 @@ class TimeLeft:
         self.seconds_per_epoch: dict[str, float] = {}
 
     def step_begins(self, step: int) -> None:
-        """Note that `step` (1-based) begins now."""
+        """Record that `step` (1-based) begins now."""
         self.step = step
         self.step_began = self.clock()
         self.stage, self.done, self.epochs = "", 0.0, 0
 
     def progress(self, stage: str, epochs_done: float, epochs: int, before: float | None = None) -> None:
-        """Note that `epochs_done` of a stage's `epochs` are done (a fraction within an epoch).
+        """Record that `epochs_done` of a stage's `epochs` are done (a fraction within an epoch).
 
         Args:
             stage, epochs_done, epochs: see above.
-            before: how many were done when the batch that is told of began; default: whole epochs.
+            before: epochs done when the current batch began; default: whole epochs.
         """
         if stage != self.stage:
             self.stage, self.stage_began, self.epochs = stage, self.clock(), epochs
-            # A resumed stage does not start at epoch 0, nor always with an epoch; what came before took no time of ours.
+            # A resumed stage may start at any epoch, or within one; what came before took no time in this process.
             self.began_with = int(epochs_done) if before is None else before
         self.done = epochs_done
         covered = epochs_done - self.began_with
@@ -51,7 +51,7 @@ class TimeLeft:
             self.seconds_per_epoch[stage] = (self.clock() - self.stage_began) / covered
 
     def seconds(self) -> float | None:
-        """Return the seconds left, or None before anything is known."""
+        """Return the seconds left, or None if nothing is known yet."""
         if self.stage not in self.seconds_per_epoch:
             return None
         left_in_step = (self.epochs - self.done) * self.seconds_per_epoch[self.stage] + self._classifier_seconds()
@@ -61,7 +61,7 @@ class TimeLeft:
         return left_in_step + max(0, self.steps - self.step) * this_step
 
     def _classifier_seconds(self) -> float:
-        """Return what the classifier stage of this step will take, where it is still to come."""
+        """Return how long this step's classifier stage will take, if it is still to come."""
         if self.step == 1 or self.stage != "representation":
             return 0.0
         return self.config.classifier.epochs * self.seconds_per_epoch.get("classifier", 0.0)

@@ -1,4 +1,4 @@
-"""A trained model with what it runs on: it names the classes of images and measures itself."""
+"""A trained model with its device and backend: it names the classes of images and measures itself."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from der_fast.training.state import StepState
 
 
 class TrainedModel:
-    """The part of a learner that uses what was learned.
+    """The part of a learner that uses the trained model.
 
     Attributes:
         config: the configuration.
-        observer: told about progress.
+        observer: receives progress.
         device, backend: where and how it runs.
-        image_size: (height, width) in pixels of the images that were learned; None before the first step.
+        image_size: (height, width) in pixels of the learned images; None before the first step.
     """
 
     config: Config
@@ -52,7 +52,7 @@ class TrainedModel:
 
     @property
     def method(self) -> Method[Any]:
-        """What the configuration names."""
+        """The method that the configuration names."""
         return method_of(self.config)
 
     @property
@@ -89,7 +89,7 @@ class TrainedModel:
         return rows
 
     def evaluate(self, test: Any) -> Evaluation:
-        """Return accuracy over all known classes on a test set whose classes are all known.
+        """Return the accuracy over all known classes on a test set; its classes must all be known.
 
         Raises:
             DataError: no images, images of another size than the learned ones, or a class that was never learned.

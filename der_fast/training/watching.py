@@ -1,4 +1,4 @@
-"""Who watches when Python code trains: the observer that was given, or a display where a person looks on."""
+"""Who watches when Python code trains: the given observer, or a display if a person is watching."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from der_fast.training.progress import Observer, Observers
 
 @contextmanager
 def watched(observer: Observer | None, progress: bool | None) -> Iterator[Observer]:
-    """Yield who is told about a training.
+    """Yield the observer of a training.
 
     Args:
         observer: given by the caller, or None.
-        progress: None shows progress if no observer was given and standard error is a terminal, or in a notebook; True shows it in any
-            case, elsewhere as a line a minute on standard error, and beside an observer; False never, not that of loading either.
+        progress: None shows progress if no observer was given and standard error is a terminal, or in a notebook; True always
+            shows it, elsewhere as a line per minute on standard error, also with an observer; False never shows any, not even of loading.
     """
     if progress is False:
         with no_bars():
@@ -65,19 +65,19 @@ def _display(always: bool) -> Iterator[Observer | None]:
 
 
 def _tell(text: str) -> None:
-    # Whoever looked on has gone (a closed terminal, a full disk): no reason to give up a night's training.
+    # Nobody can watch any more (a closed terminal, a full disk): no reason to give up a night's training.
     with suppress(OSError, ValueError):
         write_line(sys.stderr, text)
 
 
 def in_notebook() -> Callable[[str], None] | None:
-    """Return a function that shows a text below the running cell, in place of its text before; None outside of notebooks."""
-    # Whoever runs in a notebook has imported it already.
+    """Return a function that shows a text below the running cell, in place of the previous text; None outside notebooks."""
+    # In a notebook it is already imported.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     # IPython in a terminal has no kernel; its standard error is a terminal like any other.
     if getattr(shell, "kernel", None) is None:
         return None
-    # Imported where it is there, needed nowhere else.
+    # Imported only here: no other part needs it.
     display: Any = import_module("IPython.display").display
     handles: list[Any] = []
 

@@ -156,9 +156,9 @@ REFUSED: dict[str, tuple[Callable[[], Result], str]] = {
     "labels out of range": (labels_out_of_range, "label 12 of image 1 is out of range: labels must lie in 0 … 9 for 10 classes"),
     "no finite loss": (
         lambda: train("images", "--lr", "1e30", "--no-prune"),
-        "Lower the learning rate (now 1e+30) with --lr. Start again with another --out and the lower value: --resume takes no changed",
+        "Lower the learning rate (now 1e+30) with --lr. Start again with another --out and the lower value: --resume cannot change the",
     ),
-    "no space": (no_space_left, "No space left on device. What was saved there before is unharmed; free some space, then go"),
+    "no space": (no_space_left, "No space left on device. What was saved there before is unharmed; free some space, then continue"),
     "too small a memory": (
         lambda: train("images", "--memory", "3"), "memory.total = 3 leaves no exemplar for each of 4 classes; use at least 4 (--memory)"
     ),
@@ -206,10 +206,10 @@ REFUSED_LATER: dict[str, tuple[Callable[[], Result], str]] = {
         lambda: train("images", "--resume", "--seed", "5"), "was started with another configuration: runtime.seed was 1993, now 5"
     ),
     "resume with other images": (changed_images, "was started with other t"),
-    "begin where a run is": (lambda: train("images"), "run already holds a run; go on with it by --resume, or give another --out"),
-    "a known class without a classifier stage": (a_known_class, "which classifier.epochs = 0 leaves out; give --set classifier.epochs"),
+    "begin where a run is": (lambda: train("images"), "run already holds a run; continue it with --resume, or give another --out"),
+    "a known class without a classifier stage": (a_known_class, "which classifier.epochs = 0 switches off; give --set classifier.epochs"),
     "a memory that would be emptied": (a_memory_that_would_be_emptied, "memory.total = 8 leaves no exemplar for each of 9 classes"),
-    "a run of which nothing is whole": (nothing_whole, "no saved step is whole; restore the folder from a copy, or train again"),
+    "a run of which nothing is whole": (nothing_whole, "no saved step is complete; restore the folder from a copy, or train again"),
 }  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def test_a_class_with_fewer_images_than_its_quota_is_noted_once(here: Path) -> N
     assert ended.exit_code == 0, ended.output
     assert ended.stderr.count("quota") == 1
     assert "note: 4 class(es) have fewer training images than their memory quota of 10: 'ant' (4), 'bee' (4)" in ended.stderr
-    assert "as the scarcest has: 4 of each. Add images of these classes" in ended.stderr
+    assert "takes only 4 of every class, as many as the scarcest has. Add images of these classes" in ended.stderr
 
 
 def test_a_class_with_one_training_image_is_noted_before_training(here: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_class_with_one_training_image_is_noted_before_training(here: Path) ->
     draw(here / "split" / "test", dict.fromkeys(FOUR, 2))
     ended = train("split", "--lr", "1e30", "--no-prune")
     assert "note: 1 class(es) have fewer training images than their memory quota of 2: 'cat' (1). All are kept, but" in ended.stderr
-    assert "as the scarcest has: 1 of each" in ended.stderr
+    assert "takes only 1 of every class" in ended.stderr
     # The loss is no number from the first epoch on, and yet the note is there.
     assert ended.exit_code == 2
 
@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(here: Path) -> None:
     newest.write_bytes(newest.read_bytes()[:-30])
     ended = train("images", "--resume")
     assert ended.exit_code == 0, ended.output
-    assert f"note: checkpoint {newest.stem} is passed over, going back to the one before" in ended.stderr
+    assert f"note: checkpoint {newest.stem} is skipped, going back to the one before" in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["eval", "predict"])

@@ -66,7 +66,7 @@ def test_uneven_steps(trained: Path) -> None:
     ended = command("train", "--out", trained / "run", "--resume", "--quiet")
     assert ended.exit_code == 0, ended.output
     refused = command("train", trained / "images", "--protocol", "2,2,2", *TINY, "--out", trained / "other")
-    assert (refused.exit_code, "deals out 6 classes in all, but there are 5" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "has 6 classes in total, but there are 5" in refused.stderr) == (2, True)
 
 
 def test_steps_from_a_file(trained: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_steps_from_a_file(trained: Path, tmp_path: Path) -> None:
         ("dog\nwolf, cat\n", [], "step 2 of protocol.steps names wolf, which the data set does not have"),
         ("dog\ndog\n", [], "names 'dog' more than once"),
         ("\n", [], "names no class"),
-        ("dog\ncat\n", ["--class-order", "alphabetical"], "--class-order says nothing about a protocol that names"),
+        ("dog\ncat\n", ["--class-order", "alphabetical"], "--class-order does not apply to a protocol that names"),
     ],
 )
 def test_files_of_steps_that_are_refused(lines: str, options: list[str], words: str, trained: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_files_of_steps_that_are_refused(lines: str, options: list[str], words: 
 def test_a_long_protocol_makes_a_short_folder_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ended = command("train", "digits", "--protocol", ",".join(["1"] * 400))
-    assert (ended.exit_code, "deals out 400 classes in all, but there are 10" in ended.stderr) == (2, True)
+    assert (ended.exit_code, "has 400 classes in total, but there are 10" in ended.stderr) == (2, True)
     assert "writing to runs/digits-1-1-1-1-1-1-400-steps" in ended.stderr
 
 
@@ -111,18 +111,18 @@ def test_more_images_of_known_classes(here: Path, tmp_path: Path) -> None:
     before = metrics_of(here)
     ended = command("learn", here, draw(tmp_path / "more", {"cat": 6, "fox": 6}, shift=1))
     assert ended.exit_code == 0, ended.output
-    assert "already known: 'cat', 'fox'; they refresh rehearsal memory and classifier; every extractor stays as it is" in ended.stderr
+    assert "already known: 'cat', 'fox'; they refresh rehearsal memory and classifier; extractors do not change" in ended.stderr
     assert "refreshed: cat, fox" in ended.stdout
     assert "3 refreshed" in ended.stdout
     metrics = metrics_of(here)
     assert (metrics["steps"], metrics["params"], metrics["final_params"]) == (before["steps"], before["params"], before["final_params"])
     again = command("learn", here, tmp_path / "more")
-    assert (again.exit_code, "the very images that were learned last" in again.stderr) == (2, True)
+    assert (again.exit_code, "exactly the images that were learned last" in again.stderr) == (2, True)
 
 
 def test_rename_and_forget(here: Path, trained: Path, tmp_path: Path) -> None:
     ended = command("rename", here, "cat", "[red]tom")
-    assert (ended.exit_code, "class 'cat' is '[red]tom' now" in ended.stdout) == (0, True)
+    assert (ended.exit_code, "class 'cat' is now '[red]tom'" in ended.stdout) == (0, True)
     ended = command("forget", here, "[b]gnu", "fox")
     assert ended.exit_code == 0, ended.output
     assert "forgotten: '[b]gnu', 'fox'; 3 class(es) are left" in ended.stdout
@@ -148,11 +148,11 @@ def test_rename_and_forget(here: Path, trained: Path, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["rename", "run", "wolf", "x"], "there is no class 'wolf'; the known ones are '[b]gnu', 'cat'"),
-        (["rename", "run", "cat", "dog"], "there is a class 'dog' already"),
+        (["rename", "run", "cat", "dog"], "there is already a class 'dog'"),
         (["rename", "run", "cat", ""], "a text that is not empty"),
         (["rename", "nowhere", "cat", "x"], "nowhere holds no saved learner"),
         (["forget", "run", "wolf"], "there is no class 'wolf'"),
-        (["forget", "run", "cat", "dog", "eel", "fox", "[b]gnu"], "forgetting the last one is refused"),
+        (["forget", "run", "cat", "dog", "eel", "fox", "[b]gnu"], "the last known classes cannot be forgotten"),
         (["forget", "nowhere", "cat"], "nowhere holds no saved learner"),
     ],
 )

@@ -207,7 +207,7 @@ def test_report_of_a_run_in_the_middle_of_a_step(copy: Path, monkeypatch: pytest
     (copy / "history.json").write_text(json.dumps({"epochs": rows}))
     ended = command("report", copy)
     assert ended.exit_code == 0, ended.output
-    assert "note: Step 3 is not finished: epoch 1 of 2 of its representation stage ended last" in ended.stderr
+    assert "note: Step 3 is not finished: its last finished epoch is 1 of 2 of the representation stage" in ended.stderr
 
 
 def test_a_process_ends_with_the_right_code(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_interrupted(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    assert f"go on with: der-fast train --out {out} --resume" in errors
+    assert f"continue with: der-fast train --out {out} --resume" in errors
     assert list(out.glob("checkpoints/*"))
 
 
@@ -247,7 +247,7 @@ def test_eval_names_classes_without_images_and_leaves_out_what_was_trained_on(co
     assert (own["confusion"], own["without_images"], own["left_out"]) == (metrics["confusion"], [], 0)
     ended = command("eval", copy, new_classes)
     assert "no test images of 10 of 12 known classes: " in ended.stdout
-    assert "are left out: the run was trained on them" in ended.stderr
+    assert "are left out because the run was trained on them" in ended.stderr
     found = json.loads(command("eval", copy, new_classes, "--json").stdout)
     assert sorted(found["without_images"]) == list("0123456789")
     assert found["left_out"] > 0 and len(found["notes"]) == 1

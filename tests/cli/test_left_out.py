@@ -42,7 +42,7 @@ def test_a_run_inside_the_data(photos: Path) -> None:
     (run,) = (photos / "runs").iterdir()
     before = json.loads((run / "metrics.json").read_text())
     assert line in before["notes"] and sorted(name for names in before["steps"] for name in names) == ["cat", "dog"]
-    assert "2 images of 2 class(es) lie in folders below the class folder and count as its own" in before["notes"]
+    assert "2 images of 2 class(es) are in folders below the class folder and count as its own" in before["notes"]
     assert line in (run / "report.html").read_text(encoding="utf-8")
 
     again = command("train", "--out", run, "--resume")

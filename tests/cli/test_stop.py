@@ -92,18 +92,18 @@ def test_interrupted_while_something_is_imported(module: str, tmp_path: Path) ->
     ended = start("SIGINT", module, "train", "digits", *TINY, "--out", "run", folder=tmp_path)
     assert ended.returncode == 130, ended.stderr
     assert "Traceback" not in ended.stderr
-    assert ended.stderr.endswith("note: interrupted. Nothing was begun yet: give the same command again.\n")
+    assert ended.stderr.endswith("note: interrupted. Nothing was started yet: run the same command again.\n")
 
 
 @posix
 def test_what_is_advised_before_the_run_began_works(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And so does --resume, which a scheduler adds to every restart."""
     ended = start("SIGINT", "sklearn.datasets", "train", "digits", *TINY, "--out", "run", folder=tmp_path)
-    assert (ended.returncode, "give the same command again" in ended.stderr) == (130, True)
+    assert (ended.returncode, "run the same command again" in ended.stderr) == (130, True)
     monkeypatch.chdir(tmp_path)
     again = run_quickly("train", "digits", *TINY, "--out", "run", "--resume", "--quiet")
     assert again.exit_code == 0, again.output
-    assert "nothing was begun in run yet: the run starts" in again.stderr
+    assert "there is no run in run yet: starting one" in again.stderr
     assert FACTS(tmp_path / "run") == FACTS(whole)
 
 
@@ -115,9 +115,9 @@ def test_stopped_in_the_first_batch_and_gone_on_as_advised(
     ended = start(number, "batch 1", "train", "digits", *TINY, "--out", "my run", "--quiet", folder=tmp_path)
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
-    assert "note: stopping once the running batch is saved; a second signal stops at once" in ended.stderr
+    assert "note: stopping once the current batch is saved; a second signal stops at once" in ended.stderr
     last = ended.stderr.splitlines()[-1]
-    assert last == "note: interrupted. What was learned is saved; go on with: der-fast train --out 'my run' --resume"
+    assert last == "note: interrupted. What was learned is saved; continue with: der-fast train --out 'my run' --resume"
     assert (tmp_path / "my run" / "checkpoints" / "001-1-representation-0000-00000001.json").is_file()
     monkeypatch.chdir(tmp_path)
     again = run_quickly("train", "--out", "my run", "--resume", "--quiet")
@@ -131,15 +131,15 @@ def test_exit_codes_and_advice(number: signal.Signals, code: int, run: Run, api:
     ended = run("train", "digits", "--out", "r")
     assert (ended.exit_code, ended.stderr.splitlines()[-1]) == (
         code,
-        "note: interrupted. Nothing was begun yet: give the same command again.",
+        "note: interrupted. Nothing was started yet: run the same command again.",
     )
     Path("r").mkdir()
     Path("r/config.json").write_text(json.dumps({"config": to_dict(resolve_config("digits"))}))
-    assert run("train", "--out", "r", "--resume").stderr.endswith("go on with: der-fast train --out r --resume\n")
+    assert run("train", "--out", "r", "--resume").stderr.endswith("continue with: der-fast train --out r --resume\n")
     Path("r/metrics.json").write_text(Path("r/config.json").read_text())
     Path("new").mkdir()
     ended = run("learn", "r", "new")
-    assert (ended.exit_code, "r is as it was; the same command goes on from where it stopped" in ended.stderr) == (code, True)
+    assert (ended.exit_code, "r is as it was; the same command continues from where it stopped" in ended.stderr) == (code, True)
 
 
 def only_a_folder(out: Path) -> None:
@@ -164,7 +164,7 @@ def test_resume_begins_where_nothing_was_begun(leave: Callable[[Path], None], ru
     (call,) = api.calls
     assert (call["config"], call["resume"]) == (resolve_config("cifar100", "B0-10"), True)
     assert "recipe: preset cifar100-b0-10" in ended.stderr
-    assert how_to_go_on(Path("elsewhere")) == "Nothing was begun yet: give the same command again."
+    assert how_to_go_on(Path("elsewhere")) == "Nothing was started yet: run the same command again."
 
 
 def test_resume_with_a_configuration_and_nothing_else_goes_on(run: Run, api: Any) -> None:

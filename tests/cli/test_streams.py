@@ -102,7 +102,7 @@ def test_a_training_goes_on_without_its_reader(quiet: list[str], tmp_path: Path)
     done = without_reader([*TRAIN, tmp_path / "run", *quiet], TRAINED)
     assert (tmp_path / "run" / "trained").read_text() == "to the end"
     assert done.returncode == 1
-    assert done.stderr.count("training goes on, and what comes of it lies in") == 1
+    assert done.stderr.count("training continues, and its results are in") == 1
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr and "error:" not in done.stderr
 
 

@@ -77,7 +77,7 @@ def test_a_run_is_never_overwritten(run: Run, api: Any, command: list[str]) -> N
     save_config(Path("old"), Config())
     ended = run(*command, "--out", "old")
     assert ended.exit_code == 2
-    assert "old already holds a run; go on with it by --resume, or give another --out" in ended.stderr
+    assert "old already holds a run; continue it with --resume, or give another --out" in ended.stderr
     assert api.calls == []
 
 
@@ -167,7 +167,7 @@ def test_interruption(run: Run, api: Any) -> None:
     api.error = KeyboardInterrupt()
     ended = run("train", "--out", "my run", "--resume")
     assert ended.exit_code == 130
-    assert "go on with: der-fast train --out 'my run' --resume" in ended.stderr
+    assert "continue with: der-fast train --out 'my run' --resume" in ended.stderr
 
 
 def test_print_config(run: Run, api: Any) -> None:

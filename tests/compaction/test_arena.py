@@ -123,7 +123,7 @@ def rewritten(path, change, resign=True):
 def test_truncated_files_are_refused(cut, tmp_path):
     path = arena_of().save(tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(CheckpointError, match=r"a.safetensors is damaged or no arena .* copy the file again"):
+    with pytest.raises(CheckpointError, match=r"a.safetensors is damaged or not an arena .* copy the file again"):
         Arena.load(path)
 
 
@@ -131,7 +131,7 @@ def test_truncated_files_are_refused(cut, tmp_path):
 def test_trailing_garbage_is_refused(tail, tmp_path):
     path = arena_of().save(tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes() + tail)
-    with pytest.raises(CheckpointError, match="a.safetensors is damaged or no arena"):
+    with pytest.raises(CheckpointError, match="a.safetensors is damaged or not an arena"):
         Arena.load(path)
 
 
@@ -152,7 +152,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 def test_a_file_that_is_not_the_one_noted_is_refused(tmp_path):
     path = arena_of().save(tmp_path / "a.safetensors")
     other = arena_of(density=0.4).save(tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match=r"a.safetensors is damaged: it has another checksum than was noted"):
+    with pytest.raises(CheckpointError, match=r"a.safetensors is damaged: its checksum differs from the one recorded"):
         Arena.load(path, sha256_of(other))
 
 
@@ -167,7 +167,7 @@ def test_other_versions_are_refused(version, tmp_path):
 def test_facts_that_were_changed_are_refused(tmp_path):
     path = arena_of().save(tmp_path / "a.safetensors")
     rewritten(path, lambda metadata, facts: facts["widths"].update(stage1=1), resign=False)
-    with pytest.raises(CheckpointError, match="does not have the checksum that it was saved with"):
+    with pytest.raises(CheckpointError, match="its content does not match its checksum"):
         Arena.load(path)
 
 
@@ -200,14 +200,14 @@ def test_facts_that_contradict_themselves_are_refused(change, tmp_path):
     assert arena.widths["stage1"] < 4
     path = arena.save(tmp_path / "a.safetensors")
     rewritten(path, lambda metadata, facts: change(facts))
-    with pytest.raises(CheckpointError, match=r"a.safetensors describes no network that der_fast knows"):
+    with pytest.raises(CheckpointError, match=r"a.safetensors describes a network that der_fast does not know"):
         Arena.load(path)
 
 
 def test_another_network_s_arena_is_refused(tmp_path):
     path = arena_of("resnet20").save(tmp_path / "a.safetensors")
     wanted = build_architecture("resnet32", width=4)
-    with pytest.raises(CheckpointError, match=r"belongs to another network: .*resnet20.*, not .*resnet32.*name the arena of this run"):
+    with pytest.raises(CheckpointError, match=r"belongs to another network: .*resnet20.*, not .*resnet32.*give the arena of this run"):
         Arena.load(path, architecture=wanted)
 
 
@@ -215,7 +215,7 @@ def test_another_network_s_arena_is_refused(tmp_path):
 def test_other_files_are_refused(content, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="a.safetensors is damaged or no arena of der_fast"):
+    with pytest.raises(CheckpointError, match="a.safetensors is damaged or not an arena of der_fast"):
         Arena.load(path)
 
 

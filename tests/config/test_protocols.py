@@ -122,5 +122,5 @@ def test_steps_and_seeds_replace_the_order_of_a_preset(where: str, key: str, val
 
 
 def test_two_orders_contradict_each_other() -> None:
-    with pytest.raises(ConfigError, match="both say in which order"):
+    with pytest.raises(ConfigError, match="both set the order in which"):
         check(replace_keys(Config(), {"protocol.steps": STEPS, "protocol.class_order": ["cat", "dog"]}))

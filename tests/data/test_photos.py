@@ -60,8 +60,8 @@ def test_parts_are_those_of_a_source_in_memory(photos, open_photos):
         (lambda source: source.relabelled(["ape", "bee"]), "'cow' is not among"),
         (lambda source: source.subset(torch.tensor([21])), "out of range"),
         (lambda source: source.concatenated(source.relabelled(["cow", "bee", "ape"])), "class names differ"),
-        (lambda source: source.concatenated(held()), "image files cannot be put together with images in memory"),
-        (lambda source: held().concatenated(source), "images in memory cannot be put together with PhotoSource"),
+        (lambda source: source.concatenated(held()), "cannot join image files with images in memory"),
+        (lambda source: held().concatenated(source), "cannot join images in memory with PhotoSource"),
     ],
 )
 def test_mistakes_are_refused(photos, open_photos, wrong, words):

@@ -26,7 +26,7 @@ def test_names_change_and_nothing_else() -> None:
 
 
 def test_two_classes_of_one_name_are_refused() -> None:
-    with pytest.raises(DataError, match="'c' comes more than once"):
+    with pytest.raises(DataError, match="'c' appears more than once"):
         renamed(source(), {"a": "c"})
 
 
@@ -35,5 +35,5 @@ def test_files_are_renamed_too(photos: Path) -> None:
     first, *rest = train.class_names
     new = renamed(train, {first: "new"})
     assert new.class_names == ("new", *rest)
-    with pytest.raises(DataError, match="comes more than once"):
+    with pytest.raises(DataError, match="appears more than once"):
         renamed(train, {first: rest[0]})

@@ -52,7 +52,7 @@ def test_labels_of_any_integer_type_become_int64():
         (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), [-1, 0], NAMES, "label -1 of image 0"),
         (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), [0], NAMES, "one integer per image"),
         (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), [0.0, 1.0], NAMES, "one integer per image"),
-        (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), [0, 1], ("ant", "ant"), "'ant' comes more than once"),
+        (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), [0, 1], ("ant", "ant"), "'ant' appears more than once"),
     ],
 )
 def test_bad_input_is_refused(images, labels, names, message):
@@ -75,7 +75,7 @@ def test_of_classes_keeps_images_and_renumbers_in_the_order_asked_for():
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["dog"], "unknown class 'dog'; there are ant, bee, cat"), (["ant", "ant"], "'ant' comes more than once")],
+    [(["dog"], "unknown class 'dog'; there are ant, bee, cat"), (["ant", "ant"], "'ant' appears more than once")],
 )
 def test_of_classes_refuses_unknown_and_repeated_names(names, message):
     with pytest.raises(DataError, match=message):

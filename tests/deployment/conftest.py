@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import struct
-import zlib
+import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
 from torch import Tensor
 
 from der_fast.api import train
@@ -39,6 +36,8 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 Masked = Callable[[Tensor], Tensor]
+
+write_every_kind = runpy.run_path(str(Path(__file__).with_name("kinds.py")))["write_every_kind"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,92 +97,13 @@ def digits() -> Tensor:
 @pytest.fixture(scope="session")
 def every_kind(digits: Tensor, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Digits in every kind of file that the engine reads."""
-    return write_every_kind(tmp_path_factory.mktemp("kinds"), [np.asarray(pixels) for pixels in digits])
+    written: list[Path] = write_every_kind(tmp_path_factory.mktemp("kinds"), [np.asarray(pixels) for pixels in digits])
+    return written
 
 
 @pytest.fixture(scope="session")
 def random_network() -> Callable[..., tuple[FoldedNetwork, Masked]]:
     return build_network
-
-
-def write_every_kind(folder: Path, pictures: list[np.ndarray]) -> list[Path]:
-    """Write one file per kind, the next of the pictures (uint8, 8 × 8 × 3, grey in three channels) into each."""
-    waiting = iter(pictures)
-
-    def photo() -> Image.Image:
-        # Larger and coloured, so that turning it or losing a channel shows.
-        pixels = next(waiting).astype(float) * (1, 0.8, 0.6) + (0, 20, 60)
-        return Image.fromarray(pixels.round().astype(np.uint8)).resize((40, 24), Image.Resampling.BICUBIC)
-
-    def save(image: Image.Image, name: str, **options: Any) -> None:
-        image.save(folder / name, **options)
-
-    def wide(order: str) -> np.ndarray:
-        return (np.asarray(photo().convert("L")).astype(order) * 257 + 3).astype(order)
-
-    lying = Image.Exif()
-    lying[0x0112] = 6
-    slope = Image.linear_gradient("L").resize((40, 24))
-    suffixes = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "tga"]
-    for suffix in [
-        *suffixes,
-        *(name for name in ("webp", "avif") if features.check(name)),
-        *(["jp2"] if features.check("jpg_2000") else []),
-    ]:
-        save(photo().convert("L" if suffix == "pgm" else "1" if suffix == "pbm" else "RGB"), f"plain.{suffix}")
-    for suffix in ("jpg", "png", "tif", "webp"):
-        save(photo(), f"lying.{suffix}", exif=lying)
-    for suffix in ("png", "tif"):
-        for mode in ("1", "L", "LA", "P", "RGBA"):
-            image = photo().convert(mode)
-            if image.mode in ("LA", "RGBA"):
-                image.putalpha(slope)
-            save(image, f"{mode}.{suffix}")
-    save(Image.fromarray(wide("<u2")), "16.png")
-    save(Image.fromarray(wide("<u2")), "16.tif")
-    save(Image.fromarray(wide("<u2")), "16.pgm")
-    save(Image.frombytes("I;16B", (40, 24), wide(">u2").tobytes()), "16 big-endian.tif")
-    save(Image.fromarray(wide("<u2")), "16 lying.png", exif=lying)
-    for name, kind, channels in (("16 grey and alpha", 4, 2), ("16 rgb", 2, 3), ("16 rgb and alpha", 6, 4)):
-        (folder / f"{name}.png").write_bytes(sixteen_bit_png(np.stack([wide(">u2") for _ in range(channels)], 2), kind))
-    palette = photo().quantize(16)
-    save(palette, "one clear colour.png", transparency=palette.getpixel((20, 12)))
-    save(palette, "half clear colours.png", transparency=bytes(range(0, 256, 16)))
-    save(palette, "clear.gif", transparency=palette.getpixel((20, 12)))
-    save(photo(), "two frames.gif", save_all=True, append_images=[photo()])
-    key = photo()
-    save(key, "clear rgb.png", transparency=key.getpixel((20, 12)))
-    save(key.convert("L"), "clear grey.png", transparency=key.convert("L").getpixel((20, 12)))
-    for name in ("clear.webp", "clear.tga"):
-        image = photo()
-        image.putalpha(slope)
-        save(image, name)
-    for name in ("cmyk.jpg", "cmyk.tif"):
-        save(photo().convert("CMYK"), name)
-    save(photo().convert("YCbCr"), "ycbcr.tif")
-    # The same formats under their other names.
-    for usual, others in (("jpg", ["mpo"]), ("png", ["apng"]), ("avif", ["avifs"]), ("jp2", ["j2k", "jpx", "j2c", "jpc", "jpf"])):
-        for other in others if (folder / f"plain.{usual}").exists() else []:
-            shutil.copy(folder / f"plain.{usual}", folder / f"other.{other}")
-    (folder / "plain.qoi").write_bytes(qoi(np.asarray(photo())))
-    save(photo().resize((1000, 600)), "large.jpg")
-    return sorted(folder.iterdir())
-
-
-def qoi(pixels: np.ndarray) -> bytes:
-    """A QOI file of uint8 pixels H × W × 3, every pixel written out."""
-    height, width, _ = pixels.shape
-    header = b"qoif" + struct.pack(">IIBB", width, height, 3, 0)
-    return header + b"".join(b"\xfe" + bytes(pixel) for pixel in pixels.reshape(-1, 3).tolist()) + bytes(7) + b"\x01"
-
-
-def sixteen_bit_png(pixels: np.ndarray, kind: int) -> bytes:
-    """A PNG of big-endian uint16 pixels H × W × C; Pillow writes only grey ones."""
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def build_network(architecture: Architecture, keeps: list[Tensor], *, classes: int = 4, align: int = 1) -> tuple[FoldedNetwork, Masked]:

@@ -123,5 +123,5 @@ def test_another_top_is_refused(model: DeployedModel, learner: Learner, digits: 
 def test_outputs_takes_pixels_only(model: DeployedModel, digits: Tensor) -> None:
     assert model.outputs(as_image_batch(list(digits[:3]), model.image_size))[0].shape == (3, 10)
     for pixels in (digits[:2].permute(0, 3, 1, 2), digits[:2] / 255, digits[0], digits[:0]):
-        with pytest.raises(DataError, match=r"outputs\(\) takes uint8 pixels of shape \(N, 8, 8, 3\)"):
+        with pytest.raises(DataError, match=r"outputs\(\) needs uint8 pixels of shape \(N, 8, 8, 3\)"):
             model.outputs(pixels)

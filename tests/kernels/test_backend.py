@@ -7,7 +7,7 @@ import torch
 
 from der_fast.errors import BackendError, UserError
 from der_fast.kernels import backend, triton_runtime
-from der_fast.kernels.backend import Backend, available, resolve, resolve_device
+from der_fast.kernels.backend import Backend, available, resolve, resolve_device, resolve_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -51,9 +51,40 @@ def test_auto_is_fused_on_a_cuda_device_where_that_works(monkeypatch, device, wo
     assert choice.reason.startswith("auto: ") and words in choice.reason
 
 
-def test_fused_by_name_measures_nothing(monkeypatch):
+def test_fused_by_name_measures_as_auto_does(monkeypatch):
     fused_works(monkeypatch, True)
-    assert resolve("fused", CUDA) == Backend("fused", "asked for; because of the weather", measured=False)
+    fastest = "because of the weather, the fastest of cuDNN and der_fast's kernels as measured"
+    assert resolve("fused", CUDA) == Backend("fused", f"asked for: {fastest}", measured=True)
+    assert resolve("auto", CUDA) == Backend("fused", f"auto: {fastest}", measured=True)
+    # In the interpreter times say nothing.
+    assert resolve("fused", CPU) == Backend("fused", "asked for: because of the weather", measured=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "capability", "found"),
+    [
+        ("auto", CPU, None, "fp32"),
+        ("bf16", CPU, None, "bf16"),
+        ("fp32", CPU, None, "fp32"),
+        ("auto", CUDA, (9, 0), "bf16"),
+        ("auto", CUDA, (8, 0), "bf16"),
+        ("auto", CUDA, (7, 5), "fp32"),
+        ("fp32", CUDA, (9, 0), "fp32"),
+        ("bf16", CUDA, (8, 6), "bf16"),
+    ],
+)
+def test_auto_is_bf16_where_a_gpu_has_it(monkeypatch, asked, device, capability, found):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolve_precision(asked, device) == found
+
+
+def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(BackendError, match=r"Tesla T4 \(compute capability 7.5\) has no bfloat16 arithmetic; use"):
+        resolve_precision("bf16", CUDA)
+    with pytest.raises(BackendError, match="unknown precision 'fp8'"):
+        resolve_precision("fp8", CPU)
 
 
 def test_fused_where_it_does_not_work_is_the_reference_and_one_line_says_why(monkeypatch, caplog):

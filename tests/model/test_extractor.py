@@ -115,7 +115,7 @@ def test_masks_of_another_length_are_refused():
     extractor = new("resnet18", width=2)
     channels = MaskLayout(extractor.architecture).channels
     for length in (0, 1, channels - 1, channels + 1):
-        with pytest.raises(ValueError, match=rf"resnet18 have {channels} entries, not the shape \({length},\)"):
+        with pytest.raises(ValueError, match=rf"resnet18 must have {channels} entries, but their shape is \({length},\)"):
             extractor(images(2, 3, 8, 8), torch.ones(length))
 
 
@@ -123,7 +123,7 @@ def test_a_compact_network_takes_no_masks():
     architecture = build_architecture("resnet18", width=2)
     compact = Extractor(architecture, architecture.groups).initialise(seeded(0)).eval()
     assert compact(images(1, 3, 8, 8)).shape == (1, 16)
-    with pytest.raises(ValueError, match="None for a compact network"):
+    with pytest.raises(ValueError, match="must be None because the network is compact"):
         compact(images(1, 3, 8, 8), torch.ones(MaskLayout(architecture).channels))
 
 

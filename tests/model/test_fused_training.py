@@ -208,7 +208,7 @@ def test_activations_between_nodes_are_in_the_asked_dtype_and_weights_are_cast_o
 
 def test_masks_of_another_length_no_images_and_single_values_are_refused():
     step = FusedTraining(network("resnet18"), torch.float64, path=CHAIN, backend="reference")
-    with pytest.raises(ValueError, match=r"resnet18 have \d+ entries, not the shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"resnet18 must have \d+ entries, but their shape is \(3,\)"):
         step(draw(2, 3, 8, 8), torch.ones(3, dtype=torch.float64))
     with pytest.raises(ValueError, match="batch without images"):
         step(draw(0, 3, 8, 8))

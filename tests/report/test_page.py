@@ -86,7 +86,7 @@ def test_sizes_are_written_in_bytes():
 
 def test_summary_comes_first_with_the_key_numbers(full):
     _, metrics, page = full
-    sentence = f"After 3 steps the model knows 6 classes and names {metrics['last_top1']:.1f} % of their test images right"
+    sentence = f"After 3 steps the model knows 6 classes and classifies {metrics['last_top1']:.1f} % of their test images correctly"
     assert sentence in page.text
     assert page.text.index(sentence) < page.text.index("Accuracy after every step")
     for number in (f"{metrics['average_top1']:.1f} %", "−1.25", "+1.49", "3.9 ms", "1 min 46 s"):
@@ -152,9 +152,9 @@ def test_captions_are_sentences_about_the_run(full):
     kept = sum(pair[0] for row in metrics["kept"] for pair in row.values())
     assert f"the channels kept: {kept} of 1200 over all steps." in page.text
     of_step_1 = sum(pair[0] for pair in metrics["kept"][0].values())
-    assert f"{of_step_1} of 400 channels are kept. The losses alone drove" in page.text
+    assert f"{of_step_1} of 400 channels are kept. The losses alone moved" in page.text
     assert "from epoch 3 on (shaded) the masks are held binary" in page.text
-    assert "12 epochs trained the representation, of which 6 held the masks binary; 4 epochs trained the classifier alone" in page.text
+    assert "12 epochs trained the representation, 6 of them with binary masks; 4 epochs trained only the classifier" in page.text
     assert "by at most 3e-07 (relative)" in page.text
 
 
@@ -201,14 +201,14 @@ def test_a_run_in_the_middle_of_a_step(tmp_path, make_run, read_page, undrawn):
     (tmp_path / "history.json").write_text(json.dumps({"epochs": history}))
     page = read_page(write_report(tmp_path))
     assert "After 2 of 3 steps the model knows 4 classes" in page.text
-    assert "Step 3 is not finished: epoch 1 of 3 of its representation stage ended last" in page.text
+    assert "Step 3 is not finished: its last finished epoch is 1 of 3 of the representation stage" in page.text
     assert (tmp_path / "figures" / "epochs.png").exists()
 
 
 def test_the_least_that_can_be_reported(tmp_path, read_page, undrawn):
     (tmp_path / "metrics.json").write_text('{"top1": [90.0], "steps": [["a"]]}')
     page = read_page(write_report(tmp_path))
-    assert "After 1 step the model knows 1 class and names 90.0 % of their test images right." in page.text
+    assert "After 1 step the model knows 1 class and classifies 90.0 % of their test images correctly." in page.text
     assert {file.stem for file in (tmp_path / "figures").iterdir()} == {"accuracy_per_step"}
 
 
@@ -247,7 +247,7 @@ def test_paper_is_withheld_from_a_part_of_its_data(tmp_path, make_run, read_page
     config = {"data": {"name": "cifar100", "train_per_class": 50}}
     make_run(tmp_path, classes, epochs=1, dataset="cifar100", protocol="B0-5", config=config)
     page = read_page(write_report(tmp_path))
-    assert "The paper's curve is not drawn: this run used only a part of the images per class" in page.text
+    assert "The paper's curve is not drawn: this run used only part of the images per class" in page.text
     assert "Rhyssiyan" not in page.text
 
 
@@ -260,7 +260,7 @@ def test_many_steps_show_a_choice_of_trajectories(tmp_path, make_run, read_page,
     (tmp_path / "figures" / "masks_step_02.png").write_bytes(b"of an earlier report")
     (tmp_path / "figures" / "mine.png").write_bytes(b"the user's own")
     page = read_page(write_report(tmp_path))
-    assert "Shown are 3 of 5 steps." in page.text
+    assert "3 of 5 steps are shown." in page.text
     stems = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert {stem for stem in stems if stem.startswith("masks")} == {"masks_step_01", "masks_step_03", "masks_step_05"}
     assert "mine" in stems

@@ -119,10 +119,10 @@ def test_accuracy_draws_run_and_paper(tmp_path, make_run, figures):
 @pytest.mark.parametrize(
     ("dataset", "order", "words"),
     [
-        ("cifar100", "podnet-2", "as means over 3 orders of the classes, one of them this."),
-        ("cifar100", "numpy-1993", "as means over 3 orders of the classes, all of them others."),
-        ("imagenet100", "numpy-1993", "over this order of the classes."),
-        ("imagenet100", None, "over another order of the classes."),
+        ("cifar100", "podnet-2", "averaged over 3 class orders, including this run's."),
+        ("cifar100", "numpy-1993", "averaged over 3 class orders, but not over this run's."),
+        ("imagenet100", "numpy-1993", "with the same class order."),
+        ("imagenet100", None, "with another class order."),
     ],
 )
 def test_the_caption_says_in_which_order_the_papers_classes_came(dataset, order, words, tmp_path, make_run, figures):
@@ -148,14 +148,14 @@ def test_class_sets_are_rows_and_steps_columns(tmp_path, make_run, figures):
     assert np.ma.filled(grid.images[0].get_array(), np.nan).tolist()[0] == [90.0, 80.0, 70.0]
     assert np.isnan(np.ma.filled(grid.images[0].get_array(), np.nan)[2, :2]).all()
     assert [text.get_text() for text in change.texts] == ["−20", "+2"]
-    assert picture is not None and "class set 1 lost most, 20.0 points" in picture.caption
+    assert picture is not None and "class set 1 has lost the most, 20.0 points" in picture.caption
 
 
 def test_nothing_forgotten_is_said(tmp_path, make_run, figures):
     make_run(tmp_path, [["a"], ["b"]], class_set_top1=[[90.0], [91.0, 95.0]])
     with style.look():
         picture = accuracy.class_sets_over_time(read_run(tmp_path))
-    assert picture is not None and "no class set lost accuracy" in picture.caption
+    assert picture is not None and "no class set has lost accuracy" in picture.caption
 
 
 def test_confusion_rows_are_shares_of_the_true_class(tmp_path, make_run, figures):

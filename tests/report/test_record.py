@@ -89,7 +89,7 @@ def test_missing_folder_and_missing_metrics(tmp_path):
         ('{"top1": [90.0', "damaged"),
         ("\x00\x01", "damaged"),
         ('{"top1": [NaN]}', "NaN is not a JSON number"),
-        ("[1, 2]", "list where a table"),
+        ("[1, 2]", "list instead of a table"),
         ("{}", "no 'top1'.*no step has finished"),
         ('{"top1": [], "steps": []}', "no step has finished"),
         ('{"top1": ["90"], "steps": [["a"]]}', "'top1' should be a number, not '90'"),
@@ -141,7 +141,7 @@ def test_confusion_of_another_size_is_left_out(tmp_path, make_run):
     make_run(tmp_path, CLASSES, confusion=[[1, 0], [0, 1]])
     run = read_run(tmp_path)
     assert run.confusion == ()
-    assert any("2 rows where 4 classes" in sentence for sentence in run.missing)
+    assert any("2 rows for 4 classes" in sentence for sentence in run.missing)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"epochs": 3}', '{"epochs": [{"step": 1}]}', '{"epochs": [{"step": "x", "epoch": 1}]}'])
@@ -165,13 +165,13 @@ def test_a_step_in_progress_is_said(tmp_path, make_run):
     rows += unfinished_rows(("representation", 7), ("representation", 8), ("classifier", 1))
     (tmp_path / "history.json").write_text(json.dumps({"epochs": rows}))
     run = read_run(tmp_path)
-    told = "Step 3 is not finished: epoch 1 of 8 of its classifier stage ended last (loss 0.512, training accuracy 81.3 %)."
+    told = "Step 3 is not finished: its last finished epoch is 1 of 8 of the classifier stage (loss 0.512, training accuracy 81.3 %)."
     assert run.unfinished == told
     assert any(sentence.startswith(told) for sentence in run.missing)
     assert len(run.top1) == 2
     del rows[-1]["epochs"], rows[-1]["loss"], rows[-1]["accuracy"]
     (tmp_path / "history.json").write_text(json.dumps({"epochs": rows}))
-    assert read_run(tmp_path).unfinished == "Step 3 is not finished: epoch 1 of its classifier stage ended last."
+    assert read_run(tmp_path).unfinished == "Step 3 is not finished: its last finished epoch is 1 of the classifier stage."
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,10 @@ def test_a_step_in_progress_is_said(tmp_path, make_run):
         (None, ""),
         ("{", ""),
         ('{"epochs": []}', ""),
-        (json.dumps({"epochs": unfinished_rows(("representation", 2))}), "epoch 2 of 8 of its representation stage ended last (loss 0.512"),
+        (
+            json.dumps({"epochs": unfinished_rows(("representation", 2))}),
+            "its last finished epoch is 2 of 8 of the representation stage (loss 0.512",
+        ),
     ],
 )
 def test_a_run_whose_first_step_is_in_progress(tmp_path, history, told):

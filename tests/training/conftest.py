@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource, transforms_for
 from der_fast.training import latency
 from der_fast.training.context import Context
+from der_fast.training.learner import Learner
 from der_fast.training.progress import EpochRecord, Observer
 
 # The same examples every time, and no example fails because the machine is busy.
@@ -44,6 +46,8 @@ KEYS: dict[str, Any] = {
     "masks.settle": 0.5,
     "masks.floor": 0.5,
     "masks.bn_images": 8,
+    # A checkpoint after every epoch.
+    "runtime.checkpoint_seconds": 0.0,
     **{
         f"{stage}.{name}": value
         for stage in ("first", "later", "classifier")
@@ -152,6 +156,23 @@ def run_facts() -> Callable[[Path], dict[str, Any]]:
 @pytest.fixture
 def watcher() -> Watcher:
     return Watcher()
+
+
+@pytest.fixture(scope="module")
+def learned(
+    tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Learner, Path]:
+    """A learner of three steps, and the folder that it was saved to after each."""
+    learner, folder = Learner(tiny()), tmp_path_factory.mktemp("learner")
+    for step, names in enumerate(("ab", "cd", "ef"), 1):
+        learner.learn(synthetic(names), synthetic("abcdef"[: 2 * step], 2, seed=1))
+        learner.save(folder)
+    return learner, folder
+
+
+@pytest.fixture
+def copy(learned: tuple[Learner, Path], tmp_path: Path) -> Path:
+    return shutil.copytree(learned[1], tmp_path / "copy")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,6 +12,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,29 @@ OFTEN = TINY["tiny_config"]({"protocol.name": "B0-2", "runtime.checkpoint_second
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+SAVE = checkpoint.Checkpoints.save
+
+
+def save_and_wait(checkpoints: checkpoint.Checkpoints, state: Any) -> None:
+    """So that it is certain what is written when the process dies."""
+    SAVE(checkpoints, state)
+    checkpoints.flush()
+
+
+def thread_is_late() -> Observer:
+    """Kill the process while the thread has not begun to write the checkpoint after the classifier's first epoch."""
+    checkpoint.Checkpoints.save = SAVE  # type: ignore[method-assign]
+    original = checkpoint.save_record
+
+    def late(stem: Path, *rest: Any) -> None:
+        if stem.name == "002-2-classifier-0001":
+            time.sleep(600)
+        original(stem, *rest)
+
+    checkpoint.save_record = late
+    return DieInBatch(2, "classifier", 2)
 
 
 class DieInBatch(Observer):
@@ -90,6 +114,7 @@ SCENARIOS: dict[str, Callable[[], Observer | None]] = {
     "between the two files of a checkpoint": lambda: before(store, "save_manifest", ends_with("002-1-representation-0002.json")),
     "before the classifier stage": lambda: before(checkpoint, "save_record", ends_with("002-2-classifier-0000")),
     "within the classifier stage": lambda: DieInBatch(2, "classifier", 2),
+    "before the thread has written anything": thread_is_late,
     "while a step is measured": lambda: before(trained, "score", always, 2),
     "in the middle of a file": lambda: setattr(files, "_store", half_a_file),
     "before a step's manifest": lambda: before(saved, "save_manifest", ends_with("02/learner.json")),
@@ -129,6 +154,7 @@ def main(folder: Path) -> None:
     latency.REPEATS = 1
     # Convolutions are compiled when they are first met; the forks find them ready.
     run_protocol(CONFIG, TINY["synthetic_images"]("abcd"), TINY["synthetic_images"]("abcd", 2), None)
+    checkpoint.Checkpoints.save = save_and_wait  # type: ignore[method-assign]
     signals = {}
     for name, arm in {**SCENARIOS, **WITHIN, **LEARNING}.items():
         child = os.fork()

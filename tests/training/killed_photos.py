@@ -21,6 +21,7 @@ from der_fast.data import load_dataset
 from der_fast.training import latency
 from der_fast.training.progress import Observer
 from der_fast.training.run import run_protocol
+from der_fast.training.storage import checkpoint
 
 # Three batches an epoch in step 1, four in step 2, in which one file is broken; its masks are binary from epoch 2 on.
 KEYS: dict[str, Any] = {
@@ -41,6 +42,15 @@ PLACES = {
     "binary masks": (2, "representation", 2, 3),
     "classifier": (2, "classifier", 2, 2),
 }
+
+
+SAVE = checkpoint.Checkpoints.save
+
+
+def save_and_wait(checkpoints: checkpoint.Checkpoints, state: Any) -> None:
+    """So that it is certain what is written when the process dies."""
+    SAVE(checkpoints, state)
+    checkpoints.flush()
 
 
 class Die(Observer):
@@ -65,6 +75,7 @@ def main(folder: Path, reader: str) -> None:
     latency.REPEATS = 1
     # It is imported once by every process that trains, and takes seconds.
     torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    checkpoint.Checkpoints.save = save_and_wait  # type: ignore[method-assign]
     signals = {}
     for name, place in PLACES.items():
         child = os.fork()

@@ -215,7 +215,7 @@ def test_a_process_killed_at_any_point_leaves_the_old_or_the_new(finished: Path,
             assert names in (tuple("abcdef"), new)
             seen.add(names)
             if names == new:
-                with pytest.raises(DataError, match="there is no class 'b'" if what == "rename" else "was forgotten already"):
+                with pytest.raises(DataError, match="there is no class 'b'" if what == "rename" else "has already been forgotten"):
                     edit(run)
             else:
                 edit(run)

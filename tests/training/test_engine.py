@@ -28,7 +28,7 @@ from der_fast.model.fused_training import FusedTraining
 from der_fast.training import batch_step
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.context import Context
-from der_fast.training.graphed import WARM_UP, GraphedStep
+from der_fast.training.graphed import GraphedStep
 from der_fast.training.learner import Learner
 from der_fast.training.methods.der.loss import DerLoss
 from der_fast.training.methods.der.method import begin_step
@@ -225,77 +225,6 @@ def test_a_batch_asks_the_device_for_nothing(
     assert step.totals.tolist()[0] > 0
 
 
-def test_the_batch_lies_in_the_same_place_every_time() -> None:
-    seen: list[tuple[int, int, float]] = []
-    step = GraphedStep(CPU, pytest.fail)
-
-    def body(images: torch.Tensor, labels: torch.Tensor) -> None:
-        seen.append((images.data_ptr(), labels.data_ptr(), float(images.sum())))
-
-    odd = torch.full((2, 3, 4, 4), 7.0), torch.zeros(2, dtype=torch.int64)
-    for number in range(6):
-        images = torch.full((3, 3, 4, 4), float(number)).contiguous(memory_format=torch.channels_last)
-        step(body, images, torch.full((3,), number))
-        step(body, *odd)
-    assert len(seen) == 12 and not step.captured
-    assert [value for *_, value in seen[::2]] == [144.0 * number for number in range(6)]
-    assert len({place[:2] for place in seen[::2]}) == 1
-    assert {place[:2] for place in seen[1::2]} == {(odd[0].data_ptr(), odd[1].data_ptr())}
-
-
-CPU = torch.device("cpu")
-
-
-class Pretending(GraphedStep):
-    """A step that believes to be on a GPU; what would be captured is a list of calls."""
-
-    def __init__(self, say: Any, problem: str | None = None) -> None:
-        super().__init__(CPU, say)
-        self._captures, self.problem, self.captures = True, problem, 0
-
-    def _eagerly(self, body: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
-        body(images, labels)
-
-    def _record(self, graph: Any, body: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.captures += 1
-        if self.problem is not None:
-            raise RuntimeError(self.problem)
-        graph.replay = lambda: body(images, labels)
-
-    def _new_graph(self) -> Any:
-        return type("Graph", (), {})()
-
-
-def test_every_batch_counts_once_before_and_after_the_capture() -> None:
-    seen: list[float] = []
-    step = Pretending(pytest.fail)
-
-    def body(images: torch.Tensor, labels: torch.Tensor) -> None:
-        seen.append(float(images[0]))
-
-    for number in range(WARM_UP + 4):
-        assert step.captured == (number > WARM_UP)
-        step(body, torch.tensor([float(number), 0.0]), torch.zeros(2))
-        step(body, torch.tensor([-float(number)]), torch.zeros(1))
-    assert step.captures == 1 and step.captured
-    assert seen == [value for number in range(WARM_UP + 4) for value in (float(number), -float(number))]
-
-
-def test_where_no_graph_can_be_captured_one_line_says_so_and_every_batch_still_counts() -> None:
-    seen: list[float] = []
-    said: list[str] = []
-    step = Pretending(said.append, "operation not permitted\nwhen a stream is capturing")
-
-    def body(images: torch.Tensor, labels: torch.Tensor) -> None:
-        seen.append(float(images[0]))
-
-    for number in range(WARM_UP + 4):
-        step(body, torch.tensor([float(number)]), torch.zeros(1))
-    assert seen == [float(number) for number in range(WARM_UP + 4)]
-    assert step.captures == 1 and not step.captured
-    assert said == ["training steps are launched kernel by kernel, because no CUDA graph could be captured: operation not permitted"]
-
-
 class Steps(Observer):
     """Notes which function trained each batch."""
 
@@ -387,7 +316,7 @@ def test_a_run_says_once_which_backend_it_takes_and_why(
     config = tiny({"protocol.name": "B0-2", "runtime.backend": "fused", "later.epochs": 1, "first.epochs": 1, "classifier.epochs": 1})
     monkeypatch.setattr(triton_runtime, "usable", lambda device: (True, "Triton for a test"))
     for run, reason in (
-        (config, "asked for; Triton for a test"),
+        (config, "asked for: Triton for a test"),
         (replace_keys(config, {"runtime.backend": "auto"}), "auto: no CUDA device"),
     ):
         said: list[str] = []

@@ -109,7 +109,7 @@ def test_where_no_graph_can_be_captured_training_goes_on_with_one_line(
     source = synthetic("abcd", per_class=34, side=32)
     context = context_for(tiny({**CHANGES, "masks.settle": 0.0}), source)
     state, _ = trained(context, source)
-    original = BatchStep._body
+    original = BatchStep.body
 
     # A real refusal by the driver would leave marks on the process and on the tests behind this one.
     def refusing(self: BatchStep, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -117,7 +117,7 @@ def test_where_no_graph_can_be_captured_training_goes_on_with_one_line(
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("no graphs today")
 
-    monkeypatch.setattr(BatchStep, "_body", refusing)
+    monkeypatch.setattr(BatchStep, "body", refusing)
     eager, watching = trained(context, source)
     assert len(watching.messages) == 1 and "no CUDA graph could be captured: no graphs today" in watching.messages[0]
     assert not any(watching.captured)

@@ -90,7 +90,7 @@ def test_a_weight_that_was_ruined_by_the_last_batch(value: float, part: str, cou
     module, name = part.split(".", 1)
     tensor = stage.state.modules()[module].state_dict()[name]
     tensor[(-1,) * tensor.dim()] = value
-    with pytest.raises(DivergenceError, match="a weight became infinite or not a number"):
+    with pytest.raises(DivergenceError, match="a weight became infinite or NaN"):
         stage.finish(meter, 0.1)
 
 

@@ -56,7 +56,7 @@ def test_a_strategy_that_computes_something_else_stops_the_run(
         pytest.skip(f"this processor does not run {strategy!r}")
     learner = Learner(tiny())
     broken(monkeypatch, strategy, factor)
-    with pytest.raises(DerFastError, match=f"(when run as '{strategy}'|in double precision) by .* fault of der_fast"):
+    with pytest.raises(DerFastError, match=f"(when run as '{strategy}'|in double precision) by .* bug in der_fast"):
         learner.learn(synthetic("ab"))
     assert learner.class_names == ()
 
@@ -71,7 +71,7 @@ def test_a_wrong_cut_stops_the_run(tiny: Tiny, synthetic: Images, monkeypatch: p
 
     monkeypatch.setattr(packing, "pack", wrong)
     monkeypatch.setattr(equality, "pack", wrong)
-    with pytest.raises(DerFastError, match="in double precision by .* fault of der_fast"):
+    with pytest.raises(DerFastError, match="in double precision by .* bug in der_fast"):
         Learner(tiny()).learn(synthetic("ab"))
 
 
@@ -112,7 +112,7 @@ def test_rounding_in_an_ill_conditioned_extractor_is_no_fault(
     (note,) = state.notes
     assert "ill-conditioned" in note and note in watcher.messages
     broken(monkeypatch, "plain", 1.5)
-    with pytest.raises(DerFastError, match="fault of der_fast"):
+    with pytest.raises(DerFastError, match="bug in der_fast"):
         checked_error(context, state, keep, finished, decision, images)
 
 

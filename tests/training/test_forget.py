@@ -99,7 +99,7 @@ def test_without_a_memory(tiny: Tiny, synthetic: Images) -> None:
     [
         ((), "name at least one class"),
         (("x", "a"), "there is no class 'x'; the known ones are 'a', 'b', 'c', 'd'"),
-        (("d", "c", "b", "a"), "forgetting the last one is refused; delete the run's folder"),
+        (("d", "c", "b", "a"), "cannot be forgotten, because a model needs at least one; delete the run's folder"),
     ],
 )
 def test_what_cannot_be_forgotten(names: tuple[str, ...], words: str, learner: Learner) -> None:

@@ -104,7 +104,7 @@ def test_the_folder_that_was_trained_on_gives_its_held_out_images_only(whole: Pa
     assert api.evaluate_run(whole / "run", whole / "noise").images == 4
     counts, said = measured(whole / "run", whole / "noise")
     assert counts == {"a": 2, "b": 2}
-    assert said == [f"16 of 20 image(s) of {whole / 'noise'} are left out: the run was trained on them"]
+    assert said == [f"16 of 20 image(s) of {whole / 'noise'} are left out because the run was trained on them"]
     assert api.evaluate_run(whole / "run", whole / "noise").left_out == 16
     counts, said = measured(whole / "run", whole / "more")
     assert counts == {"x": 2, "y": 1} and said[0].startswith("12 of 15 image(s)")
@@ -163,7 +163,7 @@ def test_a_renamed_class_folder_is_measured_and_named(place: Path) -> None:
     run, said = place / "run", f"held-out images of class 'a' are now in class 'kitty' of {place / 'noise'}"
     assert measured(run) == ({"a": 2, "b": 2, "x": 2, "y": 1}, [said])
     counts, texts = measured(run, place / "noise")
-    assert counts == {"a": 2, "b": 2} and texts[0] == f"class 'kitty' of {place / 'noise'} is the one that the run calls 'a'"
+    assert counts == {"a": 2, "b": 2} and texts[0] == f"class 'kitty' of {place / 'noise'} is the class that the run calls 'a'"
     heard = Said()
     metrics = api.learn_run(run, noise(place / "third", {"p": 5}, 3), observer=heard).metrics
     assert said in heard.texts and said in metrics["notes"]
@@ -183,8 +183,8 @@ def test_what_is_missing_is_named(place: Path) -> None:
     (place / "more").rename(place / "elsewhere")
     counts, said = measured(place / "run")
     assert counts == {"a": 2}
-    assert said[0] == f"2 of 2 held-out image(s) of class 'b' are not in {place / 'noise'} any more"
-    assert said[1].startswith(f"3 held-out image(s) of 2 class(es) (x, y) cannot be read any more: there is no folder {place / 'more'}")
+    assert said[0] == f"2 of 2 held-out image(s) of class 'b' are no longer in {place / 'noise'}"
+    assert said[1].startswith(f"3 held-out image(s) of 2 class(es) (x, y) can no longer be read: there is no folder {place / 'more'}")
     metrics = api.learn_run(place / "run", noise(place / "third", {"p": 5}, 3)).metrics
     assert [sum(row) for row in metrics["confusion"]] == [2, 0, 0, 0, 1]
     assert {*said, "step 4: no test images of 3 of 5 known classes: 'b', 'x', 'y'"} <= set(metrics["notes"])
@@ -206,9 +206,9 @@ def test_a_run_without_the_record_is_measured_as_before_and_says_so(place: Path)
         saved.save_manifest(path, {name: value for name, value in manifest.items() if name != "learned"})
     counts, said = measured(place / "run")
     assert counts == {"a": 2, "b": 2}
-    assert len(said) == 1 and "was not written down when they were learned" in said[0] and "has no 'x', 'y'" in said[0]
+    assert len(said) == 1 and "were not recorded when they were learned" in said[0] and "has no 'x', 'y'" in said[0]
     counts, said = measured(place / "run", place / "noise")
-    assert counts == {"a": 2, "b": 2} and "3 of 3 step(s)" in said[0] and "would be held out of it today" in said[0]
+    assert counts == {"a": 2, "b": 2} and "3 of 3 step(s)" in said[0] and "would be held out today" in said[0]
     counts, said = measured(place / "run", place / "more")
     assert counts == {"x": 10, "y": 5} and "cannot be told from others" in said[0]
     api.learn_run(place / "run", noise(place / "third", {"p": 5}, 3))
@@ -301,7 +301,7 @@ def test_folders_lists_and_tars_of_the_same_images(form: str, settings: dict[str
     assert api.evaluate_run(run).confusion == metrics["confusion"]
     for other in forms.values():
         counts, said = measured(run, other)
-        assert counts == {"a": 2, "b": 2} and said == [f"16 of 20 image(s) of {other} are left out: the run was trained on them"]
+        assert counts == {"a": 2, "b": 2} and said == [f"16 of 20 image(s) of {other} are left out because the run was trained on them"]
 
 
 def test_photos_of_renamed_classes_are_found_among_all(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_class_that_the_learner_renamed_keeps_its_images(place: Path) -> None:
     learner.save(place / "run")
     assert measured(place / "run") == ({"kitty": 2, "b": 2, "x": 2, "y": 1}, [])
     counts, said = measured(place / "run", place / "noise")
-    assert counts == {"kitty": 2, "b": 2} and said[0].endswith("is the one that the run calls 'kitty'")
+    assert counts == {"kitty": 2, "b": 2} and said[0].endswith("is the class that the run calls 'kitty'")
 
 
 def test_a_class_that_the_learner_does_not_know_is_refused(whole: Path, tmp_path: Path) -> None:

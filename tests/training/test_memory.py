@@ -102,7 +102,7 @@ def test_a_memory_without_room_for_every_class_is_refused() -> None:
     ("changes", "words"),
     [
         ({}, "2 class(es) have fewer training images than their memory quota of 5: 'b' (1), 'a' (3). All are kept, but the classifier "
-             "stage takes as many of every class as the scarcest has: 1 of each. Add images of these classes, or leave them out."),
+             "stage takes only 1 of every class, as many as the scarcest has. Add images of these classes, or leave them out."),
         ({"classifier.epochs": 0}, "(3). All are kept. Add images"),
         # A single image is too little whatever the memory.
         ({"memory.total": 0}, "1 class(es) have fewer training images than 2: 'b' (1). All"),

@@ -137,7 +137,7 @@ def test_a_damaged_one_costs_no_more_than_the_batches_since_the_one_before(tmp_p
             path.write_bytes(path.read_bytes()[:-10])
         run(copy, tiny, synthetic, resume=True, observer=(observer := Batches()))
         assert observer.seen == EVENTS[begun:]
-        assert sum("is passed over, going back to the one before" in text for text in observer.messages) == len(damaged)
+        assert sum("is skipped, going back to the one before" in text for text in observer.messages) == len(damaged)
 
 
 @pytest.fixture

@@ -58,7 +58,16 @@ def test_only_bfloat16_on_a_processor_is_measured(tiny):
     cpu, size = torch.device("cpu"), (8, 8)
     assert precision_note(tiny(), cpu, SMALL, size) is None
     assert precision_note(tiny({"runtime.precision": "bf16"}), torch.device("cuda"), SMALL, size) is None
+    assert precision_note(tiny({"runtime.precision": "fp32"}), cpu, SMALL, size) is None
     assert "ms in bf16 and" in precision_note(tiny({"runtime.precision": "bf16"}), cpu, SMALL, size)
+
+
+def test_what_fp32_costs_on_a_gpu_with_tensor_cores_is_said(tiny, monkeypatch):
+    config, cuda = tiny({"runtime.precision": "fp32"}), torch.device("cuda")
+    for capability, said in (((9, 0), True), ((7, 5), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        note = precision_note(config, cuda, SMALL, (8, 8))
+        assert (note is not None and "without tensor cores" in note and "\n" not in note) == said
 
 
 def test_a_learner_says_it_once(tiny, synthetic, watcher):

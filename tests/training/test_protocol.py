@@ -56,7 +56,7 @@ def test_a_text_that_is_no_protocol(text: str) -> None:
 
 
 def test_the_message_names_what_would_fit() -> None:
-    with pytest.raises(ConfigError, match="10 classes after the first 2 can be dealt out in 1, 2, 5, 10 steps"):
+    with pytest.raises(ConfigError, match="10 classes after the first 2 can be divided into 1, 2, 5, 10 steps"):
         split_steps(NAMES, "B2-3")
     with pytest.raises(ConfigError, match="smaller base"):
         split_steps(NAMES, "B12-1")
@@ -113,9 +113,9 @@ def test_sizes_deal_out_every_class_in_order(sizes: list[int]) -> None:
 @pytest.mark.parametrize(
     ("protocol", "words"),
     [
-        ("5,5,1", "deals out 11 classes in all, but there are 12"),
-        ("10,5", "deals out 15 classes in all, but there are 12"),
-        ("3", "deals out 3 classes in all, but there are 12; for 3 equal steps write B0-3"),
+        ("5,5,1", "has 11 classes in total, but there are 12"),
+        ("10,5", "has 15 classes in total, but there are 12"),
+        ("3", "has 3 classes in total, but there are 12; for 3 equal steps write B0-3"),
         ("6,0,6", "step 2 has no class"),
     ],
 )

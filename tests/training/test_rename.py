@@ -42,7 +42,7 @@ def test_a_new_name_is_used_everywhere_and_no_weight_changes(tiny: Tiny, synthet
     learner.learn(synthetic("be"))
     assert learner.class_names == ("a", "bee", "c", "d", "b", "e")
     assert any(
-        "as new classes, though known ones had these names before they were renamed: 'b' ('bee' now); if" in text
+        "as new classes, although known ones had these names before they were renamed: 'b' ('bee' now); if" in text
         for text in watcher.messages
     )
 
@@ -51,8 +51,8 @@ def test_a_new_name_is_used_everywhere_and_no_weight_changes(tiny: Tiny, synthet
     ("old", "new", "words"),
     [
         ("x", "y", "there is no class 'x'; the known ones are 'a', 'b', 'c', 'd'"),
-        ("a", "c", "there is a class 'c' already"),
-        ("a", "a", "is called that already"),
+        ("a", "c", "there is already a class 'c'"),
+        ("a", "a", "already has that name"),
         ("a", " ", "a text that is not empty"),
         ("a", 7, "a text that is not empty, not 7"),
     ],

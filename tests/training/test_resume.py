@@ -91,6 +91,7 @@ GOES_ON_WITH = {
     "between the two files of a checkpoint": (2, "representation", 2),
     "before the classifier stage": (2, "classifier", 1),
     "within the classifier stage": (2, "classifier", 2),
+    "before the thread has written anything": (2, "classifier", 1),
     "while a step is measured": None,
     "in the middle of a file": (2, "representation", 1),
     "before a step's manifest": None,
@@ -128,7 +129,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(
         data[len(data) // 2] ^= 16
         path.write_bytes(data if "flipped" in kind else data[:-30])
     run(out, tiny, synthetic, resume=True, observer=watcher)
-    passed_over = [text for text in watcher.messages if "is passed over, going back to the one before" in text]
+    passed_over = [text for text in watcher.messages if "is skipped, going back to the one before" in text]
     assert len(passed_over) == (2 if kind == "both cut off" else 1)
     assert newest.stem in passed_over[0]
     first = watcher.records[0]

@@ -104,7 +104,7 @@ def test_classes_with_fewer_images_than_their_quota_are_named(tiny: Tiny, synthe
     learner = run_protocol(tiny(changes), synthetic("abcdef"), synthetic("abcdef", 2), None, observer=watcher)
     assert [text for text in watcher.messages if "quota" in text] == [
         "6 class(es) have fewer training images than their memory quota of 10: 'a' (5), 'b' (5), 'c' (5), 'd' (5), 'e' (5), …. All are "
-        "kept, but the classifier stage takes as many of every class as the scarcest has: 5 of each. Add images of these classes, or "
+        "kept, but the classifier stage takes only 5 of every class, as many as the scarcest has. Add images of these classes, or "
         "leave them out."
     ]
     assert learner.model.memory.labels.bincount().tolist() == [5] * 6
@@ -227,7 +227,7 @@ def test_a_damaged_last_step_is_learned_again(copy: Path, tiny: Tiny, synthetic:
 def test_where_no_step_is_whole_the_folder_is_named(copy: Path, tiny: Tiny, synthetic: Images) -> None:
     for path in copy.glob("steps/*/learner.json"):
         path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match="no saved step is whole") as caught:
+    with pytest.raises(CheckpointError, match="no saved step is complete") as caught:
         resumed(copy, tiny, synthetic, observer=Never())
     assert str(copy / "steps" / "03" / "learner.json") in str(caught.value)
     assert str(copy / "steps" / "02" / "learner.json") in str(caught.value)
@@ -242,7 +242,7 @@ def test_a_run_that_learned_something_else_meanwhile(tiny: Tiny, synthetic: Imag
     with pytest.raises(KeyboardInterrupt):
         run_protocol(tiny(SHORT), synthetic("abcdef"), synthetic("abcdef", 2, seed=1), tmp_path, observer=Stop())
     learn_more(tmp_path, synthetic("xy"), None, tiny(SHORT))
-    with pytest.raises(CheckpointError, match="other classes than its protocol's in step 2: x, y instead of c, d"):
+    with pytest.raises(CheckpointError, match="did not learn its protocol's classes in step 2: x, y instead of c, d"):
         resumed(tmp_path, tiny, synthetic, observer=Never())
 
 
@@ -266,7 +266,7 @@ def test_what_was_learned_cannot_be_changed_by_learning_more(copy: Path, tiny: T
     for changes, words in (({"model.width": 3}, "model.width was 2, now 3"), ({"data.mean": (0.0, 0.0, 0.0)}, "data.mean")):
         with pytest.raises(ConfigError, match=words):
             learn_more(copy, synthetic("gh"), None, tiny({**SHORT, **changes}), observer=Never())
-    with pytest.raises(ConfigError, match="images of known classes retrain the classifier .* classifier.epochs = 0 leaves out"):
+    with pytest.raises(ConfigError, match="images of known classes retrain the classifier .* classifier.epochs = 0 switches off"):
         learn_more(copy, synthetic("a", seed=9), None, tiny({**SHORT, "classifier.epochs": 0}), observer=Never())
     assert Learner.load(copy).class_names == tuple("abcdef")
 
@@ -274,7 +274,7 @@ def test_what_was_learned_cannot_be_changed_by_learning_more(copy: Path, tiny: T
 def test_a_diverged_step_leaves_the_steps_before_it(tiny: Tiny, synthetic: Images, tmp_path: Path) -> None:
     changes = {**SHORT, "later.lr": 1e30, "masks.enabled": False}
     with pytest.raises(
-        DivergenceError, match=r"step 2.*first\.lr.* Start again with another out and the lower value: resume=True takes no"
+        DivergenceError, match=r"step 2.*first\.lr.* Start again with another out and the lower value: resume=True cannot change"
     ):
         run_protocol(tiny(changes), synthetic("abcdef"), synthetic("abcdef", 2, seed=1), tmp_path)
     assert Learner.load(tmp_path).class_names == ("a", "b")
@@ -283,7 +283,7 @@ def test_a_diverged_step_leaves_the_steps_before_it(tiny: Tiny, synthetic: Image
 
 
 def test_a_diverged_further_step_leaves_the_run(copy: Path, tiny: Tiny, synthetic: Images) -> None:
-    with pytest.raises(DivergenceError, match=f"step 4.*later.lr.* {copy} is as it was: learn the classes again, with the lower value"):
+    with pytest.raises(DivergenceError, match=f"step 4.*later.lr.* {copy} did not change: learn the classes again, with the lower value"):
         learn_more(copy, synthetic("gh"), None, tiny({**SHORT, "later.lr": 1e30}))
     assert learn_more(copy, synthetic("gh"), None, tiny(SHORT)).class_names == tuple("abcdefgh")
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from der_fast.config.schema import Config, RuntimeConfig
+from der_fast.config.tree import replace_keys
 from der_fast.data import MemorySource
-from der_fast.errors import ConfigError
+from der_fast.errors import CheckpointError, ConfigError
+from der_fast.kernels import choices
+from der_fast.kernels.choices import Choices
 from der_fast.training import runtime
 from der_fast.training.run import learn_more, run_protocol
 from der_fast.training.runtime import apply_runtime, keep_large_buffers, refuse_several_processes
@@ -76,8 +79,39 @@ def test_several_processes_of_torchrun_are_refused(
         lambda: learn_more(tmp_path / "run", synthetic("ab"), None, tiny()),
     )
     for begin in begun:
-        with pytest.raises(ConfigError, match="torchrun started 2 processes, but a run is trained by one"):
+        with pytest.raises(ConfigError, match="torchrun started 2 processes, but a run needs exactly one"):
             begin()
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     refuse_several_processes()
+
+
+def test_cudnn_times_its_algorithms_unless_choices_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(runtime, "fit_to_compute", lambda device: None)
+    own = Choices()
+    monkeypatch.setattr(choices, "shared", lambda: own)
+    config = RuntimeConfig(tune_allocator=False)
+    apply_runtime(config, CPU)
+    assert not torch.backends.cudnn.benchmark
+    apply_runtime(config, torch.device("cuda"))
+    assert torch.backends.cudnn.benchmark
+    own.pin({})
+    apply_runtime(config, torch.device("cuda"))
+    assert torch.backends.cudnn.benchmark
+    own.pin({"a machine|a shape": "cudnn"})
+    apply_runtime(config, torch.device("cuda"))
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(
+    tmp_path: Path, tiny: Callable[..., Config], synthetic: Callable[..., MemorySource]
+) -> None:
+    images = synthetic("abcd"), synthetic("abcd", 3, 8, 1)
+    config = tiny({"protocol.name": "B0-2", "runtime.precision": "bf16", "runtime.device": "cpu", "first.epochs": 1, "later.epochs": 1})
+    run_protocol(config, *images, tmp_path / "run")
+    left_open = replace_keys(config, {"runtime.precision": "auto"})
+    assert run_protocol(left_open, *images, tmp_path / "run", resume=True).config.runtime.precision == "bf16"
+    assert run_protocol(left_open, *images, tmp_path / "other").config.runtime.precision == "fp32"
+    with pytest.raises(CheckpointError, match=r"runtime.precision was 'bf16', now 'fp32'"):
+        run_protocol(replace_keys(config, {"runtime.precision": "fp32"}), *images, tmp_path / "run", resume=True)

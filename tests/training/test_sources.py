@@ -11,9 +11,9 @@ from PIL import Image
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource, transforms_for
-from der_fast.data.kept import from_record, record_of
 from der_fast.data.read.library import read_settings
 from der_fast.data.sets.dataset import as_source
+from der_fast.data.storage import from_record, record_of
 from der_fast.errors import DataError
 from der_fast.training.learner import Learner
 from der_fast.training.sources import check_test, check_train, counts_by_class, without_empty_classes
@@ -49,7 +49,7 @@ def test_a_source_that_lacks_something_is_refused(tiny: Tiny) -> None:
 
         def batches(self) -> None: ...
 
-    with pytest.raises(DataError, match="Half is not a whole image source .* lacks concatenated, files, .*, with_labels"):
+    with pytest.raises(DataError, match="Half is not a complete image source .* lacks concatenated, files, .*, with_labels"):
         as_source(Half(), tiny().data)
 
 
@@ -189,5 +189,5 @@ def test_a_test_set_may_name_classes_that_it_has_no_images_of(tiny: Tiny, synthe
 
 
 def test_a_shard_is_not_trained_on(tiny: Tiny, synthetic: Images) -> None:
-    with pytest.raises(DataError, match="a step is trained by one process"):
+    with pytest.raises(DataError, match="one process trains a step"):
         Learner(tiny()).learn(synthetic("ab").sharded(0, 2))

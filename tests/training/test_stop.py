@@ -231,10 +231,10 @@ def test_a_folder_where_nothing_was_begun_is_begun(tmp_path: Path, tiny: Tiny, s
         observer = Interrupting()
         folder = out if name == "empty" else tmp_path / name
         run(folder, tiny, synthetic, resume=True, observer=observer)
-        assert f"nothing was begun in {folder} yet: the run starts" in observer.messages
+        assert f"there is no run in {folder} yet: starting one" in observer.messages
         assert run_facts(folder) == run_facts(straight)
     run(out, tiny, synthetic, resume=True, observer=(observer := Interrupting()))
-    assert not any("nothing was begun" in text for text in observer.messages)
+    assert not any("there is no run" in text for text in observer.messages)
 
 
 def test_the_caller_of_the_api_gets_the_interrupt_and_may_go_on(tmp_path: Path, tiny: Tiny, synthetic: Images) -> None:

@@ -1,4 +1,4 @@
-"""The finished extractors: all of them run together, by whichever way is the fastest here."""
+"""The finished extractors: all of them run together, by the strategy that is fastest here."""
 
 from der_fast.compaction.bank.frozen import FrozenBank
 

@@ -1,4 +1,4 @@
-"""A compact extractor's operations in plain PyTorch: the definition of correct, and what runs where nothing faster is known."""
+"""A compact extractor's operations in plain PyTorch: the definition of correct, and what runs if nothing faster is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from der_fast.compaction.program import AFFINE, BIAS, CONV, FEATURES, IMAGE, MEA
 
 
 def execute(ops: Sequence[Op], tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Return the features (N, F) of images (N, 3, H, W); (N, 0) where there is no operation.
+    """Return the features (N, F) of images (N, 3, H, W); (N, 0) if there are no operations.
 
     Args:
         ops: the program.

@@ -17,12 +17,12 @@ from der_fast.kernels import choices
 class CompactExtractor(nn.Module):
     """Maps images (N, 3, H, W) of any dtype to features (N, F); for inference only.
 
-    It has no parameters and no buffers, so that nothing is trained, averaged or saved twice: `Arena.save` keeps it. Moving it to a
+    It has no parameters and no buffers, so that nothing is trained, averaged or saved twice: `Arena.save` stores it. Moving it to a
     device moves the arena; a cast has no effect.
 
     Args:
         arena: made by `pack`.
-        dtype: what may be computed in; default: the arena's. Features are in it, or in the arena's where that is faster.
+        dtype: to compute in; default: the arena's. Features have this dtype, or the arena's if that is faster.
 
     Attributes:
         arena: the weights.
@@ -56,11 +56,11 @@ class CompactExtractor(nn.Module):
 
     @property
     def stored_parameters(self) -> int:
-        """Numbers that are stored, padding included."""
+        """Number of stored entries, padding included."""
         return self.arena.stored_parameters
 
     def train(self, mode: bool = True) -> CompactExtractor:
-        """Stay in evaluation mode whatever is asked."""
+        """Stay in evaluation mode, whatever `mode` is."""
         return super().train(False)
 
     @torch.no_grad()
@@ -70,14 +70,14 @@ class CompactExtractor(nn.Module):
             return strategies.run([self.runnable], images, "auto", choices.shared())[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompactExtractor:
-        # A cast leaves bytes alone, so that only a move changes anything.
+        # A cast leaves bytes alone, so only a move changes anything.
         storage = fn(self.arena.storage)
         if storage is not self.arena.storage:
             self._hold(dataclasses.replace(self.arena, storage=storage))
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Views and the native program are made again: copies of them would be a second set of weights.
+        # Views and the native program are built again: copies of them would be a second set of weights.
         return {**self.__dict__, "runnable": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -23,12 +23,12 @@ class FrozenBank(nn.Module):
     """All frozen extractors as one module: images (N, 3, H, W) → concatenated features (N, Σ F_i).
 
     Frozen means: no gradient, no activation kept for one, batch-norm always in evaluation mode. On the CPU the compact extractors run
-    with the strategy that is fastest here; on a GPU together in one CUDA graph, in the way that is faster (`Together`).
+    with the strategy that is fastest here; on a GPU they run together in one CUDA graph, with the faster of two strategies (`Together`).
 
     Args:
         extractors: compact ones; a dense `Extractor` (nothing pruned, nothing folded) is run as it is.
         strategy: 'auto', or one of `strategies.BANK_STRATEGIES`, which then runs wherever it can.
-        choices: remembers which strategy is the fastest; by default the user's.
+        choices: remembers which strategy is the fastest; the user's by default.
 
     Raises:
         ConfigError: an unknown strategy.
@@ -70,14 +70,14 @@ class FrozenBank(nn.Module):
         self._together = None
 
     def train(self, mode: bool = True) -> FrozenBank:
-        """Stay in evaluation mode whatever is asked: frozen batch-norm keeps its statistics."""
+        """Stay in evaluation mode, whatever `mode` is: frozen batch-norm keeps its statistics."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of all extractors side by side, in the order in which they were added.
 
-        Compact extractors compute in their own dtype, autocast or not; features may be float32 where that is less precise.
+        Compact extractors compute in their own dtype, with or without autocast; if that is less precise, features may still be float32.
         """
         members = self._members()
         if not members:
@@ -106,7 +106,7 @@ class FrozenBank(nn.Module):
         return [cast(Member, extractor) for extractor in self.extractors]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenBank:
-        # A captured graph reads the weights where they were.
+        # A captured graph reads the weights from their old place.
         self._together = None
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 

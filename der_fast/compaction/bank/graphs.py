@@ -1,4 +1,4 @@
-"""Extractors on a GPU: branches that run beside one another, captured once per image shape and replayed."""
+"""Extractors on a GPU: branches that run in parallel, captured once per image shape and replayed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from der_fast.kernels import capture
 
 _log = logging.getLogger(__name__)
-# A run sees two shapes: its batch and the last, smaller one; both in training and in evaluation.
+# A run has two shapes, a full batch and the smaller last one, in training and in evaluation.
 _KEPT = 4
 _STREAMS = 8
 
@@ -29,7 +29,7 @@ class _Captured:
 
 
 def run_beside(works: Sequence[Callable[[], Tensor]], streams: Sequence[torch.cuda.Stream]) -> list[Tensor]:
-    """Return what every piece of work gives; they run beside one another, dealt out to the streams in turn."""
+    """Return the results of all pieces of work, which run in parallel, assigned to the streams in turn."""
     here = torch.cuda.current_stream(streams[0].device)
     found: list[Tensor] = []
     for stream in streams:
@@ -45,7 +45,7 @@ def run_beside(works: Sequence[Callable[[], Tensor]], streams: Sequence[torch.cu
 
 
 def run_parallel(branches: Sequence[Branch], images: Tensor, streams: Sequence[torch.cuda.Stream]) -> Tensor:
-    """Return what all branches make of the images, side by side in the channels; see `run_beside`."""
+    """Return the outputs of all branches, side by side in the channels; see `run_beside`."""
     return torch.cat(run_beside([partial(branch, images) for branch in branches], streams), 1)
 
 
@@ -54,10 +54,10 @@ def _stream(images: Tensor) -> torch.cuda.Stream:
 
 
 class GraphedBranches:
-    """Runs branches as one CUDA graph per shape and dtype of the images, or eagerly where a graph cannot be captured.
+    """Runs branches as one CUDA graph per shape and dtype of the images, or eagerly if no graph can be captured.
 
     Args:
-        branches: functions of images on one device, without gradients; they read weights where they lie at capture.
+        branches: functions of images on one device, without gradients; they read weights where these lie at capture.
     """
 
     def __init__(self, branches: Sequence[Branch]) -> None:
@@ -70,7 +70,7 @@ class GraphedBranches:
         """Return the features of all branches side by side; the caller owns them."""
         if not self._streams:
             self._streams = [_stream(images) for _ in range(min(len(self.branches), _STREAMS))]
-        # Inside somebody else's capture the branches become part of that graph.
+        # Inside another capture the branches become part of that graph.
         if self._eager or torch.cuda.is_current_stream_capturing():
             return run_parallel(self.branches, images, self._streams)
         key = (images.shape, images.dtype, images.device, images.stride())
@@ -91,7 +91,7 @@ class GraphedBranches:
         return captured.features.clone()
 
     def forget(self) -> None:
-        """Give back the memory of all captured graphs; they are captured again when they are needed."""
+        """Free the memory of all captured graphs; they are captured again when needed."""
         self._captured.clear()
 
     def _capture(self, images: Tensor) -> _Captured:

@@ -1,9 +1,9 @@
 """All frozen extractors of one backbone as one program: every layer is one launch, however many extractors there are.
 
-Activations of all extractors stand side by side in the channels of one tensor. The stems read the same image, so that they are one
-convolution; every later layer is one ragged grouped convolution (`der_fast.kernels.grouped_conv`). What is left of a lost branch, a bias on
-the shortcut, runs in the launch of the convolution that it replaces; widening of a shortcut is how the residual is read; the last
-layer's launch takes the mean. Weights are copied once, in the dtype of the computation; biases stay in float32.
+Activations of all extractors lie side by side in the channels of one tensor. The stems read the same image, so they are one
+convolution; every later layer is one ragged grouped convolution (`der_fast.kernels.grouped_conv`). The remainder of a lost branch, a bias
+on the shortcut, runs in the launch of the convolution that it replaces; a shortcut is widened as the residual is read; the last layer's
+launch also takes the mean. Weights are copied once, in the dtype of the computation; biases stay in float32.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from der_fast.model.architecture import IMAGE_CHANNELS
 
 
 def reason_against(arenas: Sequence[Arena], dtypes: Sequence[torch.dtype]) -> str:
-    """Return why extractors cannot run as one program; '' where they can.
+    """Return why extractors cannot run as one program; '' if they can.
 
     Args:
         arenas: their weights.
-        dtypes: what each computes in.
+        dtypes: the dtype that each computes in.
     """
     live = [arena for arena in arenas if arena.ops]
     if not live:
@@ -55,7 +55,7 @@ def _template(arena: Arena) -> tuple[Op, ...]:
 
 @dataclass(frozen=True)
 class _Value:
-    """Where every extractor's channels stand in a tensor: widths without padding, 0 for an extractor that has none there."""
+    """Where every extractor's channels lie in a tensor: widths without padding, 0 for an extractor without any there."""
 
     widths: tuple[int, ...]
 
@@ -73,7 +73,7 @@ class _Value:
 
 @dataclass(frozen=True)
 class _LayerLaunch:
-    """One launch; `layer` is None for the max-pooling. `done` are values that nothing reads any more."""
+    """One launch; `layer` is None for the max-pooling. `done` are the values that nothing reads afterwards."""
 
     target: str
     source: str
@@ -88,12 +88,12 @@ class GroupedProgram:
     """Runs extractors of one backbone together, one launch per layer.
 
     Args:
-        arenas: their weights, on one device; one with nothing left contributes no feature. `reason_against` says '' to them.
+        arenas: their weights, on one device; one with nothing left contributes no feature. `reason_against` must return '' for them.
         dtype: of weights and activations; sums are float32.
         backend: 'fused', or 'reference' (which has float64, too).
 
     Attributes:
-        launches: kernels that one run starts, beside the conversion of the images and the selection of the features.
+        launches: kernels that one run starts, without the conversion of the images and the selection of the features.
         nbytes: size of the copied weights.
     """
 
@@ -110,9 +110,9 @@ class GroupedProgram:
     def __call__(self, images: Tensor) -> Tensor:
         """Return the features (N, Σ F_i) of images (N, 3, H, W) of any dtype and strides, extractor after extractor.
 
-        They are float32, which the means were summed in (float64 with float64).
+        They are float32, the dtype that the means are summed in (float64 with float64).
         """
-        # cuDNN rounds float32 to TF32 unless it is told not to; the same switch holds here.
+        # cuDNN rounds float32 to TF32 unless that is switched off; the same switch applies here.
         tf32 = self.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
         values = {IMAGE: images.detach().to(self.dtype).contiguous(memory_format=torch.channels_last)}
         for step in self.steps:
@@ -142,7 +142,7 @@ class _LaunchBuilder:
         self.ops = [{op.target: op for op in arena.ops} for arena in arenas]
         self.tensors = [arena.tensors() for arena in arenas]
         self.values = {IMAGE: _Value((IMAGE_CHANNELS,))}
-        # A widened value is another one, read with a stride.
+        # A widened value is another value, read with a stride.
         self.views: dict[str, tuple[str, int]] = {}
         self.steps: list[_LayerLaunch] = []
 
@@ -162,7 +162,7 @@ class _LaunchBuilder:
         return _with_ends(self.steps)
 
     def features(self) -> Tensor | None:
-        """Return the positions of the true features in the last launch's result; None where there is nothing else."""
+        """Return the positions of the true features in the last launch's result; None if it holds nothing else."""
         last = self.values[self.steps[-1].target]
         parts = []
         for arena, begin in zip(self.arenas, last.begins, strict=True):
@@ -184,7 +184,7 @@ class _LaunchBuilder:
             parts = [self._part(index, found, value, op, residual) for index, found in enumerate(there) if found]
         kernel, step, source = op.kernel, op.stride, op.source
         if not self.values[source].channels:
-            # Every extractor lost this branch: nothing is left but bias and shortcut, whose pixels then say how large the result is.
+            # Every extractor lost this branch: only bias and shortcut are left, and the shortcut's size is the result's.
             kernel, step, source = 1, stride, residual
         channels = IMAGE_CHANNELS if source == IMAGE else self.values[source].channels
         layer = pack_layer(parts, kernel=kernel, stride=step, relu=op.relu, inputs=channels, dtype=self.dtype, device=self.device)
@@ -214,7 +214,7 @@ class _LaunchBuilder:
 
 
 def _with_ends(steps: Sequence[_LayerLaunch]) -> list[_LayerLaunch]:
-    """Note with every step which values it is the last to read, so that their memory is free for the next one."""
+    """Add to every step the values that it is the last to read, so that their memory is free for the next one."""
     last: dict[str, int] = {}
     for number, step in enumerate(steps):
         for name in (step.source, step.residual):

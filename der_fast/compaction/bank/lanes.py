@@ -1,8 +1,8 @@
 """The batch-in-lanes executor of the native module: whole extractors in float32 on the CPU, one image per SIMD lane.
 
 Between two operations a value is laid out (H, W, C, lanes), and all operations run for one group of images before the next group
-begins, so that activations stay in the cache and no width is padded. Weights are read from the arena where they lie. A lane never
-meets another: on one kind of processor an image's features have the same bits whatever images are beside it, and for any number of threads.
+begins, so that activations stay in the cache and no width is padded. Weights are read in place, from the arena. Lanes never mix: on
+one kind of processor an image's features have the same bits in any batch and for any number of threads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def available() -> tuple[bool, str]:
 
 
 def suits(arena: Arena) -> bool:
-    """Whether the executor can run this arena as it lies: float32 weights in layout KRSC on the CPU."""
+    """Whether the executor can run this arena in place: float32 weights in layout KRSC on the CPU."""
     return arena.dtype == torch.float32 and arena.layout == "KRSC" and arena.storage.device.type == "cpu"
 
 

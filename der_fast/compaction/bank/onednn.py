@@ -1,7 +1,7 @@
 """A compact extractor on the CPU with oneDNN's fused convolutions: bias, residual and ReLU in the convolution's last step.
 
-The operators are the ones that PyTorch's own compiler emits. Weights are used as they lie: a copy in oneDNN's blocked format gained
-nothing that could be measured in float32. oneDNN's ReLU makes zero of what is not a number.
+The operators are the ones that PyTorch's own compiler emits. Weights are used in place: a copy in oneDNN's blocked format brought no
+measurable gain in float32. oneDNN's ReLU turns NaN into zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from der_fast.compaction.program import CONV, FEATURES, IMAGE, Op
 
 @functools.cache
 def available(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has the operators and they run `dtype` on this processor; found out by one small convolution."""
+    """Whether this PyTorch has the operators and they run `dtype` on this processor; tested with one small convolution."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     op = Op(CONV, FEATURES, IMAGE, 3, 3, residual=IMAGE, relu=True, bias=True)
@@ -31,7 +31,7 @@ def available(dtype: torch.dtype) -> bool:
 
 
 def execute_fused(ops: Sequence[Op], tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Return what `execute` returns, but for rounding; images and tensors on the CPU, of one dtype."""
+    """Return what `execute` returns, up to rounding; images and tensors on the CPU, of one dtype."""
     if not ops:
         return images.new_zeros(images.shape[0], 0)
     values = {IMAGE: images}
@@ -44,7 +44,7 @@ def _convolution(op: Op, tensors: Mapping[str, Tensor], values: Mapping[str, Ten
     try:
         return _operator(op, tensors, values)
     except RuntimeError:
-        # Where a shape's memory format is ambiguous (one pixel, one channel) the operator takes a detour that lacks the half precisions.
+        # If a shape's memory format is ambiguous (one pixel, one channel), the operator takes a path without the half precisions.
         return apply(op, tensors, values)
 
 

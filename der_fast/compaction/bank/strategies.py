@@ -1,8 +1,8 @@
-"""The ways in which one arena's program can run, and which of them this processor has.
+"""The strategies that can run one arena's program, and which of them this processor supports.
 
-What was measured and not taken, for ten extractors of a ResNet-18 on a Xeon with AVX-512 (`python -m bench strategies`, time relative to
-plain): all stems as one convolution 1.03, all extractors as one network of grouped convolutions 1.14, weights in oneDNN's own format 0.92
-like fused without it, traced and frozen 1.35; the lanes 0.50.
+Measured and rejected, for ten extractors of a ResNet-18 on a Xeon with AVX-512 (`python -m bench strategies`, time relative to plain):
+all stems as one convolution 1.03; all extractors as one network of grouped convolutions 1.14; weights in oneDNN's own format 0.92, the
+same as fused without it; traced and frozen 1.35. The lanes take 0.50.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from der_fast.kernels.choices import Choices
 
 PLAIN, FUSED, LANES = "plain", "fused", "lanes"
 STRATEGIES = ("auto", PLAIN, FUSED, LANES)
-# Ways in which a GPU runs a whole bank: extractors on parallel streams, or all of them in one launch per layer.
+# Strategies for a whole bank on a GPU: extractors on parallel streams, or all of them in one launch per layer.
 STREAMS, GROUPED = "streams", "grouped"
 BANK_STRATEGIES = (*STRATEGIES, STREAMS, GROUPED)
-# Images per thread that a measurement runs, and the multiplications per thread above which it makes do with one vector of images.
+# Images per thread that a measurement runs, and the multiplications per thread above which it runs only one vector of images.
 _IMAGES, _FEW_IMAGES, _MANY = 32, 16, 4e9
 
 
 class Runnable:
-    """An arena with what every strategy needs, made once.
+    """An arena with everything that the strategies need, made once.
 
     Args:
         arena: the weights.
-        dtype: what may be computed in; default: the arena's. A strategy that only has the arena's own stays with that.
+        dtype: to compute in; default: the arena's. A strategy that supports only the arena's dtype keeps that.
 
     Attributes:
         arena: the weights.
-        dtype: what may be computed in.
+        dtype: to compute in.
     """
 
     def __init__(self, arena: Arena, dtype: torch.dtype | None = None) -> None:
@@ -55,21 +55,21 @@ class Runnable:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Views of the arena; copies where an entry has another dtype, made when a strategy first needs them."""
+        """Views of the arena; copies for entries of another dtype, made when a strategy first needs them."""
         return {name: tensor.to(self.dtype) for name, tensor in self.arena.tensors().items()}
 
     def forget_copies(self) -> None:
-        """Free what a measurement of strategies that copy has left behind."""
+        """Free the copies that measuring the strategies has left behind."""
         if self.dtype != self.arena.dtype:
             self.__dict__.pop("tensors", None)
 
     @cached_property
     def program(self) -> LanesProgram:
-        """The program for the batch-in-lanes executor; built when that is first used."""
+        """The program for the batch-in-lanes executor; built on first use."""
         return LanesProgram(self.arena)
 
     def strategies(self) -> tuple[str, ...]:
-        """Return the strategies that can run here, the one to expect most of first."""
+        """Return the strategies that can run here, the most promising first."""
         if self.device.type != "cpu":
             return (PLAIN,)
         names = [LANES] if lanes.suits(self.arena) and lanes.available()[0] else []
@@ -77,7 +77,7 @@ class Runnable:
         return (*names, PLAIN)
 
     def prepared(self, images: Tensor) -> Tensor:
-        """Return images as the convolutions want them: in the dtype of the computation and the weights' memory format."""
+        """Return images as the convolutions need them: in the dtype of the computation and the weights' memory format."""
         channels_last = self.arena.layout == "KRSC"
         return images.to(self.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -88,7 +88,7 @@ class Runnable:
         return (onednn.execute_fused if strategy == FUSED else execute)(self.arena.ops, self.tensors, images)
 
     def key(self, images: Tensor) -> str:
-        """Return what a choice is remembered under: everything that the time depends on, sizes in powers of two."""
+        """Return the key of a remembered choice: everything that the time depends on, sizes in powers of two."""
         threads = torch.get_num_threads()
         count = 1 << (min(len(images), _IMAGES * threads) - 1).bit_length()
         return f"{self._name}|{threads} threads|{count}x{images.shape[2]}x{images.shape[3]}"
@@ -111,7 +111,7 @@ def run(runnables: Sequence[Runnable], images: Tensor, strategy: str, choices: C
     Args:
         runnables: all on the images' device.
         images: (N, 3, H, W), any dtype and strides.
-        strategy: 'auto' for the fastest, or the one to use where it can run.
+        strategy: 'auto' for the fastest, or the one to use wherever it can run.
         choices: remembers which is the fastest.
     """
     prepared: dict[tuple[torch.dtype, str], Tensor] = {}
@@ -149,7 +149,7 @@ def _chosen(runnable: Runnable, images: Tensor, strategy: str, choices: Choices)
 
 
 def macs(arena: Arena, height: int, width: int) -> int:
-    """Return the multiplications of one image of the given size."""
+    """Return the multiplications for one image of the given size."""
     sizes = {"image": (height, width)}
     total = 0
     for op in arena.ops:

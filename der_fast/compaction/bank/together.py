@@ -1,7 +1,7 @@
 """A bank on a GPU: its extractors on parallel streams, or all of them in one launch per layer, whichever is faster here.
 
 Either is captured into a CUDA graph per shape of the images. Which is faster is measured once per bank size, image size and GPU, and
-remembered where the other strategies are (`choices`).
+remembered with the other strategies (`choices`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Together:
 
     Args:
         members: compact extractors; any other function of the images excludes 'grouped'.
-        strategy: 'streams' or 'grouped'; anything else takes the faster one. 'grouped' runs where it can, else 'streams'.
-        choices: remembers which is the faster.
+        strategy: 'streams' or 'grouped'; anything else takes the faster one. If 'grouped' cannot run, 'streams' does.
+        choices: remembers which one is faster.
 
     Attributes:
-        reason: why 'grouped' cannot run; '' where it can.
+        reason: why 'grouped' cannot run; '' if it can.
     """
 
     def __init__(self, members: Sequence[Branch], strategy: str, choices: Choices) -> None:
@@ -66,7 +66,7 @@ class Together:
         if known is not None:
             return known
         if torch.cuda.is_current_stream_capturing():
-            # Nothing can be measured inside somebody else's graph; whoever captures runs once before, and then a choice is known.
+            # Nothing can be measured inside another graph. Its owner runs everything once before the capture, so a choice is known by then.
             return STREAMS
         return self._measured(key, images)
 

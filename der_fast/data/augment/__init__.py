@@ -1,1 +1,1 @@
-"""Random crops, flips and jitter, and the normalisation in front of the network."""
+"""Random crops, flips, jitter and normalisation: from stored pixels to the network's input."""

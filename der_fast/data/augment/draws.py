@@ -1,4 +1,4 @@
-"""Random crops and flips that depend on the epoch's key and the image alone: not on batches, workers, or what was drawn before.
+"""Random crops and flips that depend only on the epoch's key and the image, not on batches, workers or earlier draws.
 
 Numbers come from a counter instead of a state (SplitMix64's finaliser, Steele et al. 2014), so a resumed epoch draws for image i what
 the uninterrupted one would have drawn.
@@ -28,7 +28,7 @@ _PER_IMAGE = 2 * ATTEMPTS + 4
 
 def key_of(generator: torch.Generator) -> int:
     """Draw the key of an epoch, 63 bits."""
-    # Processes that decode need the numbers below, and no PyTorch.
+    # Decoding processes need the functions below, but not PyTorch.
     import torch
 
     return int(torch.randint(0, 2**63 - 1, (1,), generator=generator))
@@ -44,8 +44,8 @@ def uniform(key: int, images: Ints) -> Floats:
     """Return 24 numbers in [0, 1) for every image: (N, 24).
 
     Args:
-        key: of the epoch.
-        images: (N,) numbers that name the images.
+        key: the epoch's key.
+        images: (N,) numbers that identify the images.
     """
     with np.errstate(over="ignore"):
         start = _mixed(np.uint64(key) + _GOLDEN * (images.astype(np.uint64)[:, None] + np.uint64(1)))
@@ -57,11 +57,11 @@ def uniform(key: int, images: Ints) -> Floats:
 def random_windows(numbers: Floats, heights: Ints, widths: Ints) -> Ints:
     """Return (top, left, height, width) of a random-resized-crop for every image: (N, 4), in pixels.
 
-    Area 8–100 %, aspect ratio 3/4–4/3, log-uniform; where ten attempts do not fit, the central largest rectangle of allowed aspect.
+    Area 8–100 %, aspect ratio 3/4–4/3, log-uniform; if none of ten attempts fits, the largest central rectangle of allowed aspect.
 
     Args:
-        numbers: (N, 24) as `uniform` gives them; the first 22 are used.
-        heights, widths: (N,) of the images, in pixels.
+        numbers: (N, 24) from `uniform`; the first 22 are used.
+        heights, widths: (N,) image sizes in pixels.
     """
     area = (AREA[0] + (AREA[1] - AREA[0]) * numbers[:, :ATTEMPTS]) * (heights * widths)[:, None]
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
@@ -89,7 +89,7 @@ def central_squares(heights: Ints, widths: Ints) -> Ints:
 
 
 def windows_of(numbers: Floats | None, heights: Ints, widths: Ints) -> Ints:
-    """Return the part (top, left, height, width) of every image that is decoded: random with numbers, else the central square."""
+    """Return the window (top, left, height, width) of every image to decode: random if there are numbers, else the central square."""
     return central_squares(heights, widths) if numbers is None else random_windows(numbers, heights, widths)
 
 

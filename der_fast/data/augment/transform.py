@@ -1,8 +1,8 @@
 """What happens to stored uint8 images on their way into the network, a batch at a time.
 
-Small images (the authors' CIFAR transform): random crop out of zero padding, flip, brightness, normalise; nothing runs per image.
+Small images (the authors' CIFAR transform): random crop with zero padding, flip, brightness, normalise; nothing runs per image.
 Photos: random-resized-crop and flip in training, centre crop in evaluation. Photos are stored 256/224 times larger than the network's
-input, short side resized and the rest cut off, so a training crop never sees what lies outside that central square.
+input, short side resized and the rest cut off, so a training crop never sees anything outside that central square.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Drawn(NamedTuple):
     windows: Tensor | None = None
 
     def at(self, start: int, stop: int) -> Drawn:
-        """Return what is done to the images at positions start … stop − 1."""
+        """Return the draws for the images at positions start … stop − 1."""
         return Drawn(Draw(*(values[start:stop] for values in self.crop)), None if self.windows is None else self.windows[start:stop])
 
 
@@ -79,9 +79,9 @@ class Transform:
         """Transform a batch.
 
         Args:
-            images: uint8, N × H × W × 3, on the CPU; H × W as `size`, or with `random_resized_crop` as `stored_size`.
+            images: uint8, N × H × W × 3, on the CPU; H × W is `size`, or `stored_size` with `random_resized_crop`.
             drawn: what `draw` returned for these images; required for training, unused otherwise.
-            device: where the result should be; pixels travel as uint8.
+            device: device of the result; pixels are transferred as uint8.
             channels_last: memory layout of the result.
             dtype: of the result.
 
@@ -89,14 +89,14 @@ class Transform:
             N × 3 × size[0] × size[1], normalised.
 
         Raises:
-            DataError: the images are not of the size that this transform takes.
+            DataError: the images do not have the size that this transform takes.
             ValueError: training without `drawn`.
         """
         self._check_size(images)
         if not self.train:
             images, drawn = _centre_crop(images, self.size), _nothing(len(images))
         elif drawn is None:
-            raise ValueError("a training transform needs what draw() returns: without it its result could not be repeated")
+            raise ValueError("a training transform needs the result of draw(): without it the output could not be repeated")
         elif drawn.windows is not None:
             images = resized_windows(images, self.size, drawn.windows)
         return augment(
@@ -113,13 +113,13 @@ class Transform:
         )
 
     def draw(self, key: int, images: Tensor, stored: tuple[int, int]) -> Drawn:
-        """Draw what training does to images: a function of the epoch's key and each image's number alone.
+        """Draw what training does to images: a function of only the epoch's key and each image's number.
 
-        So it does not matter how an epoch is cut into batches, where it begins, or which process reads an image. Small images take their
-        numbers from `kernels/augment/draw.py`, photos from `draws.py`, as photos in files do.
+        So it does not matter how an epoch is cut into batches, where it starts, or which process reads an image. Small images take their
+        numbers from `kernels/augment/draw.py`, photos from `draws.py`, like photos in files.
 
         Args:
-            key: of the epoch, as `draws.key_of` draws it.
+            key: the epoch's key, from `draws.key_of`.
             images: int64 (N,): the images' positions in their source.
             stored: (height, width) of the stored images in pixels.
         """
@@ -134,7 +134,7 @@ class Transform:
 
     @property
     def _padding(self) -> int:
-        """Of the random crop, which photos do not have."""
+        """Padding of the random crop in pixels; photos have none."""
         return self.crop_padding if self.train and not self.random_resized_crop else 0
 
     def _check_size(self, images: Tensor) -> None:
@@ -184,10 +184,10 @@ def transforms_for(config: DataConfig, image_size: tuple[int, int]) -> tuple[Tra
 
     Args:
         config: the data configuration.
-        image_size: (height, width) of the stored images in pixels, as `ImageSource.image_size` says.
+        image_size: (height, width) of the stored images in pixels, see `ImageSource.image_size`.
 
     Raises:
-        DataError: the stored images are not of the size that `config` asks for.
+        DataError: the stored images do not have the size that `config` needs.
     """
     if config.image_size is not None:
         size = (config.image_size, config.image_size)

@@ -96,7 +96,7 @@ def load_or_make(
         try:
             save_index(path, index)
         except StorageError as error:
-            note += f"; not kept: {error}"
+            note += f"; not saved: {error}"
     return index, note
 
 

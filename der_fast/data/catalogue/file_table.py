@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Int64s = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-# Rows gathered at a time: positions of single bytes take eight bytes each.
+# Rows gathered at a time: every byte gathered takes an eight-byte position.
 _CHUNK = 1 << 17
 
 
@@ -25,9 +25,9 @@ class FileTable:
 
     Args:
         roots: absolute paths; only these change when files are moved.
-        folders: for every folder its root's position in `roots`, and its path relative to that, with slashes ('' for the root itself).
+        folders: every folder's root (its position in `roots`) and path relative to it, with slashes ('' for the root itself).
         folder: (N,) int64: every file's position in `folders`.
-        names: the files' names as the system has them, one after the other.
+        names: the file names as the system gives them, concatenated.
         ends: (N,) int64: where in `names` every name ends.
         sizes: (N,) int64: bytes.
     """
@@ -66,7 +66,7 @@ class FileTable:
         return f"{self.roots[self.folders[int(self.folder[row])][0]]}/{self.relative(row)}"
 
     def taken(self, rows: Int64s) -> FileTable:
-        """Return a table of these files only, in this order, and of the folders and roots they need."""
+        """Return a table of only these files, in this order, with the folders and roots they need."""
         used, folder = np.unique(self.folder[rows], return_inverse=True)
         folders = [self.folders[index] for index in used.tolist()]
         roots = sorted({root for root, _ in folders})
@@ -94,11 +94,11 @@ class FileTable:
         )
 
     def moved(self, old: str, new: str) -> FileTable:
-        """Return the table with root `old` at `new`."""
+        """Return the table with root `old` moved to `new`."""
         return replace(self, roots=tuple(new if root == old else root for root in self.roots))
 
     def checksum(self, rows: Int64s) -> str:
-        """Return the SHA-256 over relative paths and sizes of these files, in this order: the same wherever the roots lie."""
+        """Return the SHA-256 over relative paths and sizes of these files, in this order: the same wherever the roots are."""
         used, folder = np.unique(self.folder[rows], return_inverse=True)
         digest = hashlib.sha256(json.dumps([self.folders[index][1] for index in used.tolist()]).encode())
         for part in (folder, self._lengths(rows), self.sizes[rows]):
@@ -130,11 +130,11 @@ class FileTable:
 def last_change(facts: os.stat_result) -> int:
     """Return when a file or folder was last changed, in ns.
 
-    Copying and unpacking set the time of modification to whatever it was elsewhere; nobody can set that of the change itself.
+    Copying and unpacking keep the modification time that a file had elsewhere; the change time cannot be set.
     """
     return facts.st_mtime_ns if os.name == "nt" else facts.st_ctime_ns
 
 
 def absolute_root(path: Path) -> str:
-    """Return a root as it stands in a table."""
+    """Return a root as a table holds it."""
     return str(path.absolute())

@@ -1,4 +1,4 @@
-"""The image files that paths stand for, where no class is asked: for prediction."""
+"""The image files that paths stand for, without classes: for prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Found:
 
     Args:
         files: in order.
-        notes: one line for every folder of which files are left out.
+        notes: one line for every folder with files left out.
     """
 
     files: list[Path]

@@ -1,8 +1,8 @@
-"""The index of a folder of class folders: every file's path and size, made once, kept in a file, and made again when it is out of date.
+"""The index of a folder of class folders: every file's path and size, made once, saved, and made again when it is out of date.
 
-A folder's own time of change tells whether files were added, removed or renamed in it, so a million files need no second listing. That
-goes for every folder of images, those below the class folders included.
-Whether a file was overwritten is asked of every file in small data sets, and of some thousand spread over large ones.
+A folder's change time shows whether files were added, removed or renamed in it, so a million files need not be listed twice. This covers
+every folder of images, including those below the class folders.
+Overwritten files are looked for among all files of a small data set, and among a few thousand spread over a large one.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from der_fast.errors import DataError
 FILE = "index.npz"
 
 _FILES_ASKED = 4096
-# Within this time a change may leave a folder's time stamp as it was: file systems count in steps.
+# A second change within this time may leave a folder's time stamp as it was: file systems count in steps.
 _STEP_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class FolderIndex(CachedIndex):
-    """What lies in a folder of class folders.
+    """The contents of a folder of class folders.
 
     Args:
         table: the files, class by class; within a class folder by folder, sorted by name in each.
-        parts: for every folder of the table which part it belongs to: 'train', 'test', or 'whole'.
-        classes: for every folder its class name; several folders may have the same.
+        parts: the part that every folder of the table belongs to: 'train', 'test', or 'whole'.
+        classes: every folder's class name; several folders may share one.
         changed: (N,) int64: when every file was last changed, in ns.
         folders_changed: when every folder was last changed, in ns.
         listed: when the listing began, in ns.
-        tops: for every folder whether it is a class folder, and not one that lies in it.
-        left: for every folder how many of its files are left out, by kind.
-        runs: folders beside the class folders that are runs, or hold runs.
-        notes: what else lies there; asked whenever the index is opened.
-        loose: images beside the class folders; likewise.
+        tops: for every folder, whether it is a class folder rather than a folder inside one.
+        left: for every folder, how many of its files are left out, by kind.
+        runs: folders next to the class folders that are runs or contain runs.
+        notes: what else is there; looked up whenever the index is opened.
+        loose: images next to the class folders; likewise.
     """
 
     parts: tuple[str, ...]
@@ -85,7 +85,7 @@ def build_index(folder: Path, timeout: float = TIMEOUT) -> FolderIndex:
     (layout,) = mapped(find_layout, [root], timeout)
     trees, runs = _class_trees(root, layout, timeout)
     if not trees:
-        raise DataError(f"{root} holds no class folders but only runs; put the images of every class into a folder of its own")
+        raise DataError(f"{root} holds runs but no class folders; put the images of each class into a separate folder")
     folders = [found for _, tree in trees for found in tree.folders]
     table = FileTable.of(
         str(root),
@@ -114,7 +114,7 @@ def _column(values: Iterable[int]) -> Int64s:
 
 
 def _class_trees(root: Path, layout: Layout, timeout: float) -> tuple[list[tuple[str, Tree]], tuple[str, ...]]:
-    """List the class folders; return them, and those folders that turned out to be runs."""
+    """List the class folders; return them, and the folders that turned out to be runs."""
     places = [place for _, place in layout.classes]
     above = mapped(_identity, sorted({*root.parents, root, *(place.parent for place in places)}) if places else [], timeout)
     with progress_bar(f"listing {root.name}", len(places)) as advance:
@@ -128,14 +128,14 @@ def _identity(folder: Path) -> Identity:
 
 
 def difference(index: FolderIndex, timeout: float = TIMEOUT) -> str | FolderIndex:
-    """Say what of the folder is no longer as the index has it, or return the index if nothing is seen to have changed.
+    """Say what changed in the folder since the index was made, or return the index if no change is found.
 
     Args:
-        index: as it was read.
-        timeout: seconds to wait for a folder beside the class folders.
+        index: the index as it was read.
+        timeout: seconds to wait for a folder next to the class folders.
 
     Returns:
-        A line, or the index with what lies beside the class folders today.
+        A line, or the index with an up-to-date view of what is next to the class folders.
     """
     try:
         layout = find_layout(index.root)
@@ -151,7 +151,7 @@ def difference(index: FolderIndex, timeout: float = TIMEOUT) -> str | FolderInde
             if last_change(facts) != changed:
                 return f"files were added to or removed from {place}"
             if facts.st_mtime_ns > index.listed - _STEP_NS:
-                return f"{place} had just been changed when it was listed"
+                return f"{place} changed just before it was listed"
     except (OSError, DataError) as error:
         return str(error)
     count = len(index.table)
@@ -168,12 +168,12 @@ def _changed_file(index: FolderIndex, rows: Sequence[int]) -> str | None:
 
 
 def open_index(folder: Path, cache: Path | None, timeout: float = TIMEOUT) -> tuple[FolderIndex, str]:
-    """Return a folder's index, from `cache` if it is there and not out of date, and a line that says where it came from.
+    """Return a folder's index, from `cache` if it is there and up to date, and a line that says where it came from.
 
     Args:
         folder: the data set.
-        cache: the folder that keeps the index, or None to keep none. Where it cannot be written to, none is kept.
-        timeout: seconds to wait for one class folder, and for the question whether the index is out of date.
+        cache: the folder to save the index in; None saves nothing. A folder that cannot be written to is not an error.
+        timeout: seconds to wait for one class folder, and for the check whether the index is out of date.
 
     Raises:
         DataError, OSError: see `build_index`.

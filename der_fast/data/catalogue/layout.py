@@ -1,10 +1,10 @@
-"""Where the images of a data set lie: class folders, with or without a train/test split.
+"""Where the images of a data set are: class folders, with or without a train/test split.
 
-    photos/cat/1.jpg …                      every class held out in part for testing
+    photos/cat/1.jpg …                      part of every class is held out for testing
     photos/train/cat/1.jpg  photos/test/cat/9.jpg …    (or "Training", "val", "Validation", "testing" …)
     shards/train/0000.tar …  shards/val/0000.tar …     WebDataset tars instead of class folders, with or without the split
 
-Names that begin with a dot are ignored, and so are folders that systems put everywhere.
+Names that begin with a dot are ignored, and so are folders that systems create everywhere.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from der_fast.data.catalogue.scan import is_folder
 from der_fast.data.io.names import spelled
 from der_fast.errors import DataError
 
-# What a part is called, apart from capitals, and from the word that may follow ("train_set", "val-images"); the first is preferred.
+# What a part is called, ignoring case and a word that may follow ("train_set", "val-images"); the first name is preferred.
 _TRAIN_NAMES = ("train", "training")
 _TEST_NAMES = ("test", "testing", "val", "valid", "validation", "validate", "eval", "evaluation", "dev", "holdout", "heldout")
 _WORD_BEHIND = re.compile(r"[ _.-]?(set|images|imgs|data|split|part)$")
-# With a year behind it ("train2017") or a word in front ("my_val") it is likely, not certain.
+# A year after the name ("train2017") or a word before it ("my_val") makes it likely, not certain.
 _LAST_WORD = re.compile(r"([a-z]+)[^a-z]*$")
 
 TRAIN, TEST, WHOLE = "train", "test", "whole"
@@ -35,9 +35,9 @@ class Layout:
     """Where the class folders of a data set are.
 
     Args:
-        classes: (part, folder) of every class folder, sorted by name within a part; runs among them are not told yet.
-        notes: what lies there and is not used, or may have been meant otherwise.
-        loose: images that lie beside the class folders instead of in them.
+        classes: (part, folder) of every class folder, sorted by name within a part; runs may still be among them.
+        notes: what is there but not used, or may have been meant differently.
+        loose: images that are next to the class folders instead of in them.
     """
 
     classes: tuple[tuple[str, Path], ...]
@@ -52,7 +52,7 @@ def part_named(name: str) -> str | None:
 
 
 def find_layout(folder: Path) -> Layout:
-    """Return where the class folders of a data set are, and what is beside them.
+    """Return where the class folders of a data set are, and what is next to them.
 
     Raises:
         DataError: there are no class folders, or two folders are the training part.
@@ -66,7 +66,7 @@ def find_layout(folder: Path) -> Layout:
     else:
         _refuse_flat_split(folder, [entry for _, entry in classes])
         notes = [
-            f"{entry} is taken for a class, though it is called as a {found} part is; a split has class folders in train/ and in test/"
+            f"{entry} is taken for a class, though its name is that of a {found} part; a split has class folders in train/ and in test/"
             for _, entry in classes
             if (found := part_named(entry.name)) is not None
         ]
@@ -75,7 +75,7 @@ def find_layout(folder: Path) -> Layout:
 
 
 def find_parts(folder: Path) -> dict[str, Path]:
-    """Return where the class folders are: those of `TRAIN` and `TEST`, or those of the `WHOLE` set where it has no split.
+    """Return the folders that hold the class folders: of `TRAIN` and `TEST`, or of the `WHOLE` set if it has no split.
 
     Raises:
         DataError: two folders are the training part.
@@ -95,20 +95,20 @@ def _why_unused(entry: Path, parts: dict[str, Path]) -> str:
 
 
 def _holds(folder: Path) -> bool:
-    """Whether there is anything but notes in a folder, and it is not a run and holds none."""
+    """Whether a folder holds anything but notes, and is not a run and contains none."""
     entries = [entry for entry in folder.iterdir() if not is_rubbish(entry.name) and not is_note(entry.name)]
     return bool(entries) and not is_run(folder) and not any(is_run(entry) for entry in entries if entry.is_dir())
 
 
 def _refuse_flat_split(folder: Path, classes: list[Path]) -> None:
-    """Refuse folders of which all look like parts of a split, and none can be used as one."""
+    """Refuse folders that all look like parts of a split, when none can be used as one."""
     certain = [entry for entry in classes if part_named(entry.name)]
     likely = {entry: _likely_part(entry.name) for entry in classes if _likely_part(entry.name)}
     looks = certain if len(certain) > 1 else list(likely) if len(set(likely.values())) > 1 else []
     if looks and not any(_holds(entry) for entry in classes if entry not in looks):
         raise DataError(
-            f"{folder} holds {', '.join(entry.name for entry in looks[:5])}, which look like the parts of a split and not like classes; "
-            f"put the images of every class into a folder of its own in them, and call them train and test: {folder}/train/<class>/*.jpg"
+            f"{folder} holds {', '.join(entry.name for entry in looks[:5])}, which look like the parts of a split, not like classes; "
+            f"put the images of each class into a separate folder inside, and call the parts train and test: {folder}/train/<class>/*.jpg"
         )
 
 
@@ -118,7 +118,7 @@ def _likely_part(name: str) -> str | None:
 
 
 def lone_test_folder(folder: Path) -> Path | None:
-    """Return the test folder, of class folders or tars, that is the only folder in `folder`; None where there is anything else.
+    """Return the test folder, of class folders or tars, if it is the only folder in `folder`; else None.
 
     Raises:
         OSError: a folder that cannot be listed.
@@ -132,7 +132,7 @@ def lone_test_folder(folder: Path) -> Path | None:
 def find_tars(place: Path) -> dict[str, list[Path]]:
     """Return the tars of `TRAIN` and `TEST`, or of the `WHOLE` set: those in train/ and test/, those of a folder, or the one tar.
 
-    Empty where there are class folders, beside which tars are nothing but what these came out of.
+    Empty if there are class folders: tars next to them are just the archives that they were unpacked from.
     """
     if place.is_file():
         return {WHOLE: [place]} if place.suffix == ".tar" else {}
@@ -152,7 +152,7 @@ def _tars(folder: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the class folders in `folder`, sorted by name; what a run left there, whose folder it is too, is none.
+    """Return the class folders in `folder`, sorted by name, without the folders that a run in the same place wrote.
 
     Raises:
         DataError: there are none.
@@ -161,7 +161,7 @@ def class_folders(folder: Path) -> list[Path]:
     if any(entry.name in PARTS for entry in found) and is_run(folder):
         found = [entry for entry in found if entry.name not in PARTS]
     if not found:
-        raise DataError(f"{folder} holds no class folders; put the images of every class into a folder of its own: {folder}/<class>/*.jpg")
+        raise DataError(f"{folder} holds no class folders; put the images of each class into a separate folder: {folder}/<class>/*.jpg")
     return found
 
 
@@ -173,12 +173,12 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _holds_folders(folder: Path) -> bool:
-    """Tell a split ("train/" with class folders in it) from a class that happens to be called so."""
+    """Tell a split ("train/" with class folders in it) from a class that happens to have that name."""
     return folder.is_dir() and bool(_folders(folder))
 
 
 def _named(folder: Path, part: str) -> list[Path]:
-    """Return the folders that are called as a part is, the usual name first."""
+    """Return the folders that have a part's name, the usual name first."""
     order = _TRAIN_NAMES if part == TRAIN else _TEST_NAMES
     found = [entry for entry in _folders(folder) if part_named(entry.name) == part]
     return sorted(
@@ -191,6 +191,6 @@ def _part_folder(folder: Path, part: str) -> Path | None:
     found = [entry for entry in _named(folder, part) if _holds_folders(entry)]
     if part == TRAIN and len(found) > 1:
         raise DataError(
-            f"{folder} holds {' and '.join(entry.name for entry in found)}, which both look like the training part; keep one of them there"
+            f"{folder} holds {' and '.join(entry.name for entry in found)}, which both look like the training part; keep only one"
         )
     return found[0] if found else None

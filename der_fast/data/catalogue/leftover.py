@@ -1,4 +1,4 @@
-"""What a data set holds and is not learned, in sentences: nothing that lies beside the images vanishes without a word."""
+"""What a data set holds but is not learned, in sentences: nothing found next to the images is dropped silently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_CLASSES = 20
 
 
 def left_out(counts: Mapping[str, Mapping[str, int]]) -> str | None:
-    """Say which files are left out; None where there are none.
+    """Say which files are left out; None if there are none.
 
     Args:
         counts: class name → kind → number of files.
@@ -37,19 +37,19 @@ def _of_kind(kind: str, classes: Mapping[str, int]) -> str:
 
 
 def what_is_left(found: Mapping[str, int]) -> str:
-    """Name the files of one folder that are left out, for a message: ' (it holds 6 HEIC: …)'; '' where there are none."""
+    """Name the files of one folder that are left out, for a message: ' (it holds 6 HEIC, …)'; '' if there are none."""
     if not found:
         return ""
-    return f" (there: {', '.join(_of_kind(kind, {'': count}) for kind, count in sorted(found.items()))})"
+    return f" (it holds {', '.join(_of_kind(kind, {'': count}) for kind, count in sorted(found.items()))})"
 
 
 def added(*counts: Mapping[str, int]) -> Counter[str]:
-    """Return the sums of several counts."""
+    """Return the sum of several counts."""
     return sum(map(Counter, counts), Counter())
 
 
 def below_notes(names: Sequence[str], below: Mapping[str, int], totals: Mapping[str, int]) -> list[str]:
-    """Say which images lie deeper than in their class folders.
+    """Say which images are deeper than in their class folders.
 
     Args:
         names: the classes.
@@ -61,11 +61,11 @@ def below_notes(names: Sequence[str], below: Mapping[str, int], totals: Mapping[
         return []
     if len(names) == 1 and below.get(names[0], 0) == totals[names[0]]:
         return [
-            f"all images lie in folders below {names[0]!r}, which is taken for one class; if these folders are the classes, give "
+            f"all images are in folders below {names[0]!r}, which is taken for one class; if these folders are the classes, give "
             f"{names[0]} itself as the data set"
         ]
     some = sum(1 for name in names if below.get(name))
-    return [f"{counted(count, 'image')} of {some} class(es) lie in folders below the class folder and count as its own"]
+    return [f"{counted(count, 'image')} of {some} class(es) are in folders below the class folder and count as its own"]
 
 
 def counted(count: int, what: str) -> str:

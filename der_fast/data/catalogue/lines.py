@@ -1,11 +1,11 @@
-"""The lines of a text list: a path and a class, either of which may hold spaces.
+"""The lines of a text list: a path and a class, both of which may contain spaces.
 
-    cat/1.jpg cat                   white space or a comma between the two, where there is only one place for it
-    my photos/a 1.jpg big dog       the path ends where the suffix of an image does
+    cat/1.jpg cat                   white space or a comma between the two, if only one place is possible
+    my photos/a 1.jpg big dog       the path ends with an image's suffix
     my photos/a 1<TAB>big dog       a tab, or quotes, leave no doubt
     "my photos/a, 1.jpg","big dog"
 
-Where the suffix does not tell, it is asked which of the possible paths are files; a line that is still not clear is refused.
+If the suffix does not decide, the possible paths are looked up on the drive; a line that is still unclear is refused.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Line:
     """One line of a list.
 
     Args:
-        number: of the line, from 1.
-        path: as it is written.
+        number: the line's number, from 1.
+        path: as written.
         class_name: composed (see `spelled`).
     """
 
@@ -44,16 +44,16 @@ class Line:
 
 
 def parse_lines(place: Path, lines: Sequence[str], timeout: float) -> list[Line]:
-    """Tell path and class apart in every line that is not empty.
+    """Split every line that is not empty into path and class.
 
     Args:
         place: the list; paths are relative to its folder.
         lines: its lines.
-        timeout: seconds to wait for a drive where it has to be asked.
+        timeout: seconds to wait for a drive if paths are looked up.
 
     Raises:
-        DataError: a line that is not 'path class', or of which it cannot be told where the class begins; an image with two classes; a
-            drive that does not answer.
+        DataError: a line that is not 'path class' or leaves unclear where the class begins; an image with two classes; a drive that does
+            not answer.
     """
     readings = [(number, _readings(line.strip())) for number, line in enumerate(lines, 1) if line.strip()]
     if readings and _is_header(readings[0][1]):
@@ -69,7 +69,7 @@ def parse_lines(place: Path, lines: Sequence[str], timeout: float) -> list[Line]
 
 
 def _readings(line: str) -> list[tuple[str, str]]:
-    """Return the ways in which a line can be read as (path, class): one where it is clear."""
+    """Return every reading of a line as (path, class): just one if it is clear."""
     if "\t" in line:
         parts = [_unquoted(part.strip()) for part in line.split("\t") if part.strip()]
         return [(parts[0], parts[1])] if len(parts) == 2 else []
@@ -94,7 +94,7 @@ def _is_header(found: Sequence[tuple[str, str]]) -> bool:
 
 
 def _asked(place: Path, lines: Sequence[str], unclear: dict[int, list[tuple[str, str]]], timeout: float) -> dict[int, tuple[str, str]]:
-    """Settle lines by which of their possible paths are files."""
+    """Resolve lines by looking which of their possible paths are files."""
     pairs = [(number, pair) for number, found in unclear.items() for pair in found]
     groups = some([os.path.join(place.parent, path) for _, (path, _) in pairs], _ASKED_AT_ONCE)  # noqa: PTH118
     there = [answer for answers in mapped(_are_files, groups, timeout) for answer in answers]
@@ -111,7 +111,7 @@ def _asked(place: Path, lines: Sequence[str], unclear: dict[int, list[tuple[str,
                 else f"none of {', '.join(repr(path) for path, _ in found[:5])} is a file"
             )
             raise DataError(
-                f"{place}, line {number}: {lines[number - 1].strip()!r} does not tell where the path ends and the class begins ({which}); "
+                f"{place}, line {number}: {lines[number - 1].strip()!r} does not show where the path ends and the class begins ({which}); "
                 "put a tab between the two"
             )
     return {number: found[0] for number, found in files.items()}
@@ -122,7 +122,7 @@ def _are_files(group: Some) -> list[bool]:
 
 
 def _without_repeats(place: Path, rows: Sequence[Line]) -> list[Line]:
-    """Keep the first of equal lines; refuse an image of two classes."""
+    """Keep the first of equal lines; refuse an image with two classes."""
     first: dict[str, Line] = {}
     for row in rows:
         before = first.setdefault(os.path.normpath(row.path), row)

@@ -1,4 +1,4 @@
-"""Which files a data set consists of, with a class each: from a folder's index, or from text files of "path class"."""
+"""The files of a data set and their classes: from a folder's index, or from text files of "path class"."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Listing:
         class_names: sorted.
         train, test: the two parts.
         note: where the list came from.
-        notes: what is left out, and what may have been meant otherwise.
+        notes: what is left out, and what may have been meant differently.
     """
 
     table: FileTable
@@ -64,10 +64,10 @@ def list_folder(folder: Path, config: DataConfig, cache: Path | None = None) -> 
     Args:
         folder: the folder.
         config: `classes`, `train_per_class`, `test_per_class` and `test_share` are used.
-        cache: the folder that keeps the index.
+        cache: the folder to save the index in.
 
     Raises:
-        DataError: no class folders, an unknown class, an empty class, a class that is in one part only, or one too small to be split.
+        DataError: no class folders, an unknown class, an empty class, a class that is in only one part, or one too small to split.
     """
     try:
         index, note = open_index(folder, cache, config.timeout)
@@ -87,11 +87,11 @@ def list_folder(folder: Path, config: DataConfig, cache: Path | None = None) -> 
 
 
 def folder_notes(index: FolderIndex, names: Sequence[str]) -> list[str]:
-    """Return what a person should know of a folder: what is left out, what lies elsewhere, what may have been meant otherwise.
+    """Return what a person should know about a folder: what is left out, what is elsewhere, what may have been meant differently.
 
     Args:
-        index: of the folder.
-        names: the classes that are used.
+        index: the folder's index.
+        names: the classes in use.
     """
     per_folder = np.bincount(index.table.folder, minlength=len(index.classes)).tolist()
     left: dict[str, Mapping[str, int]] = {}
@@ -104,30 +104,30 @@ def folder_notes(index: FolderIndex, names: Sequence[str]) -> list[str]:
             below[name] += 0 if index.tops[number] else per_folder[number]
             if index.tops[number]:
                 spellings.setdefault((index.parts[number], name), []).append(index.table.folders[number][1])
-    notes = [*index.notes, *(f"{place} is not a class: it is a run, or holds runs" for place in index.runs)]
+    notes = [*index.notes, *(f"{place} is not a class: it is a run or contains runs" for place in index.runs)]
     if (line := left_out(left)) is not None:
         notes.append(line)
     if index.loose:
         notes.append(
-            f"left out: {counted(index.loose, 'image')} beside the class folders, in {index.root} or its parts, and so without a class"
+            f"left out: {counted(index.loose, 'image')} next to the class folders, in {index.root} or its parts, and so without a class"
         )
     notes += below_notes(names, below, totals)
     return notes + [
-        f"{len(places)} folders are called {name!r}, spelled with other bytes, and are one class"
+        f"{len(places)} folders are called {name!r}, spelled with different bytes, and count as one class"
         for (_, name), places in spellings.items()
         if len(places) > 1
     ]
 
 
 def _refuse_run_in_class(index: FolderIndex, run: Path | None) -> None:
-    """Refuse to write a run into a class folder, which would be a run and no class from then on."""
+    """Refuse to write a run into a class folder, which would then be a run and no longer a class."""
     place = None if run is None else Path(absolute_root(run))
     tops = [index.root / path for top, (_, path) in zip(index.tops, index.table.folders, strict=True) if top]
     own = [top for top in tops if top.parent == place and top.name in PARTS]
     if own:
-        raise DataError(f"a run writes its own {own[0].name}/, and {own[0]} is a class folder; give another folder with ", OUT)
+        raise DataError(f"a run writes its own {own[0].name}/, but {own[0]} is a class folder; choose another folder with ", OUT)
     if place in tops:
-        raise DataError(f"{run}, where the run is to be written, is a class folder of {index.root}; give another folder with ", OUT)
+        raise DataError(f"the run's folder {run} is a class folder of {index.root}; choose another folder with ", OUT)
 
 
 def _classes(index: FolderIndex, wanted: Sequence[str] | None) -> dict[str, dict[str, Int64s]]:
@@ -175,7 +175,7 @@ def _refuse_one_sided(index: FolderIndex, classes: dict[str, dict[str, Int64s]])
 
 
 def _split(table: FileTable, classes: list[Int64s], names: Sequence[str], share: float) -> tuple[list[Int64s], list[Int64s]]:
-    """Hold a part of every class out."""
+    """Hold out a part of every class."""
     train, test = [], []
     for name, rows in zip(names, classes, strict=True):
         out = np.array(held_out(name, [table.name(row) for row in rows.tolist()], share), dtype=bool)
@@ -191,15 +191,15 @@ def _part(classes: list[Int64s], most: int | None) -> Part:
 
 
 def list_texts(train: Path, test: Path | None, config: DataConfig) -> Listing:
-    """List the files that text files name: every line is a path and a class (see `lines`); paths are relative to the text file.
+    """List the files named in text files: every line is a path and a class (see `lines`); paths are relative to the text file.
 
     Args:
-        train: the list of the training images, or of all where there is no other.
+        train: the list of the training images, or of all images if there is no test list.
         test: the list of the test images.
         config: `classes`, `train_per_class`, `test_per_class` and `test_share` are used.
 
     Raises:
-        DataError: a list that cannot be read, or whose lines are not of that form; a class that is in one list only.
+        DataError: a list that cannot be read or has lines of another form; a class that is in only one list.
     """
     table, by_class = _read_text(train, config.classes, config.timeout)
     note, tested = f"list of {len(table):,} files: {train}", None
@@ -222,7 +222,7 @@ def listing_of(
 
     Args:
         table: all files.
-        train: class name → rows of the training images, or of all where there are no others.
+        train: class name → rows of the training images, or of all images if there is no test part.
         test: class name → rows of the test images.
         config: `train_per_class`, `test_per_class` and `test_share` are used.
         note: where the list came from.
@@ -230,7 +230,7 @@ def listing_of(
         notes: what is left out.
 
     Raises:
-        DataError: a class that is in one part only, or one too small to be split.
+        DataError: a class that is in only one part, or one too small to split.
     """
     names = sorted(train)
     if test is None:
@@ -269,7 +269,7 @@ def _read_text(path: Path, wanted: Sequence[str] | None, timeout: float = TIMEOU
 
 def _text_of(path: Path) -> str:
     try:
-        # Some editors put a mark in front, which would be taken for a part of the first path.
+        # Some editors write a byte-order mark first, which would become part of the first path.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the list {path}: {error}; it takes a text file (UTF-8) with lines of 'path class'") from error
@@ -283,7 +283,7 @@ def _table(place: Path, rows: Sequence[Line], timeout: float) -> FileTable:
     folder = np.array([number_of.setdefault(where, len(number_of)) for where, _ in split], dtype=np.int64)
     names = [os.fsencode(name) for _, name in split]
     table = FileTable.of(root, list(number_of), folder, names, np.zeros(len(rows), dtype=np.int64))
-    # A drive that does not answer must not be waited for without end.
+    # Never wait forever for a drive that does not answer.
     found = mapped(_sizes, some([table.path(row) for row in range(len(table))], _SIZES_AT_ONCE), timeout)
     return replace(table, sizes=np.array([size for sizes in found for size in sizes], dtype=np.int64))
 
@@ -296,5 +296,5 @@ def _size(path: str) -> int:
     try:
         return os.stat(path).st_size  # noqa: PTH116
     except OSError:
-        # That it is missing is reported when it is read.
+        # A missing file is reported when it is read.
         return 0

@@ -1,7 +1,7 @@
-"""Image files in folders and everything below them, and what else lies there: listed by threads, each question with a time limit.
+"""Image files and everything else in folders and below them, listed by threads with a time limit on every request.
 
-Every folder is listed once, level by level, and no link leads in a circle. Folders that are runs are passed over. Names that do not say
-what a file is are looked into, a few hundred at a time.
+Every folder is listed once, level by level, and links are not followed in circles. Folders that are runs are skipped. Files whose names do
+not say what they are get opened, a few hundred at a time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from der_fast.data.catalogue.file_table import last_change
 from der_fast.data.catalogue.kinds import IMAGE_KINDS, LINK, is_image_name, is_note, is_rubbish, kind_by_name, sniffed_kind
 from der_fast.data.io.threads import TIMEOUT, Some, mapped, some
 
-# A folder's device and number, or its whole path where a system knows none: the same for all links to it.
+# A folder's device and inode number, or its whole path on systems without them: the same for all links to it.
 Identity = tuple[int, int] | str
-# Name, bytes, time of change in ns.
+# Name, bytes, change time in ns.
 _File = tuple[str, int, int]
 
 _LOOKED_INTO_AT_ONCE = 64
@@ -28,19 +28,19 @@ _LOOKED_INTO_AT_ONCE = 64
 
 @dataclass
 class Folder:
-    """What lies directly in a folder.
+    """What is directly in a folder.
 
     Args:
         path: where it is.
         changed: when its entries last changed, in ns.
-        identity: what tells it from all others.
+        identity: what distinguishes it from all others.
         images: the image files, sorted by name.
         left: how many files are left out, by kind.
-        folders: names of the folders in it that are to be listed.
-        unsure: files that have to be looked into.
-        run: whether it certainly is a run; nothing in it is listed then, unless it was given by name.
-        traces: whether it holds something that runs hold, too: its images, if there are any, count all the same.
-        empty: whether there is nothing in it.
+        folders: names of the folders in it to list.
+        unsure: files that must be opened to see what they are.
+        run: whether it is certainly a run; then nothing in it is listed unless it was given by name.
+        traces: whether it holds something that runs also hold; its images, if it has any, still count.
+        empty: whether it is empty.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder and those below it that are listed with it.
+    """A folder and the folders below it that are listed with it.
 
     Args:
         folders: itself first, then the others sorted by path.
@@ -82,13 +82,13 @@ class Tree:
 
     @property
     def is_run(self) -> bool:
-        """Whether it is a run, or holds runs and no images."""
+        """Whether it is a run, or contains runs and no images."""
         left, top = self.left, self.folders[0]
         if self.holds_images or not IMAGE_KINDS.isdisjoint(left):
             return False
         if any(folder.run for folder in self.folders):
             return True
-        # Runs that were begun are empty folders at first, in the place that runs go to.
+        # A run starts as an empty folder, in the place where runs go.
         begun = top.path.name == DEFAULT_PARENT and all(folder.empty or folder.folders for folder in self.folders)
         return not left and (begun or any(folder.traces for folder in self.folders))
 
@@ -107,7 +107,7 @@ def list_trees(
         places: the folders.
         timeout: seconds to wait for one folder, or for the first bytes of a few files.
         above: folders that no link may lead back to.
-        given: they were named by a person, so that even in a run those images are listed which are not the run's own.
+        given: a person named them, so images in a run are listed too, except the run's own.
         advance: called with 1 after every one of `places`.
 
     Returns:
@@ -129,7 +129,7 @@ def list_trees(
         level = []
         for (number, parent, _), folder in zip(pending, found, strict=True):
             if folder.identity in barred or folder.identity in seen[number]:
-                # What lies there is listed where it lies; in a circle nothing is left out.
+                # A linked class folder is listed in its own place; a circle leaves nothing out.
                 if folder.identity in classes - {tops[number].identity}:
                     parent.left[LINK] += 1
                 continue
@@ -142,7 +142,7 @@ def list_trees(
 
 
 def list_folder(path: Path, *, given: bool = False) -> Folder:
-    """List one folder; a run has nothing in it unless it was given by name.
+    """List one folder; a run counts as empty unless it was given by name.
 
     Raises:
         OSError: it cannot be listed.
@@ -169,7 +169,7 @@ def _list_given(path: Path) -> Folder:
 
 
 def identity_of(path: Path, facts: os.stat_result) -> Identity:
-    """Return what tells a folder from all others, however many links lead to it."""
+    """Return what distinguishes a folder from all others, the same through every link to it."""
     return (facts.st_dev, facts.st_ino) if facts.st_ino else os.path.realpath(path)
 
 
@@ -178,7 +178,7 @@ def _sort_in(folder: Folder, entry: os.DirEntry[str]) -> None:
     if is_folder(entry):
         folder.folders.append(name)
     elif is_image_name(name):
-        # Links that lead nowhere and pipes, too, are reported when they are read.
+        # Broken links and pipes count too: they are reported when they are read.
         folder.images.append((name, *size_and_time(entry)[:2]))
     elif not is_note(name) and name not in EARLY_TRACES:
         size, changed, mode = size_and_time(entry)
@@ -189,7 +189,7 @@ def _sort_in(folder: Folder, entry: os.DirEntry[str]) -> None:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link to one; a link in a circle is none."""
+    """Whether it is a folder, or a link to one; a circular link is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -197,7 +197,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int, int]:
-    """Return a file's size, time of change in ns, and mode; zeros where it cannot be asked, which is reported when it is read."""
+    """Return a file's size, change time in ns, and mode; zeros if the system does not say, which is reported when the file is read."""
     try:
         facts = entry.stat()
     except OSError:
@@ -206,7 +206,7 @@ def size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int, int, int]:
 
 
 def look_into(folders: Sequence[Folder], timeout: float = TIMEOUT) -> None:
-    """Sort every file that is not known by its name into the images or the rest of its folder."""
+    """Sort every file that its name does not identify into the images or the rest of its folder."""
     unsure = [(folder, file) for folder in folders for file in folder.unsure]
     kinds = mapped(_kinds_of, some([str(folder.path / file[0]) for folder, file in unsure], _LOOKED_INTO_AT_ONCE), timeout)
     for (folder, file), kind in zip(unsure, (kind for found in kinds for kind in found), strict=True):

@@ -1,4 +1,4 @@
-"""A fixed held-out part where a data set brings no test split."""
+"""A fixed held-out part for data sets without a test split."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from der_fast.errors import DataError
 
 
 def held_out(class_name: str, names: Sequence[str], share: float) -> list[bool]:
-    """Say for each image of a class whether it is held out for testing.
+    """Return for each image of a class whether it is held out for testing.
 
-    The choice goes by a hash of class and image name, so it depends on no random state and on no order, and adding images to a folder
-    moves hardly any image from one side to the other. Names count as they are read, whatever bytes stand for them.
+    The choice follows a hash of class and image name, so it depends on neither a random state nor an order, and adding images to a folder
+    moves hardly any image from one side to the other. Names are compared as they read, however their bytes encode them.
 
     Args:
         class_name: name of the class.
@@ -31,7 +31,7 @@ def held_out(class_name: str, names: Sequence[str], share: float) -> list[bool]:
             "or give the data set train/ and test/ folders"
         )
     count = min(max(1, round(share * len(names))), len(names) - 1)
-    # Names need not be UTF-8: what the system gives that is not comes back as the bytes it was.
+    # Names need not be UTF-8: what is not goes back to the bytes that the system gave.
     spellings = (spelled(f"{class_name}\x1f{name}") for name in names)
     digests = [hashlib.sha256(text.encode(errors="surrogateescape")).digest() for text in spellings]
     ranked = sorted(range(len(names)), key=digests.__getitem__)

@@ -1,6 +1,6 @@
-"""WebDataset tars as a list of files: every sample's image, by its place in the tar, and its class out of its .cls or .json.
+"""WebDataset tars as a list of files: every sample's image, by its place in the tar, and its class from its .cls or .json.
 
-A sample is what follows one another under one name: `0007.jpg`, `0007.cls`. Images are read from the tars where they lie, in any order.
+A sample is a run of members with one name: `0007.jpg`, `0007.cls`. Images are read directly from the tars, in any order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from der_fast.errors import DataError
 FILE = "tars.npz"
 
 _MOST_NAMED = 20
-# Under which of its keys a sample's .json names the class.
+# The keys under which a sample's .json may name the class.
 _KEYS = ("cls", "label", "class")
 # Class, name in a table of files, bytes.
 _Sample = tuple[str, str, int]
@@ -45,10 +45,10 @@ class TarIndex(CachedIndex):
     """The images of some tars, tar after tar.
 
     Args:
-        table: a tar stands for a folder, and a name says where in the tar the image lies (see `members`).
+        table: a tar takes the place of a folder, and a name says where in the tar the image is (see `members`).
         classes: distinct class names.
         labels: (N,) int64: positions in `classes`.
-        tars: every tar's size in bytes and time of change in ns.
+        tars: every tar's size in bytes and change time in ns.
         left: class name → kind → number of images that cannot be read.
     """
 
@@ -67,13 +67,13 @@ def list_tars(place: Path, parts: dict[str, list[Path]], config: DataConfig, cac
 
     Args:
         place: the folder of the tars, or a tar.
-        parts: the tars of every part, as `layout.find_tars` gives them.
+        parts: the tars of every part, from `layout.find_tars`.
         config: `classes`, `train_per_class`, `test_per_class` and `test_share` are used.
-        cache: the folder that keeps the list; None keeps none.
+        cache: the folder to save the list in; None saves nothing.
 
     Raises:
-        DataError: a tar that cannot be read, is cut off, or holds an image without a class; an unknown class, a class that is in one
-            part only, or one too small to be split.
+        DataError: a tar that cannot be read, is cut off, or holds an image without a class; an unknown class, a class that is in only
+            one part, or one too small to split.
     """
     index, note = _indexed(place, parts, config, cache)
     if config.classes is not None:
@@ -105,7 +105,7 @@ def _indexed(place: Path, parts: dict[str, list[Path]], config: DataConfig, cach
     tars = [tar for found in parts.values() for tar in found]
     index, note = _open(root, [tar.absolute().relative_to(root).as_posix() for tar in tars], cache, config.timeout)
     if not len(index.table):
-        raise DataError(f"no images in the tars of {place}; a sample is an image and its class under one name: 0007.jpg and 0007.cls")
+        raise DataError(f"no images in the tars of {place}; a sample is an image and its class with the same name: 0007.jpg and 0007.cls")
     return index, note
 
 
@@ -117,7 +117,7 @@ def _by_class(index: TarIndex, rows: Int64s, wanted: set[str]) -> dict[str, Int6
 
 
 def _open(root: str, tars: Sequence[str], cache: Path | None, timeout: float) -> tuple[TarIndex, str]:
-    """Return the index of tars, from `cache` if it is there and of the same tars, and a line that says where it came from."""
+    """Return the index of tars, from `cache` if it describes the same tars, and a line that says where it came from."""
     try:
         state = tuple((facts.st_size, last_change(facts)) for facts in mapped(os.stat, [f"{root}/{tar}" for tar in tars], timeout))
     except OSError as error:
@@ -150,20 +150,20 @@ def _build(root: str, tars: Sequence[str], state: tuple[tuple[int, int], ...], t
 
 
 def read_tar(path: Path) -> tuple[list[_Sample], list[tuple[str, str]]]:
-    """Return the class, the name in a table of files, and the size of every image in a tar, in its order, and (class, kind) of all others.
+    """Return (class, name in a table of files, size) of every readable image in a tar, in order, and (class, kind) of all others.
 
     Raises:
-        DataError: it is not a tar, compressed, damaged or cut off, or a sample has not exactly one image and one class.
+        DataError: it is not a tar, or is compressed, damaged or cut off, or a sample does not have exactly one image and one class.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             samples, unread = _samples(path, tar, file)
-            # Where the library stops without a word, an archive that is whole has its end: a block of zeros.
+            # The library stops silently; a complete archive has its end mark there, a block of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"it breaks off, or is damaged, after {len(samples)} image(s)")
+                raise tarfile.ReadError(f"it breaks off or is damaged after {len(samples)} image(s)")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"cannot read {path} as an uncompressed tar: {error}; fetch it again, or unpack what is compressed") from error
+        raise DataError(f"cannot read {path} as an uncompressed tar: {error}; download it again, or decompress it") from error
     return samples, unread
 
 
@@ -176,7 +176,7 @@ def _samples(path: Path, tar: tarfile.TarFile, file: io.BufferedReader) -> tuple
     label: str | None = None
 
     while (member := tar.next()) is not None:
-        # The library keeps what it has seen, which for a million members would be a gigabyte.
+        # The library keeps every member it has seen: a gigabyte for a million of them.
         tar.members = []  # type: ignore[attr-defined]
         if not member.isreg() or member.issparse():
             continue
@@ -198,11 +198,11 @@ def _samples(path: Path, tar: tarfile.TarFile, file: io.BufferedReader) -> tuple
 
 
 def _finished(path: Path, name: str, label: str | None, images: Sequence[tarfile.TarInfo]) -> list[_Sample]:
-    """Return a sample as it is listed; nothing where it has no image."""
+    """Return a sample as it is listed; nothing if it has no image."""
     if not images:
         return []
     if len(images) > 1:
-        raise DataError(f"{path}: sample {name!r} has {len(images)} images; give every image a name of its own")
+        raise DataError(f"{path}: sample {name!r} has {len(images)} images; give every image its own name")
     if label is None:
         raise DataError(f"{path}: sample {name!r} has no class: it needs a .cls with a text or number, or a .json with 'label'")
     found = images[0]
@@ -210,7 +210,7 @@ def _finished(path: Path, name: str, label: str | None, images: Sequence[tarfile
 
 
 def _label(path: Path, name: str, data: bytes, known: str | None) -> str | None:
-    """Return the class that a .cls or .json names; a .json without one leaves it as it was."""
+    """Return the class that a .cls or .json names; a .json without one leaves `known` as it was."""
     try:
         value: Any = data.decode().strip() if name.endswith(".cls") else json.loads(data)
     except ValueError as error:

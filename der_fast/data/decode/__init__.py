@@ -1,1 +1,1 @@
-"""From a file, or what a caller holds, to RGB pixels."""
+"""From a file, or an object of the caller's, to RGB pixels."""

@@ -1,4 +1,4 @@
-"""One image that a caller already holds, in whatever form, as an RGB image; and files for prediction."""
+"""An image in any form that a caller holds, converted to RGB; and files for prediction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def to_pil(image: Any, what: str) -> Image.Image:
         image: a Pillow image of any mode, turned upright as its EXIF data says; or an array or tensor H × W, H × W × C or C × H × W, where
             C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha), of any strides: see `der_fast.data.decode.forms`. uint8; bool;
             uint16, of which the upper 8 bits count; or floating in [0, 1]. Transparency is laid over white.
-        what: how to call it in messages.
+        what: what to call it in messages.
 
     Raises:
         DataError: another type, shape or dtype, or values outside the range.
@@ -36,7 +36,7 @@ def to_pil(image: Any, what: str) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             return to_rgb(_upright(image))
-        except Exception as error:  # a file that is decoded only now, and damaged
+        except Exception as error:  # a damaged file that is only decoded now
             size = f"{image.size[0]} × {image.size[1]} pixels"
             raise DataError(f"{what} ({size}, mode {image.mode}) cannot be converted to RGB: {reason_of(error)}") from error
     shape_of(image, what)
@@ -47,10 +47,10 @@ def to_pil(image: Any, what: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as files are turned; raises ValueError where it has no pixels."""
+    """Turn an image upright, as files are; raises ValueError if it has no pixels."""
     if 0 in image.size:
-        raise ValueError("there are no pixels in it")
-    # Loading it first: Pillow turns some formats by itself then, and takes the note away.
+        raise ValueError("it has no pixels")
+    # Load it first: Pillow then turns some formats by itself and removes the orientation.
     image.load()
     return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
@@ -61,19 +61,19 @@ def _rgb_image(pixels: Pixels) -> Image.Image:
 
 
 def rgb_batch(images: NDArray[Any]) -> Tensor:
-    """Return N × H × W × C, with C from 1 to 4 and values that `check_values` let pass, as a uint8 tensor N × H × W × 3."""
+    """Return N × H × W × C, with C from 1 to 4 and values that `check_values` accepts, as a uint8 tensor N × H × W × 3."""
     pixels = as_bytes(images)
     channels = pixels.shape[3]
     if channels in (2, 4):
         layers = [np.asarray(_rgb_image(image)) for image in pixels]
         return torch.from_numpy(np.stack(layers)) if layers else torch.zeros(0, *pixels.shape[1:3], 3, dtype=torch.uint8)
-    # PyTorch takes no negative strides and warns of memory that must not be written to.
+    # PyTorch does not accept negative strides, and warns about read-only memory.
     plain = np.require(pixels, requirements=["C", "W"])
     return torch.from_numpy(plain).expand(-1, -1, -1, 3).contiguous()
 
 
 def fit_batch(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring uint8 images N × H × W × 3 to `size` (height, width): resized to cover it, the rest cut off evenly."""
+    """Resize uint8 images N × H × W × 3 to cover `size` (height, width), and cut off the rest evenly."""
     if tuple(images.shape[1:3]) == tuple(size):
         return images
     fitted = [fit(Image.fromarray(image), size) for image in images.numpy()]
@@ -84,11 +84,11 @@ def load_folder_images(paths: Path | str | Sequence[Path | str], image_size: tup
     """Decode files, and all image files in folders and their subfolders, for prediction.
 
     Args:
-        paths: one path or several; a folder stands for the image files below it in sorted order, as `find_images` finds them.
+        paths: one path or several; a folder stands for the image files below it in sorted order, see `find_images`.
         image_size: (height, width) in pixels.
 
     Returns:
-        The pixels (uint8, N × H × W × 3), the path of every one of them, one "path: reason" per file that could not be read, and one line
+        The pixels (uint8, N × H × W × 3), the path of each image, one "path: reason" per file that could not be read, and one line
         for every folder that holds files of other kinds.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Windows of image files, decoded with Pillow and resized. Nothing here needs PyTorch: processes that only decode start in a blink."""
+"""Windows of image files, decoded with Pillow and resized. Nothing here needs PyTorch, so processes that only decode start fast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from der_fast.data.io.members import read_bytes
 
 @dataclass(frozen=True)
 class Crops:
-    """What is decoded in a go.
+    """The files to decode together, and how.
 
     Args:
         paths: the n files.
@@ -33,12 +33,12 @@ class Crops:
 
 @dataclass(frozen=True)
 class Cropped:
-    """What came of it.
+    """The result of decoding `Crops`.
 
     Args:
-        pixels: uint8, k × H × W × 3: of the images that could be read.
+        pixels: uint8, k × H × W × 3: the images that could be read.
         kept: (k,) int64: which of the files they are.
-        problems: (path, reason) of every other.
+        problems: (path, reason) of all others.
     """
 
     pixels: Pixels
@@ -47,7 +47,7 @@ class Cropped:
 
 
 def decode_crops(crops: Crops) -> Cropped:
-    """Decode; a file that cannot be read is left out and named."""
+    """Decode; a file that cannot be read is left out and listed in `problems`."""
     pixels = np.empty((len(crops.paths), *crops.size, 3), dtype=np.uint8)
     kept: list[int] = []
     problems: list[tuple[str, str]] = []
@@ -72,7 +72,7 @@ def _cut(image: Image.Image, window: list[int], crops: Crops) -> Pixels:
     top, left, height, width = window
     rows, columns = crops.resized
     full = image.size
-    # A JPEG can be decoded at half its size and less; what is resized stays at least twice as large as wanted.
+    # A JPEG can be decoded at half its size or less; the image to resize stays at least twice as large as wanted.
     image.draft(None, (-(-2 * columns * full[0] // width), -(-2 * rows * full[1] // height)))
     x, y = image.size[0] / full[0], image.size[1] / full[1]
     box = (left * x, top * y, min((left + width) * x, image.size[0]), min((top + height) * y, image.size[1]))

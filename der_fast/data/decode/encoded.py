@@ -1,4 +1,4 @@
-"""Image files as they go into a decoder: read, checked, and brought into a form that every decoder reads alike."""
+"""Image files as they go into a decoder: read, checked, and converted to a form that every decoder reads alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Encoded:
     """One image file.
 
     Args:
-        data: a plain JPEG (see `plain_size`), or a PPM of what Pillow made of anything else.
+        data: a plain JPEG (see `plain_size`), or a PPM that Pillow made from anything else.
         height, width: in pixels, upright.
     """
 
@@ -33,10 +33,10 @@ def read_encoded(path: str, *, plainly: bool = True) -> Encoded:
 
     Args:
         path: the file.
-        plainly: hand a plain JPEG on as it is; False decodes it here, for files that the other decoder refused.
+        plainly: pass a plain JPEG on unchanged; False decodes it here, for files that the other decoder refused.
 
     Raises:
-        Exception: whatever the system or Pillow raises on a file that is missing or damaged.
+        Exception: whatever the system or Pillow raises on a missing or damaged file.
     """
     data = read_bytes(path)
     size = plain_size(data) if plainly else None
@@ -48,9 +48,9 @@ def read_encoded(path: str, *, plainly: bool = True) -> Encoded:
 
 
 def open_upright(data: bytes) -> Image.Image:
-    """Open an image and turn it as its EXIF data says; what costs nothing to leave undecoded is left so."""
+    """Open an image and turn it upright as its EXIF data says; it is not decoded unless it has to be."""
     with warnings.catch_warnings():
-        # Pillow warns about odd EXIF blocks and palettes that it copes with. A picture of absurd size should not fill the memory.
+        # Pillow warns about odd EXIF blocks and palettes that it copes with. An absurdly large picture must not fill the memory.
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = open_image(io.BytesIO(data))

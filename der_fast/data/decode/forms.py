@@ -1,15 +1,15 @@
 """One image or many that a caller holds as numbers: which axis is which, and what the numbers mean.
 
 The number of axes says whether it is one image or many, never the lengths of the axes: a last batch of three grey images must not turn
-into one coloured image.
+into one colour image.
 
     2 axes      one grey image, H × W
     3 axes      one image, H × W × C (NumPy, OpenCV, Pillow) or C × H × W (PyTorch, torchvision)
     4 axes      many images, N × H × W × C or N × C × H × W
 
-C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha): whichever of the two axes has such a length holds the channels, of an
-array and of a tensor alike. Where both have (3 × 200 × 4: a picture of four columns, or one of three rows?) or neither has, nothing is
-guessed: the shape is refused.
+C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha): whichever of the two axes has such a length holds the channels, in
+arrays and tensors alike. If both do (3 × 200 × 4: a picture of four columns, or one of three rows?) or neither does, the shape is refused
+rather than guessed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PLAIN = (torch.float16, torch.float32, torch.float64)
 
 
 def holds_numbers(image: Any) -> bool:
-    """Whether something is a tensor, an array, or what NumPy can make an array of without looking into it."""
+    """Whether something is a tensor, an array, or something that NumPy can turn into an array without inspecting it."""
     return isinstance(image, (Tensor, np.ndarray)) or hasattr(image, "__array__")
 
 
@@ -44,11 +44,11 @@ def shape_of(image: Any, what: str) -> tuple[int, ...]:
 
 
 def as_array(image: Any, what: str) -> NDArray[Any]:
-    """Return the numbers of a tensor or array, on the CPU and in this machine's byte order; not a copy where that can be.
+    """Return the numbers of a tensor or array, on the CPU and in this machine's byte order; copied only if necessary.
 
     Args:
-        image: what `holds_numbers` says yes to.
-        what: how to call it in messages.
+        image: something that `holds_numbers` accepts.
+        what: what to call it in messages.
 
     Raises:
         DataError: a tensor without pixels that can be read (sparse, on the device 'meta'), or an array with masked values.
@@ -79,34 +79,34 @@ def channels_last(array: NDArray[Any], what: str, *, many: bool) -> NDArray[Any]
 
 
 def check_shape(shape: Sequence[int], what: str, *, many: bool) -> int | None:
-    """Say which axis of one image or several holds the channels: the rule above.
+    """Return which axis of one image or several holds the channels, by the rule above.
 
     Args:
         shape: of an array or tensor.
-        what: how to call it in messages.
+        what: what to call it in messages.
         many: four axes are allowed.
 
     Returns:
-        -1 or -3, the axis counted from the end; None for two axes, where there is none.
+        -1 or -3, the axis counted from the end; None for two axes, which hold no channels.
 
     Raises:
-        DataError: another number of axes, no axis or two that can hold the channels, or a side of no pixels.
+        DataError: another number of axes, no axis or two that can hold the channels, or a side of zero pixels.
     """
     shape = tuple(shape)
     named, forms = f"{what} has shape {shape}", f"{_ONE}; {_MANY}" if many else _ONE
     if len(shape) == 4 and not many:
-        raise DataError(f"{named}, but {_ONE}; give many images as one array or tensor, or each by itself")
+        raise DataError(f"{named}, but {_ONE}; give many images as one array or tensor, or one at a time")
     if len(shape) not in (2, 3, 4):
         raise DataError(f"{named}, but {forms}")
     if 0 in shape[-3:]:
-        raise DataError(f"{named}: there are no pixels in it")
+        raise DataError(f"{named}: it has no pixels")
     if len(shape) == 2:
         return None
     one, two, three = shape[-3:]
     if one in _CHANNELS and three in _CHANNELS:
         raise DataError(
             f"{named}, which can be read in two ways: {one} × {two} pixels of {three} channel(s), or {two} × {three} pixels of {one}; give "
-            "Pillow images (Image.fromarray), which say it"
+            "Pillow images (Image.fromarray), which leave no doubt"
         )
     if one not in _CHANNELS and three not in _CHANNELS:
         grey = "; many grey images are N × H × W × 1: give x[..., None]" if len(shape) == 3 and many else ""
@@ -115,14 +115,14 @@ def check_shape(shape: Sequence[int], what: str, *, many: bool) -> int | None:
 
 
 def check_values(array: NDArray[Any], what: str) -> None:
-    """Refuse numbers that do not say how bright they are.
+    """Refuse numbers whose brightness is unclear.
 
     Args:
-        array: uint8, bool, uint16 or floating pass, within their range.
-        what: how to call it in messages.
+        array: uint8, bool, uint16 and floating values pass, within their range.
+        what: what to call it in messages.
 
     Raises:
-        DataError: another dtype, floating values outside [0, 1], or uint16 without any value above 255, which are bytes in wide boxes.
+        DataError: another dtype, floating values outside [0, 1], or uint16 without any value above 255, which are really bytes.
     """
     kind, named = array.dtype, f"{what} has shape {tuple(array.shape)}"
     if kind == np.uint8 or kind == np.bool_ or not array.size:
@@ -130,14 +130,14 @@ def check_values(array: NDArray[Any], what: str) -> None:
     if kind == np.uint16:
         if 0 < array.max() <= 255:
             raise DataError(
-                f"{named} and dtype uint16, of which white is 65535, but no value above {array.max()}: all would be black; give pixels in "
+                f"{named} and dtype uint16, where white is 65535, but no value above {array.max()}: all would be black; give pixels in "
                 "0 … 255 as uint8"
             )
         return
     if not np.issubdtype(kind, np.floating):
         raise DataError(
-            f"{named} and dtype {kind}; pixels must be uint8 in 0 … 255, uint16 in 0 … 65535, bool, or floating in [0, 1]; turn integers "
-            "in 0 … 255 into uint8"
+            f"{named} and dtype {kind}; pixels must be uint8 in 0 … 255, uint16 in 0 … 65535, bool, or floating in [0, 1]; convert "
+            "integers in 0 … 255 to uint8"
         )
     # Written so that NaN fails too.
     if not (array.min() >= 0 and array.max() <= 1):
@@ -148,7 +148,7 @@ def check_values(array: NDArray[Any], what: str) -> None:
 
 
 def as_bytes(array: NDArray[Any]) -> Pixels:
-    """Return pixels that `check_values` let pass as uint8: floating x as 255 x to the nearest, of 16 bits the upper 8, True as 255."""
+    """Return checked pixels as uint8: floating x becomes 255 x, rounded; uint16 keeps its upper 8 bits; True becomes 255."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# As many pixels as Pillow takes for harmless.
+# The most pixels that Pillow considers harmless.
 _MOST_PIXELS = 89_478_485
 _FRAMES = (0xC0, 0xC1, 0xC2)
 _STANDALONE = (0x01, *range(0xD0, 0xD8))
@@ -14,7 +14,7 @@ _ORIENTATION = 0x0112
 def plain_size(data: bytes) -> tuple[int, int] | None:
     """Return (height, width) of a JPEG that any decoder reads alike; None for everything else.
 
-    Plain is: baseline or progressive Huffman code, 8 bits, grey or YCbCr, upright, of a harmless size, and with an end.
+    Plain means: baseline or progressive Huffman code, 8 bits, grey or YCbCr, upright, of a harmless size, and complete.
 
     Args:
         data: the whole file.
@@ -53,12 +53,12 @@ def _is_plain(marker: int, body: bytes) -> bool:
         return len(body) >= 12 and body[11] == 1
     if marker != _APP1:
         return True
-    # Pillow turns by what XMP says where EXIF says nothing, so XMP that says anything about it is left to Pillow.
+    # Without an orientation in EXIF, Pillow follows the one in XMP, so a file with one in XMP is left to Pillow.
     return _orientation(body[6:]) in (None, 1) if body[:6] == b"Exif\0\0" else b"tiff:Orientation" not in body
 
 
 def _orientation(tiff: bytes) -> int | None:
-    """Return the orientation in an EXIF block: None where it has none, 0 where it cannot be read."""
+    """Return the orientation in an EXIF block: None if it has none, 0 if it cannot be read."""
     order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
     if order is None:
         return 0

@@ -1,4 +1,4 @@
-"""Many images a part at a time, so that a list of ten thousand photos is never held decoded."""
+"""Many images, part by part, so that a list of ten thousand photos is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from der_fast.data.io.members import openable, split_member
 from der_fast.errors import DataError
 from der_fast.home import expand
 
-# Pixels of one part.
+# Bytes of pixels in one part.
 PART_BYTES = 64 * 2**20
-# Parts are whole batches of whoever predicts, so that cutting into parts does not make batches smaller.
+# A part is a whole number of prediction batches, so that cutting into parts does not make batches smaller.
 _WHOLE = 256
 
 
@@ -40,7 +40,7 @@ def file_parts(files: Sequence[Path], size: tuple[int, int]) -> Iterator[tuple[S
         size: (height, width) of the result in pixels.
 
     Yields:
-        A part of the files, and what came of it; no more than one part is held.
+        A part of the files and its result; only one part is in memory at a time.
     """
     most = part_length(size)
     for start in range(0, len(files), most):
@@ -56,19 +56,19 @@ def image_parts(images: Any, size: tuple[int, int]) -> Iterator[Tensor]:
 
             - a path, or a Pillow image of any mode; it is turned upright as its EXIF data says, and transparency is laid over white;
             - an array or tensor of 2 or 3 axes is one image (H × W, H × W × C or C × H × W), of 4 axes many (N × H × W × C or
-              N × C × H × W), with 1 channel (grey), 2 (grey, alpha), 3 (RGB, not OpenCV's BGR) or 4 (RGB, alpha), wherever only one of
+              N × C × H × W), with 1 channel (grey), 2 (grey, alpha), 3 (RGB, not OpenCV's BGR) or 4 (RGB, alpha), as long as only one of
               the two axes can hold channels; see `der_fast.data.decode.forms`. uint8; bool; uint16, of which the upper 8 bits count;
               or floating in [0, 1]; any strides;
             - a list, tuple, one-dimensional array or generator of any of these, one image each.
-        size: (height, width) in pixels; other sizes are resized to cover it and cut off evenly.
+        size: (height, width) in pixels; images of other sizes are resized to cover it and cut off evenly.
 
     Yields:
         uint8, n × size[0] × size[1] × 3, on the CPU; n at least 1 and at most `part_length(size)`. Files are decoded in several threads, a
-        generator is asked for no more than a part, and no more than one part is held.
+        generator is read one part at a time, and only one part is in memory.
 
     Raises:
-        DataError: a form that is none of these, or a file that cannot be read. All but the contents of files, and what a generator gives,
-            is looked at before the first part.
+        DataError: any other form, or a file that cannot be read. Everything but the contents of files and a generator's items is checked
+            before the first part.
     """
     if isinstance(images, (str, os.PathLike, Image.Image)):
         images = [images]
@@ -93,7 +93,7 @@ def image_parts(images: Any, size: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def as_image_batch(images: Any, size: tuple[int, int]) -> Tensor:
-    """Return images of any form as one batch of pixels: the parts of `image_parts` in one, which must fit into memory.
+    """Return images of any form as one batch of pixels: all parts of `image_parts` together, which must fit into memory.
 
     Args:
         images, size: as for `image_parts`.
@@ -122,7 +122,7 @@ def _of_array(array: np.ndarray[Any, Any], size: tuple[int, int]) -> Iterator[Te
 def _of_items(images: Iterable[Any], size: tuple[int, int]) -> Iterator[Tensor]:
     numbered = enumerate(images)
     while True:
-        # Images that somebody else holds are brought to size as they come; files wait for each other to be decoded together.
+        # Images in memory are resized as they come; files are collected, to be decoded together.
         done: list[Pixels | None] = []
         files: list[Path] = []
         for index, image in islice(numbered, part_length(size)):
@@ -145,7 +145,7 @@ def _of_items(images: Iterable[Any], size: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def _check_form(image: Any, what: str) -> None:
-    """Refuse what can be seen without decoding; raises DataError."""
+    """Refuse what is seen to be wrong without decoding; raises DataError."""
     if isinstance(image, (str, os.PathLike)):
         path = expand(image)
         if split_member(str(path)) is not None:

@@ -29,13 +29,13 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What came of decoding a list of files.
+    """The result of decoding a list of files.
 
     Args:
         images: uint8, M × H × W × 3: the images that could be read.
-        kept: for each of them its position in the list.
+        kept: the position of each in the list.
         lost: the positions of the files that could not be read.
-        problems: for each of those "path: reason".
+        problems: "path: reason" for each of those.
     """
 
     images: Tensor
@@ -44,7 +44,7 @@ class Decoded:
     problems: list[str]
 
     def part(self, start: int, stop: int) -> Decoded:
-        """Return what came of ``files[start:stop]``, positions counted from `start`."""
+        """Return the result for ``files[start:stop]``, with positions counted from `start`."""
         first, last = bisect_left(self.kept, start), bisect_left(self.kept, stop)
         lost = slice(bisect_left(self.lost, start), bisect_left(self.lost, stop))
         return Decoded(
@@ -58,8 +58,8 @@ class Decoded:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB.
 
-    Transparency (an alpha channel, or a transparent palette entry) is laid over white; 16-bit grey keeps its upper 8 bits; everything
-    else as Pillow converts it (grey is repeated, CMYK and palettes are looked up).
+    Transparency (an alpha channel, or a transparent palette entry) is laid over white; 16-bit grey keeps its upper 8 bits; Pillow
+    converts everything else (grey is repeated, CMYK and palettes are looked up).
 
     Raises:
         ValueError: 32-bit integer or floating pixels, whose range is unknown.
@@ -117,15 +117,15 @@ def decode_files(
         paths: the files.
         size: (height, width) of the result in pixels.
         progress: called with the number of files done since the last call.
-        timeout: seconds to wait for a few dozen files after those before them are there.
+        timeout: seconds to wait for a few dozen files once those before them are done.
 
     Returns:
-        The images in the order of `paths`, whatever thread was first.
+        The images in the order of `paths`, whichever thread was first.
 
     Raises:
         DataError: a drive did not answer in time.
     """
-    # Processes that decode crops import this file, and no PyTorch: it takes seconds to load.
+    # Decoding processes import this file, but not PyTorch, which takes seconds to load.
     import torch
 
     pixels = np.zeros((len(paths), *size, 3), dtype=np.uint8)
@@ -141,7 +141,7 @@ def decode_files(
                 reasons[index] = reason_of(error)
 
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
-    # A few files, too, are shared out among all threads.
+    # Even a few files are shared among all threads.
     groups = some([str(path) for path in paths], max(1, min(_FILES_PER_TASK, len(paths) // (2 * threads))))
     done = iter(groups)
 
@@ -162,7 +162,7 @@ def decode_files(
 
 
 def reason_of(error: Exception) -> str:
-    """Say in one line why an image could not be read."""
+    """Return in one line why an image could not be read."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image of a known format"
     if isinstance(error, OSError) and error.errno:

@@ -1,4 +1,4 @@
-"""Processes that decode, seen from where the pixels are wanted: one that dies is noticed at once, and said why."""
+"""Decoding processes, as their parent sees them: one that dies is noticed at once and reported with the reason."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from der_fast.data.decode.decoder import START, Failed
 from der_fast.data.io.threads import FileThreads
 from der_fast.errors import DataError
 
-# Seconds for a process to be gone after its pipe has ended, or after it was killed.
+# Seconds for a process to end after its pipe has closed, or after it was killed.
 _PATIENCE = 5.0
 
 Process = subprocess.Popen[bytes]
 
 
 def usable() -> bool:
-    """Whether processes can be started: not by a program that was frozen into one file, or that has Python inside of it."""
+    """Whether processes can be started: not by a program that was frozen into one file, or that embeds Python."""
     return bool(get_executable()) and not getattr(sys, "frozen", False)
 
 
 class DecodingProcesses:
-    """A few processes that decode, each started when it is first needed; they end with this object, and with this process.
+    """A few decoding processes, each started when it is first needed; they end with this object or with this process.
 
     Args:
-        count: the most that run at a time.
+        count: how many may run at a time.
     """
 
     def __init__(self, count: int) -> None:
@@ -52,11 +52,11 @@ class DecodingProcesses:
         return [process.pid for process in self._started]
 
     def submit(self, crops: Crops) -> Future[Cropped]:
-        """Return what will hold the pixels, or a DataError that says what became of the process."""
+        """Return a future with the pixels, or with a DataError that says what happened to the process."""
         return self._threads.submit(self._decode, crops)
 
     def close(self) -> None:
-        """End every process, whatever it does."""
+        """End every process, whatever it is doing."""
         self._threads.close()
         with self._guard:
             self._end()
@@ -85,17 +85,16 @@ def _start() -> Process:
     if sys.platform == "win32":
         keywords["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
     else:
-        # Ctrl-C is for the process that trains; those that decode end with it.
+        # Ctrl-C is for the training process; the decoding processes end with it.
         keywords["start_new_session"] = True
     try:
         process = subprocess.Popen([get_executable(), "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **keywords)
     except OSError as error:
         raise DataError(
-            f"a process that decodes images cannot be started: {error}; set data.workers lower, or data.workers=0, which decodes without "
-            "further processes"
+            f"cannot start a decoding process: {error}; lower data.workers, or set data.workers=0, which decodes without other processes"
         ) from error
     with contextlib.suppress(OSError):
-        # What becomes of one that cannot read it shows when it is first needed.
+        # A process that cannot read it is noticed when it is first needed.
         pickle.dump(sys.path, _pipe(process.stdin))
     return process
 
@@ -114,7 +113,7 @@ def _answer(process: Process, crops: Crops) -> Cropped:
         raise DataError(_obituary(process, crops)) from error
     if isinstance(answer, Failed):
         if answer.memory:
-            raise DataError(f"memory ran out in a process that decoded {_named(crops)}; set data.workers or the batch size lower")
+            raise DataError(f"a decoding process ran out of memory on {_named(crops)}; lower data.workers or the batch size")
         raise RuntimeError(f"decoding {_named(crops)} failed in another process:\n{answer.traceback}")
     assert isinstance(answer, Cropped)
     return answer
@@ -126,17 +125,17 @@ def _obituary(process: Process, crops: Crops) -> str:
         code: int | None = process.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
         code = None
-    begin = f"a process that decodes images (pid {process.pid}) "
+    begin = f"a decoding process (pid {process.pid}) "
     if code is not None and code < 0:
         name = _signal_name(-code)
         if name == "SIGKILL":
             return (
-                f"{begin}was killed (SIGKILL), as systems do where memory runs out; free some memory, or set data.workers or the batch "
-                "size lower, and resume the run: what was saved is unharmed"
+                f"{begin}was killed (SIGKILL), as happens when memory runs out; free some memory, or lower data.workers or the batch "
+                "size, and resume the run: what was saved is unharmed"
             )
-        return f"{begin}was ended by {name} while it read {_named(crops)}; if it happens again, look at these files"
-    how = f"ended with exit code {code}" if code is not None else "does not answer any more"
-    return f"{begin}{how}; what it said stands above. data.workers=0 decodes without further processes"
+        return f"{begin}was ended by {name} while reading {_named(crops)}; if it happens again, check these files"
+    how = f"ended with exit code {code}" if code is not None else "no longer answers"
+    return f"{begin}{how}; its output is above. data.workers=0 decodes without other processes"
 
 
 def _signal_name(number: int) -> str:
@@ -153,14 +152,14 @@ def _named(crops: Crops) -> str:
 
 def _end(started: list[Process], owner: int) -> None:
     if owner != os.getpid():
-        # This is the copy in a forked process: these are the children of another.
+        # This is a copy in a forked process: the children belong to its parent.
         return
     for process in started:
         process.kill()
     for process in started:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE)
-            # Not of one that waits for a dead drive and cannot be killed: the thread that reads its pipe holds it for as long.
+            # Not if it waits for a dead drive and cannot be killed: a thread still reads its pipe.
             for pipe in (process.stdin, process.stdout):
                 with contextlib.suppress(OSError):
                     _pipe(pipe).close()

@@ -1,1 +1,1 @@
-"""Reading bytes: threads that never hang, members of tars, downloads, progress."""
+"""Reading bytes: threads that never keep a process alive, members of tars, downloads, progress."""

@@ -17,7 +17,7 @@ _BLOCK = 1 << 18
 
 
 def download(url: str, path: Path, *, md5: str) -> None:
-    """Download `url` to a temporary file beside `path`, verify its checksum, then rename it to `path`.
+    """Download `url` to a temporary file next to `path`, verify its checksum, then rename it to `path`.
 
     Args:
         url: an http(s) address.
@@ -34,7 +34,7 @@ def download(url: str, path: Path, *, md5: str) -> None:
 
 def _fetch(url: str, temporary: Path, path: Path, md5: str) -> None:
     digest = hashlib.md5(usedforsecurity=False)
-    # Errors of the network are told apart from errors of the disk: both are OSError.
+    # Network errors must be distinguished from disk errors: both are OSError.
     try:
         response = urllib.request.urlopen(url, timeout=_TIMEOUT_S)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -48,7 +48,7 @@ def _fetch(url: str, temporary: Path, path: Path, md5: str) -> None:
                 advance(len(block))
     if digest.hexdigest() != md5:
         raise DataError(
-            f"what came from {url} is not the published file: its MD5 is {digest.hexdigest()}, expected {md5}; it was deleted. Try "
+            f"the download from {url} is not the published file: its MD5 is {digest.hexdigest()}, expected {md5}; it was deleted. Try "
             f"again, or download it by other means to {path}"
         )
 

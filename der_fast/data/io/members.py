@@ -1,8 +1,8 @@
-"""Images inside of tar files, addressed like files: the tar's path, the image's name in it, and where its bytes lie.
+"""Images inside tar files, addressed like files: the tar's path, the image's name in it, and where its bytes are.
 
     /data/train/shard-000012.tar/0007.jpg@1536+48210      48,210 bytes of shard-000012.tar, from its byte 1536 on
 
-So whatever goes by the path of a file goes by that of an image in a tar too, and none needs the tar's list of contents to read one.
+So whatever takes the path of a file also takes that of an image in a tar, and reading one does not need the tar's list of contents.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _MEMBER = re.compile(r"(.*\.tar)/.*@(\d+)\+(\d+)", re.DOTALL)
 
 
 def member_name(name: str, offset: int, size: int) -> str:
-    """Return how an image of a tar is called in a table of files.
+    """Return the name of an image of a tar in a table of files.
 
     Args:
-        name: of the image in the tar.
-        offset, size: of its bytes in the tar.
+        name: the image's name in the tar.
+        offset, size: where its bytes are in the tar.
     """
     return f"{name}@{offset}+{size}"
 
@@ -36,7 +36,7 @@ def read_bytes(path: str) -> bytes:
     """Return the contents of a regular file, or of an image in a tar; never waits for a pipe or a device.
 
     Raises:
-        OSError: it is not there, no file, empty, or the tar ends before the image does.
+        OSError: it does not exist, is not a regular file, or is empty, or the tar ends before the image does.
     """
     member = split_member(path)
     place, offset, size = member or (path, 0, -1)
@@ -61,14 +61,14 @@ def openable(path: Path) -> Path | io.BytesIO:
     """Return what Pillow can open without waiting: a regular file's path, or the bytes of an image in a tar; raises OSError."""
     if split_member(str(path)) is not None:
         return io.BytesIO(read_bytes(str(path)))
-    # Opening a pipe or a device would wait for ever.
+    # Opening a pipe or a device would wait forever.
     if not path.is_file():
         raise OSError("a folder, not an image file" if path.is_dir() else "no such file" if not path.exists() else "not a regular file")
     return path
 
 
 def is_same_size(path: Path, size: int) -> bool:
-    """Whether a file is there and has as many bytes as it had, or a tar is there and as long as the image in it needs."""
+    """Whether a file exists and has the size it had, or a tar exists and is long enough for the image in it."""
     member = split_member(str(path))
     try:
         if member is not None:

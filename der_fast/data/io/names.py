@@ -1,4 +1,4 @@
-"""One spelling for a name, whatever bytes stand for it."""
+"""One spelling for a name, however its bytes encode it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A progress bar for long loads, on a terminal only; whoever shows progress in another way is told instead."""
+"""A progress bar for long loads, on a terminal only; other displays of progress are called instead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int], None]
-# Called with what goes on, and how far it is, as text.
+# Called with what is going on, and how far it is, as text.
 Tell = Callable[[str, str], None]
 
 _tell: ContextVar[Tell | None] = ContextVar("der_fast_bars", default=None)
@@ -19,7 +19,7 @@ _tell: ContextVar[Tell | None] = ContextVar("der_fast_bars", default=None)
 
 @contextmanager
 def bars_told_to(tell: Tell) -> Iterator[None]:
-    """Show no bars meanwhile, but tell `tell` what they would show; it is called often and must be cheap."""
+    """Show no bars meanwhile, but call `tell` with what they would show; it is called often and must be cheap."""
     token = _tell.set(tell)
     try:
         yield
@@ -34,7 +34,7 @@ def no_bars() -> AbstractContextManager[None]:
 
 @contextmanager
 def progress_bar(title: str, total: int | None, *, in_bytes: bool = False) -> Iterator[Advance]:
-    """Show a bar on stderr while the body runs, if stderr is a terminal; the body calls the yielded function with what was done.
+    """Show a bar on stderr while the body runs, if stderr is a terminal; the body calls the yielded function with the amount done.
 
     Args:
         title: what is going on.
@@ -70,7 +70,7 @@ def _teller(tell: Tell, title: str, total: int | None, unit: str) -> Advance:
 
 
 def takes_a_bar(console: Console) -> bool:
-    """Whether a live bar can be drawn: on a terminal that moves its cursor, whatever FORCE_COLOR and its like ask of files."""
+    """Whether a live bar can be drawn: on a terminal that moves its cursor, whatever FORCE_COLOR and its like say."""
     return console.is_interactive and is_terminal(console.file)
 
 

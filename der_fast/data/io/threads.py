@@ -24,9 +24,9 @@ _Calls = queue.SimpleQueue["tuple[Future[Any], Callable[[], Any]] | None"]
 
 
 class FileThreads:
-    """A few threads that carry out calls in the order in which they were handed over.
+    """A few threads that run calls in the order in which they were submitted.
 
-    The standard library's pool waits for its threads when the interpreter ends: for ever, if one of them reads from a drive that does
+    The standard library's pool waits for its threads when the interpreter ends: forever, if one of them reads from a drive that does
     not answer.
 
     Args:
@@ -44,11 +44,11 @@ class FileThreads:
         closed = threading.Event()
         for index in range(self._count):
             threading.Thread(target=_work, args=(self._calls, closed), name=f"{self._name}_{index}", daemon=True).start()
-        # Threads know the queue and not this object, so that they end with it where nobody closes it.
+        # Threads refer to the queue, not to this object, so that they end with it even if nobody closes it.
         self._close = weakref.finalize(self, _end, self._calls, closed, self._count)
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Return what will hold the result of ``function(*arguments)``; in a forked process, whose threads are no more, from others."""
+        """Return a future of ``function(*arguments)``; a forked process, which has lost the threads, starts new ones."""
         if self._owner != os.getpid():
             self._close.detach()
             self._begin()
@@ -57,13 +57,13 @@ class FileThreads:
         return future
 
     def close(self) -> None:
-        """Let every thread end after the call that it is in; what waits is not begun."""
+        """Let every thread end after its current call; waiting calls are not started."""
         self._close()
 
 
 @dataclass(frozen=True)
 class Some:
-    """Some files that are asked about in one call; a message names the first of them.
+    """Some files handled in one call; a message names the first of them.
 
     Args:
         start: how many come before them.
@@ -97,13 +97,13 @@ def mapped(
     Args:
         function: reads something.
         items: what it is called with; named in the message.
-        timeout: seconds to wait for one result after those before it are there.
+        timeout: seconds to wait for one result once those before it are there.
         count: how many threads.
         name: what they are called.
         advance: called with 1 after every result.
 
     Raises:
-        DataError: a result did not come in time. The thread that waits for it is left behind and keeps no process from ending.
+        DataError: a result did not come in time. The thread that waits for it is abandoned and does not keep the process from ending.
     """
     threads = FileThreads(min(count, len(items)), name)
     try:
@@ -136,7 +136,7 @@ def _work(calls: _Calls, closed: threading.Event) -> None:
         elif future.set_running_or_notify_cancel():
             try:
                 future.set_result(call())
-            except BaseException as error:  # it is raised where the result is asked for
+            except BaseException as error:  # raised again where the result is read
                 future.set_exception(error)
-        # A thread that waits should hold no batch.
+        # A waiting thread must not keep a batch in memory.
         del entry, future, call

@@ -1,1 +1,1 @@
-"""A pass over image files, batch by batch: by DALI, by Pillow, or from the resident cache."""
+"""A pass over image files, batch by batch: with DALI, with Pillow, or from the resident cache."""

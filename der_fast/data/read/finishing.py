@@ -13,24 +13,24 @@ from der_fast.data.augment.draws import Floats, Ints
 from der_fast.data.io.threads import FileThreads
 from der_fast.data.read.walk import Walk, brightened
 
-# Images that one thread finishes in a go.
+# Images that one thread finishes at a time.
 PART = 16
 
 
 def finish(
     images: Sequence[Tensor], windows: Ints, numbers: Floats | None, walk: Walk, threads: FileThreads
 ) -> tuple[Tensor, list[Future[None]]]:
-    """Begin to make a batch of windows of decoded images.
+    """Start to make a batch from windows of decoded images.
 
     Args:
         images: each uint8, H × W × 3, on the CPU; sizes may differ.
         windows: (n, 4) top, left, height and width of every image's window, in its pixels.
         numbers: (n, 24) random numbers of the images, None in evaluation.
         walk: sizes, normalisation and dtype.
-        threads: that do it.
+        threads: the threads to use.
 
     Returns:
-        n × H × W × 3 of the walk's dtype, and what to wait for before it is read.
+        n × H × W × 3 of the walk's dtype, and the futures to wait for before reading it.
     """
     mirrored, factors, rows = walk.flips(numbers, len(images)), walk.factors(numbers, len(images)), _rows(walk)
     out = torch.empty(len(images), *walk.transform.size, 3, dtype=walk.dtype)
@@ -48,7 +48,7 @@ def cut(image: Tensor, window: list[int], walk: Walk) -> Tensor:
     top, left, height, width = window
     crop = image[top : top + height, left : left + width]
     if (height, width) != walk.resized:
-        # In exactly this order of strides it is taken for channels-last, for which there is the fast path.
+        # With exactly these strides PyTorch takes it for channels-last, which has a fast path.
         planes = crop.contiguous()[None].permute(0, 3, 1, 2)
         # PyTorch's fast antialiased resize of uint8 exists on the CPU only.
         if image.device.type == "cpu":
@@ -69,9 +69,9 @@ def finish_into(out: Tensor, pixels: Tensor, mirrored: bool, factor: float, rows
         out: H × W × 3; written to.
         pixels: uint8, H × W × 3.
         mirrored: whether to mirror.
-        factor: of brightness; 1 does nothing.
-        rows: scale and shift of a row of W × 3 numbers, float32: three at a time would use a fraction of a vector register. None stays
-            with whole grey levels.
+        factor: brightness factor; 1 does nothing.
+        rows: scale and shift of a row of W × 3 numbers, float32: three at a time would use a fraction of a vector register. None keeps
+            whole grey levels.
     """
     if mirrored:
         pixels = pixels.flip(1)

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_settings(config: DataConfig) -> ReadSettings:
-    """Return how a configuration has files read; 'auto' is DALI where it is installed, else Pillow."""
+    """Return how a configuration reads files; 'auto' is DALI if it is installed, else Pillow."""
     reader = config.reader if config.reader in ("dali", "pillow") else ("dali" if is_installed() else "pillow")
     workers = config.workers if config.workers is not None else min(os.cpu_count() or 1, _MOST_WORKERS)
     return ReadSettings(
@@ -42,12 +42,12 @@ class Library:
 
     Args:
         settings: how.
-        say: told, once each, what a person should know.
+        say: called, once each, with what a person should know.
 
     Attributes:
         broken: path → reason of every file that could not be read so far.
         notes: what was said.
-        digests: path → SHA-256 of files whose contents were looked at.
+        digests: path → SHA-256 of files whose contents were read.
     """
 
     def __init__(self, settings: ReadSettings, say: Callable[[str], None] | None = None) -> None:
@@ -60,7 +60,7 @@ class Library:
         self._resident: dict[torch.device, Resident | None] = {}
 
     def say(self, line: str) -> None:
-        """Note a line for the report and tell whoever listens; a line that was said is not said again."""
+        """Add a line to the report's notes and report it, once."""
         if line not in self.notes:
             self.notes.append(line)
             _log.info("%s", line)
@@ -68,7 +68,7 @@ class Library:
                 self.say_to(line)
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
-        """Yield the batches of a walk from its start on, out of the resident cache if there is one and they fit; count what cannot be read.
+        """Yield the batches of a walk from its start, from the resident cache if there is one and they fit; count what cannot be read.
 
         Raises:
             DataError: more than three and more than 1 % of the images cannot be read, or a batch did not come in time,
@@ -85,7 +85,7 @@ class Library:
             yield loaded
         if due:
             raise DataError(
-                f"{due} of {total} images came neither read nor refused; this is a fault of the reader {reader.name!r}, report it"
+                f"{due} of {total} images were neither read nor refused; this is a bug in the reader {reader.name!r}, please report it"
             )
 
     def _note_problems(self, loaded: Loaded, found: int, total: int) -> None:
@@ -97,13 +97,13 @@ class Library:
             raise DataError(f"{found} of the first images read, of {total} in all, cannot be read; fix or remove them:\n{self.listed()}")
 
     def listed(self) -> str:
-        """Return the unreadable files, one a line."""
+        """Return the unreadable files, one per line."""
         lines = [f"  {path}: {reason}" for path, reason in self.broken.items()]
         more = [f"  … and {len(lines) - _MOST_LISTED} more; the log names them all"] if len(lines) > _MOST_LISTED else []
         return "\n".join(lines[:_MOST_LISTED] + more)
 
     def reader(self) -> Reader:
-        """Return what decodes files; made when it is first needed."""
+        """Return what decodes files; it is made when first needed."""
         if self._reader is None:
             if self.settings.reader == "dali":
                 self._reader = dali_reader(self.settings)
@@ -115,7 +115,7 @@ class Library:
         return self._reader
 
     def _cache(self, device: torch.device) -> Resident | None:
-        """Return the resident cache for a device; None where there is no budget."""
+        """Return the resident cache for a device; None if there is no budget."""
         if device not in self._resident:
             budget = 0.0
             if self.settings.cache_gib is not None:

@@ -1,4 +1,4 @@
-"""Decoding with Pillow in processes of our own, for where nvidia-dali is not installed."""
+"""Decoding with Pillow in separate processes, for machines without nvidia-dali."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class PillowReader:
     """Reads with Pillow; see `Reader`.
 
     Args:
-        settings: `workers`, `prefetch` and `timeout` are used. Where no process can be started (a program that was frozen into one
-            file), this one decodes.
+        settings: `workers`, `prefetch` and `timeout` are used. If no process can be started (from a program frozen into one file),
+            this one decodes.
     """
 
     name = "pillow"
@@ -52,7 +52,7 @@ class PillowReader:
             while ahead:
                 yield self._done(walk, *ahead.popleft())
         except DataError:
-            # What is left of a process that died or hangs is of no use to the next walk.
+            # A process that died or hangs is of no use to the next walk.
             self.close()
             raise
         finally:
@@ -61,10 +61,10 @@ class PillowReader:
                     part.cancel()
 
     def _begun(self, walk: Walk, positions: Ints) -> list[Future[Cropped]]:
-        """Have a batch decoded by all processes together."""
+        """Start decoding a batch, in all processes together."""
         if self._owner != os.getpid():
-            # Forked from the process whose children they are, this one must not talk to them too; nor let go of pipes that
-            # a thread held which is no more.
+            # The decoding processes belong to the parent of this fork, so it must not talk to them too; nor free pipes that
+            # a thread held, which is lost here.
             _LEFT.append(self._processes)
             self._processes, self._owner = None, os.getpid()
         if self._processes is None:
@@ -84,7 +84,7 @@ class PillowReader:
         return _loaded(walk, number, positions, found)
 
     def close(self) -> None:
-        """End the processes; the next walk starts others."""
+        """End the processes; the next walk starts new ones."""
         if self._owner == os.getpid() and self._processes is not None:
             self._processes.close()
             self._processes = None
@@ -96,7 +96,7 @@ def _crops(walk: Walk, positions: Ints) -> Crops:
 
 
 def _loaded(walk: Walk, number: int, positions: Ints, parts: list[Cropped]) -> Loaded:
-    """Put the parts of a batch together."""
+    """Join the parts of a batch."""
     starts = np.cumsum([0, *(len(part.kept) + len(part.problems) for part in parts)])
     kept = positions[np.concatenate([start + part.kept for start, part in zip(starts, parts, strict=False)])]
     pixels = parts[0].pixels if len(parts) == 1 else np.concatenate([part.pixels for part in parts])

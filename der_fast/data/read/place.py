@@ -1,4 +1,4 @@
-"""How far a pass over images went, so that another one can go on from there."""
+"""How far a pass over images has come, so that another one can continue from there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Place:
     """A place between two batches of a pass.
 
     Args:
-        batches: how many lie behind, those of which no image could be read included.
+        batches: how many are done, including those without any readable image.
         faults: how many of their images could not be read.
     """
 

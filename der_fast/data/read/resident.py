@@ -1,4 +1,4 @@
-"""The resident cache: images decoded once, with their short side at the stored size, and cropped from memory ever after."""
+"""The resident cache: images decoded once, with their short side at the stored size, and cropped from memory from then on."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from der_fast.data.read.finishing import cut, finish
 from der_fast.data.read.walk import Loaded, ReadSettings, Walk
 from der_fast.errors import DataError
 
-# A photo of 4:3, as most are, stands for those that were not decoded yet.
+# Photos that are not decoded yet are assumed to be 4:3, as most are.
 _USUAL_ASPECT = 4 / 3
-# Files that are decoded before anybody looks whether they fit.
+# Files decoded between two checks whether they fit.
 _CHUNK = 1024
 
 
@@ -35,7 +35,7 @@ class Resident:
         settings: `workers`, `prefetch` and `timeout` are used.
         budget: bytes.
         device: where the images are held.
-        say: told what became of the cache.
+        say: called with what became of the cache.
     """
 
     name = "resident cache"
@@ -49,13 +49,13 @@ class Resident:
         self._threads: FileThreads | None = None
 
     def holds(self, walk: Walk) -> bool:
-        """Make every image of a walk resident if they fit in the budget, and return whether they are."""
+        """Make every image of a walk resident if all fit in the budget, and return whether they do."""
         if self._too_many is not None and sum(map(len, walk.batches)) >= self._too_many:
             return False
         wanted = {walk.path(position) for batch in walk.batches for position in batch.tolist()}
         missing = sorted(wanted - self._images.keys() - self._broken.keys())
         side = walk.transform.stored_size[0]
-        # By what is wanted and not by what is there already: a run that was interrupted should read from where it read before.
+        # Decided by what is wanted, not by what is there already: a resumed run must read from the same place as before.
         fits = len(wanted) * 3 * side * side * _USUAL_ASPECT <= self.budget
         if fits and not missing:
             return True
@@ -76,7 +76,7 @@ class Resident:
             self.used -= self._images.pop(path).numel()
 
     def _fill(self, paths: list[str], side: int, wanted: set[str]) -> bool:
-        """Decode files; returns False, leaving it there, as soon as what is wanted is more than the budget allows."""
+        """Decode files; stop and return False as soon as the wanted images exceed the budget."""
         with progress_bar("decoding into the resident cache", len(paths)) as advance:
             for start in range(0, len(paths), _CHUNK):
                 chunk = paths[start : start + _CHUNK]
@@ -150,7 +150,7 @@ def _decoded(path: str, side: int) -> Tensor | str:
         image.draft(None, (2 * side, 2 * side))
         rgb = to_rgb(image)
         scale = side / min(rgb.size)
-        # A strip of one pixel's width should not become a picture of a gigabyte.
+        # A strip one pixel wide must not become a picture of a gigabyte.
         size = tuple(min(max(side, round(length * scale)), 8 * side) for length in rgb.size)
         return torch.from_numpy(np.array(rgb.resize((size[0], size[1]), Image.Resampling.BILINEAR)))
     except MemoryError:

@@ -1,4 +1,4 @@
-"""One pass over image files: what is read, in which batches, with which random numbers; and what every reader gives back."""
+"""One pass over image files: what is read, in which batches, with which random numbers; and what every reader returns."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from der_fast.kernels.augment import augment
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How files are read; none of these changes which images come in which order with which crops.
+    """How files are read; none of these changes the images, their order or their crops.
 
     Args:
         reader: 'dali' or 'pillow'.
-        workers: threads (dali) or processes (pillow; 0 reads in this one) that decode.
-        prefetch: batches that are decoded ahead.
+        workers: threads (dali) or processes (pillow; 0 = in this process) that decode.
+        prefetch: batches decoded ahead.
         timeout: seconds to wait for a batch before giving up.
         hardware_load: share of JPEGs for the GPU's own decoder.
-        width_hint, height_hint: size of the largest images, for which GPU decoding buffers are made in advance; 0 = none.
-        cache_gib: budget of the resident cache in GiB; 0 = none, None = half of what is free on a GPU, none on the CPU.
+        width_hint, height_hint: size of the largest images, to make GPU decoding buffers in advance; 0 = none.
+        cache_gib: budget of the resident cache in GiB; 0 = none, None = half of the free memory on a GPU, none on the CPU.
     """
 
     reader: str
@@ -49,13 +49,13 @@ class Walk:
     Args:
         table: the files.
         rows: (N,) every image's row in the table.
-        batches: positions of the images (into `rows`), batch by batch; of the whole pass, wherever it starts.
-        batch_size: the most that a batch holds.
-        key: of the epoch's random numbers; None for evaluation.
+        batches: positions of the images (into `rows`), batch by batch; for the whole pass, wherever it starts.
+        batch_size: most images in a batch.
+        key: key of the epoch's random numbers; None for evaluation.
         transform: size, jitter, mean and std.
-        dtype: of the result: floating and normalised, or uint8 and not.
+        dtype: of the result: floating (normalised) or uint8 (not normalised).
         device: where the result is wanted; a reader may leave it elsewhere.
-        start: the place in the pass from which on batches are read.
+        start: the place in the pass where reading starts.
     """
 
     table: FileTable
@@ -70,7 +70,7 @@ class Walk:
 
     @property
     def rest(self) -> list[tuple[int, Ints]]:
-        """The batches that are read, each with its number in the pass, 0-based."""
+        """The batches to read, each with its number in the pass, 0-based."""
         return list(enumerate(self.batches))[self.start.batches :]
 
     @property
@@ -92,7 +92,7 @@ class Walk:
         return None if self.key is None else uniform(self.key, positions)
 
     def windows(self, numbers: Floats | None, heights: Ints, widths: Ints) -> Ints:
-        """Return the part (top, left, height, width) of every image that is decoded: (N, 4), in pixels."""
+        """Return the window (top, left, height, width) of every image to decode: (N, 4), in pixels."""
         return windows_of(numbers, heights, widths)
 
     def flips(self, numbers: Floats | None, count: int) -> NDArray[np.bool_]:
@@ -104,7 +104,7 @@ class Walk:
         return brightness(numbers, self.transform.brightness) if numbers is not None and self.jitters else np.ones(count)
 
     def finished(self, pixels: Tensor, numbers: Floats | None) -> Tensor:
-        """Mirror, jitter and, where the result is floating, normalise decoded pixels.
+        """Mirror, jitter and, if the result is floating, normalise decoded pixels.
 
         Args:
             pixels: uint8, n × H × W × 3.
@@ -141,13 +141,13 @@ def brightened(pixels: Tensor, factor: Tensor | float) -> Tensor:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One batch as a reader gives it.
+    """One batch as a reader returns it.
 
     Args:
-        images: n × H × W × 3, ready for the network but for its device.
-        positions: (n,) positions of these images in the source.
+        images: n × H × W × 3, ready for the network except for the device.
+        positions: (n,) the images' positions in the source.
         number: of the batch in the pass, 0-based.
-        problems: for every image that could not be read its path and the reason.
+        problems: (path, reason) of every image that could not be read.
     """
 
     images: Tensor
@@ -162,10 +162,10 @@ class Reader(Protocol):
     name: str
 
     def read(self, walk: Walk) -> Iterator[Loaded]:
-        """Yield the batches of a walk in order, from its start on.
+        """Yield the batches of a walk in order, from its start.
 
         Raises:
-            DataError: a batch did not come within the timeout, or the decoder died.
+            DataError: a batch did not arrive within the timeout, or the decoder died.
         """
         ...
 

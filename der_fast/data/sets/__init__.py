@@ -1,1 +1,1 @@
-"""The data sets that have a name or a form of their own, as image sources."""
+"""Data sets with a name or form of their own, as image sources."""

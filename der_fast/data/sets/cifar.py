@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 from the official archives.
 
 Only the archive itself is read, never a folder unpacked from it, because only the archive has a published checksum. Its members are
-Python 2 pickles, which can run any code when loaded carelessly: so the checksum comes first, and then an unpickler that knows nothing
-but NumPy arrays.
+Python 2 pickles, which can run any code when loaded carelessly: so the checksum is verified first, and then an unpickler reads them that
+builds nothing but plain values and NumPy arrays.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ def load_cifar(name: str, root: Path, *, allow_download: bool) -> tuple[MemorySo
             raise DataError(*_missing(name, archive, path))
         download(archive.url, path, md5=archive.md5)
     data = path.read_bytes()
-    # The very bytes that were checked are the ones that are unpickled.
+    # Exactly the bytes that were checked are unpickled.
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if found != archive.md5:
         raise DataError(
-            f"{path} is damaged or not the official file: its MD5 is {found}, expected {archive.md5}; nothing of it was read. "
+            f"{path} is damaged or not the official file: its MD5 is {found}, expected {archive.md5}; it was not read. "
             f"Delete it and download {archive.url} again (or use ",
             DOWNLOAD,
             ")",

@@ -29,20 +29,20 @@ _MEMBERS = sorted(name for name in vars(ImageSource) if not name.startswith("_")
 def from_dataset(
     dataset: Any, *, class_names: Sequence[str] | None = None, image_size: int | tuple[int, int] | None = None, max_gib: float = 8.0
 ) -> MemorySource:
-    """Read a data set into memory, once: give it without augmentation and without normalisation.
+    """Read a data set into memory, once; it must not augment or normalise.
 
     Args:
         dataset: has ``len(dataset)`` and ``dataset[i] → (image, label)``, e.g. one of torchvision's. Images as `to_pil` takes them
-            (Pillow image, array or tensor of 2 or 3 axes); labels are integers, or class names where names are known.
-        class_names: the class of label i is ``class_names[i]``; default: ``dataset.classes``, also of the data set that a wrapper holds
-            (`random_split`, `Subset`, `ConcatDataset`: see `names_within`), and where there is none the distinct labels themselves, sorted.
+            (Pillow image, array or tensor of 2 or 3 axes); labels are integers, or class names if names are known.
+        class_names: the class of label i is ``class_names[i]``; default: ``dataset.classes``, also from inside a wrapper (`random_split`,
+            `Subset`, `ConcatDataset`: see `names_within`), else the distinct labels themselves, sorted.
         image_size: (height, width) in pixels, or the side of a square; default: the images' own size if it is the same for all, else 32 if
             no side is longer than that, else 224. Other images are resized to cover it and cut off evenly.
         max_gib: refuse to hold more than this many GiB.
 
     Raises:
-        DataError: no map-style data set, an image or label of a wrong kind, a label out of range, or too many images; the message gives the
-            index.
+        DataError: not a map-style data set, an image or label of a wrong kind, a label out of range, or too many images; the message gives
+            the index.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(f"{type(dataset).__name__} is not a map-style data set: it needs len(dataset) and dataset[i] → (image, label)")
@@ -76,20 +76,22 @@ def from_dataset(
 
 
 def as_source(data: Any, config: DataConfig, stored_size: tuple[int, int] | None = None) -> ImageSource:
-    """Return an image source as it is, and read a map-style data set of (image, label) into memory.
+    """Return an image source unchanged; read a map-style data set of (image, label) into memory.
 
     Args:
         data: an image source or a map-style data set.
         config: `image_size`, `random_resized_crop` and `max_gib` are used.
-        stored_size: (height, width) in pixels of images that these have to match; default: what `config` asks for.
+        stored_size: (height, width) in pixels of images that these must match; default: what `config` needs.
 
     Raises:
-        DataError: a source that lacks something of `ImageSource`; see also `from_dataset`.
+        DataError: a source that lacks a part of `ImageSource`; see also `from_dataset`.
     """
     if hasattr(data, "batches") and hasattr(data, "class_names"):
         missing = [name for name in _MEMBERS if not hasattr(data, name)]
         if missing:
-            raise DataError(f"{type(data).__name__} is not a whole image source (der_fast.data.ImageSource): it lacks {', '.join(missing)}")
+            raise DataError(
+                f"{type(data).__name__} is not a complete image source (der_fast.data.ImageSource): it lacks {', '.join(missing)}"
+            )
         source: ImageSource = data
         return source
     if stored_size is None and config.image_size is not None:
@@ -99,10 +101,10 @@ def as_source(data: Any, config: DataConfig, stored_size: tuple[int, int] | None
 
 
 def names_within(dataset: Any) -> list[str] | None:
-    """Return the class names of a data set, or of the one that it wraps, however deep (``.dataset``, ``.datasets``); None if it has none.
+    """Return the class names of a data set, or of one inside it, however deep (``.dataset``, ``.datasets``); None if it has none.
 
     Raises:
-        DataError: data sets that were put together have different names, so that a label would mean several classes.
+        DataError: joined data sets have different names, so that a label would mean several classes.
     """
     seen: list[Any] = []
     while dataset is not None and not any(dataset is other for other in seen):
@@ -121,14 +123,14 @@ def _agreed(found: list[list[str] | None]) -> list[str] | None:
     if any(names != found[0] for names in found):
         one, other = [("no names" if names is None else few(names)) for names in (found[0], next(n for n in found if n != found[0]))]
         raise DataError(
-            f"the data sets that were put together call their classes differently ({one}; {other}), so a label has no one meaning; "
-            "give class_names, or put together data sets of the same classes"
+            f"the joined data sets name their classes differently ({one}; {other}), so a label is ambiguous; "
+            "give class_names, or join data sets with the same classes"
         )
     return found[0] if found else None
 
 
 def _size(given: Any) -> tuple[int, int]:
-    """Return (height, width) of a size as callers give it: a pair, or the side of a square, of whatever kind of integer."""
+    """Return (height, width) of a size as callers give it: a pair, or the side of a square, of any integer type."""
     try:
         return (operator.index(plain(given)),) * 2
     except TypeError:
@@ -181,5 +183,5 @@ def _integer(label: Any, index: int) -> int:
         return operator.index(plain(label))
     except TypeError as error:
         raise DataError(
-            f"label {label!r} of image {index} is a {type(label).__name__}; labels must be integers (or all of them texts)"
+            f"label {label!r} of image {index} is a {type(label).__name__}; labels must be integers (or all of them strings)"
         ) from error

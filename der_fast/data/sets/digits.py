@@ -13,7 +13,7 @@ from der_fast.data.memory_source import MemorySource
 def load_digits(test_share: float) -> tuple[MemorySource, MemorySource]:
     """Return (train, test): uint8, 8 × 8, grey repeated into three channels, classes "0" to "9".
 
-    The split is fixed and the same share of every class.
+    The split is fixed and takes the same share of every class.
 
     Args:
         test_share: share of every class held out for testing.

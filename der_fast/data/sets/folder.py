@@ -43,20 +43,20 @@ def load_folder(
     Args:
         folder: the folder, the text file, or a tar.
         config: everything but `name`, `root` and `download` is used.
-        cache: where the folder's index is kept; None keeps none.
-        say: told what is left out, and how images are read, where they stay in their files.
+        cache: the folder to save the index in; None saves nothing.
+        say: called with what is left out and, if images stay in their files, how they are read.
 
     Raises:
-        DataError: no class folders, an empty class, a class that is in one part only, a class too small to be split, a damaged tar, more
-            images than `max_gib` allows, or more unreadable files than three and than 1 % of all.
+        DataError: no class folders, an empty class, a class that is in only one part, a class too small to split, a damaged tar, more
+            images than `max_gib` allows, or more than three and more than 1 % unreadable files.
     """
-    # Drives may lie below a folder too, so even what is there is not asked without an end.
+    # Another drive may be mounted below a folder, so even a look at its contents has a time limit.
     (tars,) = mapped(find_tars, [folder], config.timeout)
     if tars:
         listing = list_tars(folder, tars, config, cache)
     elif folder.is_dir():
         if (lone := lone_test_folder(folder)) is not None:
-            raise DataError(f"{folder} holds nothing but {lone.name}/, and test images are not trained on; add train/, or give {lone}")
+            raise DataError(f"{folder} holds nothing but {lone.name}/, and test images are not for training; add train/, or give {lone}")
         listing = list_folder(folder, config, cache)
     else:
         listing = list_texts(folder, None if config.test_list is None else expand(config.test_list), config)
@@ -135,7 +135,7 @@ def _guess_side(paths: Iterable[Path], timeout: float) -> int:
 def _largest_side(group: Some) -> int:
     largest = 1
     for path in group.paths:
-        # Whatever is wrong with a file is reported when it is decoded.
+        # Decoding a file reports what is wrong with it.
         with contextlib.suppress(Exception), Image.open(openable(Path(path))) as image:
             largest = max(largest, *image.size)
         if largest > SMALL_SIDE:
@@ -144,7 +144,7 @@ def _largest_side(group: Some) -> int:
 
 
 def judge_problems(problems: list[str], count: int, folder: Path) -> None:
-    """Log unreadable files; refuse a folder in which they are too many to be an accident."""
+    """Log unreadable files; refuse a folder with too many of them to be an accident."""
     if not problems:
         return
     if len(problems) > max(3, count // 100):

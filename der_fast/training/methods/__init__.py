@@ -1,6 +1,6 @@
-"""The methods, by the names that `method.name` and `--method` take.
+"""The methods, by the names that `method.name` and `--method` accept.
 
-A method of this package is a line in `der_fast.config.methods` and a file here that `METHODS` names. Your own method calls `register`.
+A method of this package is a line in `der_fast.config.methods` and a file here, listed in `METHODS`. Your own method calls `register`.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ METHODS: dict[str, Method[Any]] = {"der": Der(), "replay": Replay(), "bound": Bo
 
 
 def check_complete(methods: Mapping[str, Method[Any]]) -> None:
-    """Refuse a method that is declared and not here, or the other way round; raises RuntimeError with their names."""
+    """Refuse a method that is declared but missing here, or the other way round; raises RuntimeError with their names."""
     if differing := sorted(methods.keys() ^ declared.METHODS.keys()):
-        raise RuntimeError(f"{', '.join(differing)}: der_fast.config.methods declares the methods that der_fast.training.methods has")
+        raise RuntimeError(f"{', '.join(differing)}: der_fast.config.methods and der_fast.training.methods must have the same methods")
 
 
 check_complete(METHODS)
 
 
 def register(name: str, method: Method[Any], meaning: str = "") -> None:
-    """Add a method of your own, so that `method.name` takes its name; raises ConfigError where that, or a figure's, is taken."""
+    """Add a method of your own, so that `method.name` accepts its name; raises ConfigError if that name, or a figure's, is taken."""
     if name in METHODS:
-        raise ConfigError(f"there is a method {name!r} already; give yours another name")
+        raise ConfigError(f"there is already a method {name!r}; give yours another name")
     if taken := sorted(method.figures.keys() & {each.name for each in (*fields(StepResult), *fields(RunFigures))}):
-        raise ConfigError(f"the method {name!r} calls figures of its own {', '.join(taken)}, which every run has: give them other names")
+        raise ConfigError(f"the method {name!r} declares figures {', '.join(taken)}, but every run has figures of that name: rename them")
     METHODS[name] = method
     declared.METHODS[name] = meaning
 
 
 def method_of(config: Config) -> Method[Any]:
-    """Return the method that a configuration names; raises ConfigError where there is none of that name."""
+    """Return the method that a configuration names; raises ConfigError if there is none with that name."""
     if config.method.name not in METHODS:
         raise ConfigError(f"method.name takes one of {', '.join(METHODS)}, not {config.method.name!r}")
     return METHODS[config.method.name]

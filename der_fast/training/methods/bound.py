@@ -14,7 +14,7 @@ from der_fast.training.state import StepState
 
 
 class Bound(Replay):
-    """See `der_fast.training.method.Method`; replay of everything, and nothing is taken over from the step before."""
+    """See `der_fast.training.method.Method`; it replays everything and takes nothing from the step before."""
 
     joint = True
 
@@ -23,7 +23,7 @@ class Bound(Replay):
         return super().begin(context, replace(model, network=Network(model.network.architecture)), train)
 
     def finish(self, context: Context, model: Model, state: StepState, source: ImageSource, held: ImageSource | None) -> None:
-        """Nothing: the data is balanced as it is."""
+        """Nothing: the data is already balanced."""
 
     def readout(self, context: Context, model: Model, state: StepState) -> Readout:
         """The linear classifier."""

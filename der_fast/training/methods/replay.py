@@ -1,4 +1,4 @@
-"""Replay: cross-entropy on new images and memory, one extractor that goes on from the step before ('without expansion')."""
+"""Replay: cross-entropy on new images and memory, with one extractor that every step trains further ('without expansion')."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Replay:
     figures: Mapping[str, tuple[str, str]] = {}
 
     def begin(self, context: Context, model: Model, train: ImageSource) -> StepState:
-        """Go on with the extractor; the classifier grows."""
+        """Take over the extractor; the classifier grows."""
         step, network = len(model.class_sets) + 1, model.network
         extractor = Extractor(network.architecture).initialise(generator(context.seed, "extractor", step))
         if network.dense is not None:
@@ -49,7 +49,7 @@ class Replay:
             state.drop_gradients()
 
     def pack(self, context: Context, model: Model, state: StepState, source: ImageSource) -> Packed:
-        """Fold batch-norm into the extractor, which takes the place of the one before."""
+        """Fold batch-norm into the extractor, which replaces the previous one."""
         newest = packed_extractor(context, state, source)
         if state.stage != CLASSIFIER:
             state.enter(CLASSIFIER)
@@ -66,7 +66,7 @@ class Replay:
         return classifier_readout(context, state)
 
     def facts(self, context: Context, state: StepState, packed: Packed) -> dict[str, Any]:
-        """None of its own."""
+        """No figures besides those of every run."""
         return {}
 
     def label(self, config: Config) -> str:

@@ -1,8 +1,10 @@
-"""``history.json``: one row per finished epoch, written as the run goes, so that a job can be watched."""
+"""``history.json``: one row per finished epoch, written during the run, so that a job can be watched."""
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +14,8 @@ from der_fast.files import write_bytes
 from der_fast.training.progress import EpochRecord, Observer
 
 FILE = "history.json"
+# Epochs may take a tenth of this; whoever watches looks no more often.
+_SECONDS = 1.0
 _COLUMNS = tuple(field.name for field in fields(EpochRecord))
 
 
@@ -30,15 +34,16 @@ def _write(run: Path, rows: Sequence[str]) -> None:
 
 
 class HistoryFile(Observer):
-    """Keeps RUN/history.json up to the last finished epoch of the step in progress.
+    """Keeps RUN/history.json up to date, up to the last finished epoch of the current step.
 
-    Rows are turned into text once, so that the thousandth epoch costs hardly more than the first. A write that fails (on Windows: while
-    somebody reads the file) is told and tried again with the next epoch; what a run needs to go on is in its checkpoints.
+    It is written at most once a second, and after the last epoch of a stage. Rows are turned into text once, so the thousandth epoch costs
+    hardly more than the first. A write that fails (on Windows: while another program reads the file) is reported and tried again after the
+    next epoch; a run resumes from its checkpoints.
 
     Args:
         run: the run's folder.
         finished: the epochs of all finished steps.
-        say: told about the first write that fails.
+        say: called for the first write that fails.
     """
 
     def __init__(self, run: Path, finished: Iterable[EpochRecord], say: Callable[[str], None]) -> None:
@@ -46,18 +51,25 @@ class HistoryFile(Observer):
         self._finished = [_row(record) for record in finished]
         self._rows = list(self._finished)
         self._failed = False
+        self._stored = -math.inf
 
     def go_on_from(self, records: Iterable[EpochRecord]) -> None:
-        """Take up a step with these finished epochs: whatever the file held of the step beyond them will be trained again."""
+        """Continue a step with these finished epochs: later epochs of the step in the file will be trained again."""
         self._rows = [*self._finished, *(_row(record) for record in records)]
         self._store()
 
     def epoch_ends(self, record: EpochRecord) -> None:
         """Add a row."""
         self._rows.append(_row(record))
+        if time.perf_counter() - self._stored >= _SECONDS or record.epoch == record.epochs:
+            self._store()
+
+    def flush(self) -> None:
+        """Write what was not written yet."""
         self._store()
 
     def _store(self) -> None:
+        self._stored = time.perf_counter()
         try:
             _write(self.run, self._rows)
         except StorageError as error:

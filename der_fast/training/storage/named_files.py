@@ -22,7 +22,7 @@ from der_fast.files import sha256_of, write_bytes, write_json
 def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> tuple[bytes, str]:
     """Return a safetensors file's bytes and their SHA-256.
 
-    The checksum is of what will be written, not of what was: a disk that lost a part of it is found out on reading.
+    The checksum is of what should be on disk, not of what is: reading detects a disk that lost part of it.
     """
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     return data, hashlib.sha256(data).hexdigest()
@@ -34,7 +34,7 @@ def _write_unless_there(path: Path, data: bytes, checksum: str) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
-    """Write tensors to `path` atomically and return the file's SHA-256; a file that already holds them is left alone.
+    """Write tensors to `path` atomically and return the file's SHA-256; a file that already holds them is not written again.
 
     Raises:
         StorageError: no space left or no permission.
@@ -47,7 +47,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 def save_named_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[str, str]:
     """Write tensors to ``folder/stem-<checksum>.safetensors``; return the file's name and SHA-256 as ``{"file", "sha256"}``.
 
-    Other tensors get another name, so nothing that stands in the folder is overwritten. Raises StorageError.
+    Other tensors get another name, so nothing in the folder is overwritten. Raises StorageError.
     """
     return save_named_bytes(folder, stem, _serialised(tensors)[0])
 
@@ -61,11 +61,11 @@ def save_named_bytes(folder: Path, stem: str, data: bytes) -> dict[str, str]:
 
 
 def load_tensors(path: Path, checksum: str) -> dict[str, Tensor]:
-    """Read tensors whose file has the given SHA-256; raises CheckpointError where it is missing or damaged."""
+    """Read tensors whose file has the given SHA-256; raises CheckpointError if it is missing or damaged."""
     try:
         if sha256_of(path) != checksum:
-            raise CheckpointError(f"{path} is damaged: its checksum is not the one that was written down")
-        # What is loaded is a view of the file; whoever writes into the file later should not reach it.
+            raise CheckpointError(f"{path} is damaged: its checksum differs from the recorded one")
+        # Loaded tensors are views of the file; later writes to the file must not change them.
         return {name: value.clone() for name, value in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -76,13 +76,13 @@ def _seal(facts: dict[str, Any]) -> str:
 
 
 def save_manifest(path: Path, facts: dict[str, Any]) -> None:
-    """Write facts as JSON with a checksum of themselves; raises StorageError."""
+    """Write facts as JSON with their own checksum; raises StorageError."""
     plain = json.loads(json.dumps(facts, allow_nan=False))
     write_json(path, {**plain, "checksum": _seal(plain)})
 
 
 def load_manifest(path: Path) -> dict[str, Any]:
-    """Read facts written by `save_manifest`; raises CheckpointError where they are missing, cut off or changed."""
+    """Read facts written by `save_manifest`; raises CheckpointError if they are missing, cut off or changed."""
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         checksum = facts.pop("checksum")
@@ -100,7 +100,7 @@ def save_record(stem: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -
 
 
 def load_record(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a record; raises CheckpointError where any part is missing or damaged."""
+    """Read a record; raises CheckpointError if any part is missing or damaged."""
     manifest = load_manifest(stem.with_suffix(".json"))
     return load_tensors(stem.with_suffix(".safetensors"), manifest["tensors"]), manifest["facts"]
 

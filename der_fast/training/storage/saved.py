@@ -4,11 +4,11 @@
     DIR/steps/NN/model-<checksum>.safetensors       classifier, readout and the newest extractor's dense weights after step NN
     DIR/steps/NN/memory-<checksum>.safetensors      the rehearsal memory: labels with pixels, or with paths, sizes and checksums
     DIR/steps/NN/learner.json                       the manifest, written last: everything else, and every file's name and checksum
-    DIR/learned/NN-<checksum>.safetensors           which images step NN learned and which it held out (see `provenance`)
-    DIR/steps/NN/*.safetensors                      what the method keeps of the step for the report: DER the mask trajectory
+    DIR/learned/NN-<checksum>.safetensors           the images that step NN learned and held out (see `provenance`)
+    DIR/steps/NN/*.safetensors                      what the method keeps for the report: for DER the mask trajectory
 
-A name holds its contents' checksum, so no file is overwritten with other contents: until a new manifest stands, what was saved
-before can be read as before. The last two steps can be loaded, so that a damaged file costs one step and not the run.
+File names hold the checksum of their contents, so no file is overwritten with other contents: until a new manifest is written, the
+previous state stays readable. The last two steps can be loaded, so a damaged file costs one step and not the run.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.config import schema
 from der_fast.config.tree import from_dict, to_dict
-from der_fast.data.kept import from_record, record_of
 from der_fast.data.read.library import read_settings
 from der_fast.data.source import ImageSource
+from der_fast.data.storage import from_record, record_of
 from der_fast.errors import CheckpointError, Spelling, UserError
 from der_fast.files import write_bytes
 from der_fast.kernels import choices
@@ -56,26 +56,26 @@ MANIFEST = "learner.json"
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where the state after a step lies."""
+    """The folder of the state after a step."""
     return run / "steps" / f"{step:02d}"
 
 
 def saved_steps(run: Path) -> list[int]:
-    """The steps whose state is there, in order."""
+    """The steps whose state exists, in order."""
     return sorted(int(path.parent.name) for path in run.glob(f"steps/*/{MANIFEST}") if path.parent.name.isdigit())
 
 
 def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts: dict[str, Any]) -> None:
-    """Write a model as it is after its last step; raises StorageError and leaves what was saved before as it was.
+    """Write a model after its last step; if that fails, raises StorageError and leaves the previous state unchanged.
 
-    Afterwards the folder holds this model and the step before it; what another learner had saved there is deleted.
+    Afterwards the folder holds this model and the step before it; another learner's files there are deleted.
 
     Args:
-        run: the folder; made if it is not there.
+        run: the folder; created if it does not exist.
         model: with at least one step learned.
-        config: the configuration it was learned with.
+        config: the model's configuration.
         stem: the resolved stem of the backbone, 'small' or 'imagenet'.
-        facts: whatever else belongs to it, as plain JSON values.
+        facts: everything else that belongs to it, as plain JSON values.
     """
     network, readout = model.network, model.ready
     assert network.head is not None and network.dense is not None
@@ -105,7 +105,7 @@ def save_model(run: Path, model: Model, config: schema.Config, stem: str, facts:
 
 
 def _is_linear(readout: Readout, head: nn.Linear) -> bool:
-    """Whether the readout is the trained classifier itself, which need not be written down twice."""
+    """Whether the readout is the trained classifier itself, which need not be saved twice."""
     return torch.equal(readout.weight, head.weight) and torch.equal(readout.bias, head.bias)
 
 
@@ -148,7 +148,7 @@ def _forget_others(run: Path, newest: dict[str, Any]) -> None:
 
 
 def _state_before(run: Path, newest: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The state that the newest one was learned from, by its step; nothing where it is missing, damaged or another learner's."""
+    """The state that the newest one was learned from, by its step; empty if it is missing, damaged or another learner's."""
     step = newest["step"] - KEPT_STEPS + 1
     try:
         manifest = load_manifest(step_folder(run, step) / MANIFEST)
@@ -162,7 +162,7 @@ def load_model(run: Path, warn: Callable[[str], None]) -> tuple[Model, schema.Co
 
     Args:
         run: the folder.
-        warn: told about a state that had to be passed over.
+        warn: called for every state that had to be skipped.
 
     Returns:
         The model (on the CPU), its configuration, and the manifest.
@@ -178,7 +178,7 @@ def load_model(run: Path, warn: Callable[[str], None]) -> tuple[Model, schema.Co
             problems.append(f"the state after step {step} cannot be used: {error}")
             warn(f"{problems[-1]}; going back to the one before")
     if problems:
-        raise CheckpointError(f"{run}: no saved step is whole; restore the folder from a copy, or train again. " + "; ".join(problems))
+        raise CheckpointError(f"{run}: no saved step is complete; restore the folder from a copy, or train again. " + "; ".join(problems))
     wrote = Spelling("--out named", "out or Learner.save() named")
     raise CheckpointError(f"{run} holds no saved learner (no steps/NN/{MANIFEST}); give the folder that ", wrote)
 
@@ -214,9 +214,9 @@ def _load_readout(manifest: dict[str, Any], tensors: Mapping[str, torch.Tensor],
 
 
 def rename_before(run: Path, step: int, names: Mapping[str, str]) -> None:
-    """Call classes by other names in the state that the one after `step` was learned from; raises StorageError.
+    """Rename classes in the state from which the state after `step` was learned; raises StorageError.
 
-    A state that is missing or damaged is left alone.
+    A missing or damaged state is left alone.
     """
     path = step_folder(run, step - KEPT_STEPS + 1) / MANIFEST
     try:
@@ -242,7 +242,7 @@ def _load_extractor(run: Path, architecture: Architecture, row: dict[str, Any], 
 
 
 def save_step_files(run: Path, step: int, files: Mapping[str, StepFile]) -> None:
-    """Write what a step keeps for the report, and nothing else of that kind; raises StorageError."""
+    """Write what a step keeps for the report, and delete everything else of that kind; raises StorageError."""
     for name, (tensors, texts) in files.items():
         save_tensors(step_folder(run, step) / name, tensors, texts)
     for path in _step_files(run, step):
@@ -251,7 +251,7 @@ def save_step_files(run: Path, step: int, files: Mapping[str, StepFile]) -> None
 
 
 def copy_step_files(source: Path, run: Path, step: int) -> None:
-    """Take along what a step keeps for the report from another folder; what is not there is not there afterwards."""
+    """Copy what a step keeps for the report from another folder; files missing there are missing afterwards."""
     there = {path.name for path in _step_files(source, step)}
     for name in there | {path.name for path in _step_files(run, step)}:
         path = step_folder(run, step) / name
@@ -262,7 +262,7 @@ def copy_step_files(source: Path, run: Path, step: int) -> None:
 
 
 def _step_files(run: Path, step: int) -> list[Path]:
-    """What a step keeps for the report; names of the state's own files hold a checksum."""
+    """The files that a step keeps for the report; unlike these, the state's own have a checksum in their names."""
     return [path for path in step_folder(run, step).glob("*.safetensors") if not path.name.startswith(("model-", "memory-"))]
 
 

@@ -147,7 +147,7 @@ def test_another_folder_and_a_damaged_file_are_not_used(folder, tmp_path):
 def test_a_folder_changed_while_it_was_listed_is_listed_again(folder, tmp_path):
     add(folder)
     indexing.open_index(folder, tmp_path / "run")
-    assert "just been changed" in indexing.open_index(folder, tmp_path / "run")[1]
+    assert "changed just before it was listed" in indexing.open_index(folder, tmp_path / "run")[1]
 
 
 def test_folders_below_are_not_listed_again_where_nothing_changed(folder, tmp_path, write_images, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_flat_test_part_is_named(tmp_path, write_images):
 )
 def test_parts_without_class_folders_are_refused_as_what_they_look_like(tmp_path, write_images, names):
     fill(write_images, tmp_path, *names)
-    with pytest.raises(DataError, match=rf"holds {', '.join(sorted(names))}, which look like the parts of a split and not like classes"):
+    with pytest.raises(DataError, match=rf"holds {', '.join(sorted(names))}, which look like the parts of a split, not like classes"):
         load(tmp_path)
 
 
@@ -92,7 +92,7 @@ def test_classes_that_are_called_as_parts_are_classes_and_it_is_said(tmp_path, w
     fill(write_images, tmp_path, "ape", "test", "freight train", "toy train")
     train, _ = load(tmp_path)
     assert train.class_names == ("ape", "freight train", "test", "toy train")
-    assert len(train.notes) == 1 and "test is taken for a class, though it is called as a test part is" in train.notes[0]
+    assert len(train.notes) == 1 and "test is taken for a class, though its name is that of a test part" in train.notes[0]
 
 
 def test_images_beside_the_class_folders_are_counted(tmp_path, write_images):
@@ -100,14 +100,14 @@ def test_images_beside_the_class_folders_are_counted(tmp_path, write_images):
     fill(write_images, tmp_path / "test", "ape", "zebra")
     write_images(tmp_path, 2)
     write_images(tmp_path / "train", 1)
-    assert [note for note in load(tmp_path)[0].notes if re.match("left out: 3 images beside the class folders", note)]
+    assert [note for note in load(tmp_path)[0].notes if re.match("left out: 3 images next to the class folders", note)]
 
 
 def test_a_class_that_is_all_there_is_and_lies_in_folders_is_explained(tmp_path, write_images):
     fill(write_images, tmp_path / "photos", "ape", "zebra")
     train, _ = load(tmp_path)
     assert train.class_names == ("photos",)
-    assert "all images lie in folders below 'photos', which is taken for one class; if these folders are the classes" in train.notes[0]
+    assert "all images are in folders below 'photos', which is taken for one class; if these folders are the classes" in train.notes[0]
 
 
 def test_folders_that_differ_in_their_bytes_only_are_one_class(tmp_path, write_images):

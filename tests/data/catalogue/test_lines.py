@@ -52,7 +52,7 @@ def test_where_the_suffix_does_not_tell_the_files_do(read, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (["a.jpg cat", "two words dog"], "line 2: 'two words dog' does not tell where the path ends.*none of 'two', 'two words' is a file"),
+        (["a.jpg cat", "two words dog"], "line 2: 'two words dog' does not show where the path ends.*none of 'two', 'two words' is a file"),
         (["x y z"], "line 1: .*'x' and 'x y' are files\\); put a tab between the two"),
         (["a.jpg cat", "alone.jpg"], "line 2: 'alone.jpg' is not 'path class'"),
         (["a.jpg\tcat\tdog"], "line 1: .* is not 'path class'"),

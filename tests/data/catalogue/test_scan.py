@@ -140,10 +140,10 @@ def test_an_index_is_not_made_again_because_of_a_run(tmp_path, write_images):
 
 def test_a_run_cannot_be_written_into_a_class_folder(tmp_path, write_images):
     photos = two_classes(tmp_path / "photos", write_images)
-    with pytest.raises(DataError, match=r"photos/cat, where the run is to be written, is a class folder"):
+    with pytest.raises(DataError, match=r"the run's folder .*photos/cat is a class folder"):
         load_dataset(DataConfig(name=str(photos)), cache=photos / "cat")
     write_images(photos / "figures", 2)
-    with pytest.raises(DataError, match=r"a run writes its own figures/, and .*photos/figures is a class folder"):
+    with pytest.raises(DataError, match=r"a run writes its own figures/, but .*photos/figures is a class folder"):
         load_dataset(DataConfig(name=str(photos)), cache=photos)
 
 

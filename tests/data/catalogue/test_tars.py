@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from der_fast.config.resolve import preset_for
-from der_fast.data.kept import from_record, located, record_of
 from der_fast.data.memory_source import MemorySource
+from der_fast.data.storage import from_record, located, record_of
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 
@@ -167,7 +167,7 @@ def test_a_tar_that_is_cut_off_or_damaged_is_refused(shards, open_photos, what):
         end = max(index for index, byte in enumerate(data) if byte) // 512 * 512 + 512
         del data[0 if what == "nothing is left" else cuts[what] or end :]
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"cannot read .*0001\.tar as an uncompressed tar: .*; fetch it again"):
+    with pytest.raises(DataError, match=r"cannot read .*0001\.tar as an uncompressed tar: .*; download it again"):
         open_photos(shards, "pillow")
 
 
@@ -212,7 +212,7 @@ def test_tars_that_are_no_data_set(tmp_path, open_photos, members, words):
 def test_a_compressed_tar_is_refused(photos, tmp_path, open_photos):
     with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
         tar.add(photos)
-    with pytest.raises(DataError, match="unpack what is compressed"):
+    with pytest.raises(DataError, match="or decompress it"):
         open_photos(tmp_path / "a.tar", "pillow")
 
 

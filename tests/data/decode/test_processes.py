@@ -123,7 +123,7 @@ def test_one_that_crashes_names_its_files(photos, pool):
     waiting = pool.submit(some(photos))
     os.kill(pool.ids[0], signal.SIGSEGV)
     os.kill(pool.ids[0], signal.SIGCONT)
-    with pytest.raises(DataError, match=rf"ended by SIGSEGV while it read {paths(photos)[0]} and 2 more"):
+    with pytest.raises(DataError, match=rf"ended by SIGSEGV while reading {paths(photos)[0]} and 2 more"):
         waiting.result(WAIT)
 
 
@@ -136,7 +136,7 @@ def test_one_that_cannot_begin_says_its_exit_code(photos, pool, monkeypatch, cap
 
 def test_one_that_cannot_be_started(photos, pool, monkeypatch):
     monkeypatch.setattr(processes, "get_executable", lambda: str(photos / "python"))
-    with pytest.raises(DataError, match=r"cannot be started: .*No such file.*data\.workers=0"):
+    with pytest.raises(DataError, match=r"cannot start a decoding process: .*No such file.*data\.workers=0"):
         pool.submit(some(photos)).result(WAIT)
 
 
@@ -226,7 +226,7 @@ def test_memory_that_runs_out_and_faults_of_ours(photos, monkeypatch):
     class Process:
         stdin, stdout = io.BytesIO(), io.BytesIO(pickle.dumps(memory) + pickle.dumps(fault))
 
-    with pytest.raises(DataError, match=r"memory ran out .*0\.jpg and 2 more; set data\.workers"):
+    with pytest.raises(DataError, match=r"ran out of memory on .*0\.jpg and 2 more; lower data\.workers"):
         processes._answer(Process(), some(photos))
     with pytest.raises(RuntimeError, match=r"KeyError: 'ours'"):
         processes._answer(Process(), some(photos))

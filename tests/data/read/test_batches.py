@@ -244,5 +244,5 @@ def test_a_reader_that_loses_images_is_found_out(photos, open_photos, reader):
             whole.close()
 
     train.library._reader = Losing()
-    with pytest.raises(DataError, match="4 of 20 images came neither read nor refused"):
+    with pytest.raises(DataError, match="4 of 20 images were neither read nor refused"):
         epoch(train, transform)

@@ -259,5 +259,5 @@ def test_an_archive_that_version_0_1_downloaded_is_found(tmp_path, monkeypatch):
 def test_without_a_home_an_archive_needs_a_folder(monkeypatch):
     monkeypatch.setattr(load, "cache_folder", lambda: None)
     monkeypatch.setattr(load, "older_cache_folder", lambda: None)
-    with pytest.raises(DataError, match=r"no home folder in which it could lie: name the folder that holds it with data\.root"):
+    with pytest.raises(DataError, match=r"no home folder to keep it in: name the folder that holds it with data\.root"):
         load_dataset(DataConfig(name="cifar10", download=True))

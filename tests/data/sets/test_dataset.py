@@ -107,7 +107,7 @@ def test_a_wrapper_in_a_circle_and_one_without_names_are_no_trouble():
 
 def test_data_sets_that_call_their_classes_differently_are_not_put_together():
     both = torch.utils.data.ConcatDataset([Pairs(list(pixels()), [0, 1, 1, 0], names) for names in (["cat", "dog"], ["dog", "cat"])])
-    with pytest.raises(DataError, match=r"call their classes differently \(cat, dog; dog, cat\)"):
+    with pytest.raises(DataError, match=r"name their classes differently \(cat, dog; dog, cat\)"):
         from_dataset(both)
     assert from_dataset(both, class_names=["cat", "dog"]).class_names == ("cat", "dog")
 
@@ -148,7 +148,7 @@ def test_mixed_sizes_become_square():
         ([(1, 2, 3)], {}, r"dataset\[0\] must be a pair"),
         (Pairs(list(pixels()), [0, 1, 0, 1]), {"image_size": 400, "max_gib": 0.001}, "4 images of 400 × 400"),
         (Pairs(list(pixels()), [0, 1, 0, 1]), {"max_gib": 1e-7}, "the first 2 of 4 images"),
-        (Pairs(list(pixels()), [0, 1, 0, 1], ["a", "a"]), {}, "'a' comes more than once"),
+        (Pairs(list(pixels()), [0, 1, 0, 1], ["a", "a"]), {}, "'a' appears more than once"),
     ],
 )
 def test_bad_data_sets_are_refused(dataset, keys, message):

@@ -1,20 +1,27 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from der_fast.config.schema import Config
 from der_fast.data import MemorySource
+from der_fast.errors import StorageError
 from der_fast.model.architecture import build_architecture
 from der_fast.training.context import Context
+from der_fast.training.cross_entropy import CrossEntropyStage
 from der_fast.training.methods.der.method import begin_step
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.model import Model, Network
 from der_fast.training.state import CLASSIFIER, REPRESENTATION
+from der_fast.training.storage import checkpoint
 from der_fast.training.storage.checkpoint import Checkpoints, task_of
+from der_fast.training.storage.named_files import save_record
 
 
 @pytest.fixture
@@ -59,6 +66,11 @@ def damage(path: Path, kind: str) -> None:
     path.write_bytes(data)
 
 
+def write(checkpoints: Checkpoints, state: DerState) -> None:
+    checkpoints.save(state)
+    checkpoints.flush()
+
+
 def test_the_newest_comes_back_as_a_whole(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     checkpoints = Checkpoints(tmp_path, 2)
     for epoch in (1, 2, 3):
@@ -94,7 +106,7 @@ def test_a_damaged_one_is_passed_over_with_a_message(kind: str, suffix: str, tmp
     assert checkpoints.restore(state, said.append)
     assert (state.epoch, values_of(state)) == (1, {1.0})
     assert len(said) == 1
-    assert "001-1-representation-0002 is passed over, going back to the one before" in said[0]
+    assert "001-1-representation-0002 is skipped, going back to the one before" in said[0]
     assert f"0002{suffix}" in said[0]
 
 
@@ -117,7 +129,7 @@ def test_one_of_another_network_is_passed_over(
     tmp_path: Path, state_of: Callable[..., DerState], tiny: Callable[..., Config], synthetic: Callable[..., MemorySource],
     context_for: Callable[..., Context],
 ) -> None:  # fmt: skip
-    Checkpoints(tmp_path, 2).save(state_of(epoch=1))
+    write(Checkpoints(tmp_path, 2), state_of(epoch=1))
     wider = begin_step(context_for(tiny(), synthetic("ab")), Model(Network(build_architecture("resnet20", width=2))), 2)
     said: list[str] = []
     assert not Checkpoints(tmp_path, 2).restore(wider, said.append)
@@ -125,7 +137,7 @@ def test_one_of_another_network_is_passed_over(
 
 
 def test_only_those_of_the_same_step_and_task_are_restored(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
-    Checkpoints(tmp_path, 2, "cats").save(state_of(step=3, epoch=1))
+    write(Checkpoints(tmp_path, 2, "cats"), state_of(step=3, epoch=1))
     assert not Checkpoints(tmp_path, 2, "dogs").restore(state_of(step=3), pytest.fail)
     assert not Checkpoints(tmp_path, 2, "cats").restore(state_of(step=2), pytest.fail)
     assert Checkpoints(tmp_path, 2, "cats").restore(state_of(step=3), pytest.fail)
@@ -134,7 +146,7 @@ def test_only_those_of_the_same_step_and_task_are_restored(tmp_path: Path, state
 def test_a_step_that_is_learned_again_keeps_its_new_checkpoints(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     old = Checkpoints(tmp_path, 2, "first time")
     for state in (state_of(step=3, epoch=9), state_of(step=3, stage=CLASSIFIER, epoch=1)):
-        old.save(state)
+        write(old, state)
     new = Checkpoints(tmp_path, 2, "second time")
     new.save(state_of(step=3, epoch=1, value=1.0))
     assert [stem.name for stem in new.stems()] == ["003-1-representation-0001"]
@@ -159,7 +171,7 @@ def test_tensors_without_a_manifest_are_no_checkpoint(tmp_path: Path, state_of: 
 def test_a_classifier_that_was_sliced_comes_back(tmp_path: Path, state_of: Callable[..., DerState]) -> None:
     before = state_of(stage=CLASSIFIER, value=1.0)
     before.head, before.momentum = torch.nn.Linear(3, 2), {}
-    Checkpoints(tmp_path, 2).save(before)
+    write(Checkpoints(tmp_path, 2), before)
     state = state_of()
     assert Checkpoints(tmp_path, 2).restore(state, pytest.fail)
     assert torch.equal(state.head.weight, before.head.weight)
@@ -169,3 +181,65 @@ def test_a_task_is_named_by_everything_that_decides() -> None:
     facts = {"config": {"lr": 0.1}, "known": ("a", "b"), "train": "12"}
     assert task_of(facts) == task_of(dict(reversed(facts.items())))
     assert len({task_of({**facts, "config": {"lr": lr}}) for lr in (0.1, 0.2, 0.3)}) == 3
+
+
+def test_what_is_saved_is_the_state_as_it_was(tmp_path: Path, state_of: Callable[..., DerState], monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, go_on = Checkpoints(tmp_path, 2), threading.Event()
+
+    def slowly(*arguments: Any) -> None:
+        assert go_on.wait(60)
+        save_record(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_record", slowly)
+    state = state_of(epoch=1, value=1.0)
+    checkpoints.save(state)
+    # Training goes on while the thread has not written anything yet.
+    with torch.no_grad():
+        for tensor in state.tensors().values():
+            tensor.fill_(7)
+    state.records.clear()
+    state.epoch = 5
+    go_on.set()
+    restored = state_of()
+    assert checkpoints.restore(restored, pytest.fail)
+    assert (restored.epoch, values_of(restored)) == (1, {1.0})
+
+
+def test_what_could_not_be_written_is_told_with_the_next(
+    tmp_path: Path, state_of: Callable[..., DerState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, 2)
+    write(checkpoints, state_of(epoch=1, value=1.0))
+
+    def full(*arguments: Any) -> None:
+        raise StorageError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_record", full)
+        checkpoints.save(state_of(epoch=2))
+        with pytest.raises(StorageError, match="no space left"):
+            checkpoints.save(state_of(epoch=3))
+        checkpoints.save(state_of(epoch=4))
+        with pytest.raises(StorageError, match="no space left"):
+            checkpoints.flush()
+        checkpoints.flush()
+    state = state_of()
+    assert checkpoints.restore(state, pytest.fail)
+    assert (state.epoch, values_of(state)) == (1, {1.0})
+    write(checkpoints, state_of(epoch=5, value=5.0))
+    assert [stem.name[-4:] for stem in checkpoints.stems()] == ["0001", "0005"]
+
+
+# Of two batches an epoch the first is followed by a checkpoint within it.
+@pytest.mark.parametrize(("seconds", "saves"), [(600.0, 1), (0.0, 5), (1e-9, 10)])
+def test_how_often_a_stage_saves(
+    seconds: float, saves: int, tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
+) -> None:
+    config = tiny({"runtime.checkpoint_seconds": seconds, "first.epochs": 5, "first.batch_size": 6, "masks.settle": 0.0})
+    written: list[int] = []
+    source = synthetic("ab", 6)
+    context = replace(context_for(config, source), save=lambda state: written.append(state.epoch))
+    state = begin_step(context, Model(Network(build_architecture("resnet20", width=2, stem="small"))), 2)
+    CrossEntropyStage(context, state, source, config.first).run()
+    assert len(written) == saves
+    assert written[-1] == 5

@@ -36,6 +36,11 @@ def record(step: int = 1, epoch: int = 1) -> EpochRecord:
     return EpochRecord(step, "representation", epoch, 9, 0.5, 81.25, 0.1, None, None, 1234.5)
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_SECONDS", 0.0)
+
+
 class Watching(Observer):
     """Reads the file with every batch, as somebody beside the run may; stops the run at a point."""
 
@@ -129,6 +134,26 @@ def test_a_row_is_turned_into_text_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(texts) == len(rows_in(tmp_path)) == 12
     rows.go_on_from([record(2, 1)])
     assert rows_in(tmp_path)[6:] == [(1, "representation", 7), (2, "representation", 1)]
+
+
+def test_fast_epochs_are_written_once_a_second_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_SECONDS", 1.0)
+    clock = iter(range(1000))
+    monkeypatch.setattr(history.time, "perf_counter", lambda: next(clock) / 10)
+    stores: list[int] = []
+    write = history._write
+    monkeypatch.setattr(history, "_write", lambda run, rows: (stores.append(len(rows)), write(run, rows))[1])
+    file = HistoryFile(tmp_path, [], pytest.fail)
+    for epoch in range(1, 9):
+        file.epoch_ends(record(epoch=epoch))
+    # A look at the clock is a tenth of a second here, and a store takes another one.
+    assert stores == [1]
+    file.epoch_ends(record(epoch=9))
+    assert stores == [1, 9]
+    file.epoch_ends(record(step=2))
+    assert stores == [1, 9]
+    file.flush()
+    assert stores == [1, 9, 10] and rows_in(tmp_path)[-1] == (2, "representation", 1)
 
 
 def test_no_epochs_at_all_are_a_table_too(tmp_path: Path) -> None:

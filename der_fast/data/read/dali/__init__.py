@@ -1,4 +1,4 @@
-"""Decoding with NVIDIA DALI, on the CPU or with the GPU's decoders. Nothing is imported before a reader is made."""
+"""Decoding with NVIDIA DALI, on the CPU or with the GPU's decoders. DALI is imported only when a reader is made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from der_fast.errors import DataError
 
 
 def is_installed() -> bool:
-    """Whether nvidia-dali is there."""
+    """Whether nvidia-dali is installed."""
     try:
         return find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:

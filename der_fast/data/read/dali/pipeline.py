@@ -1,4 +1,4 @@
-"""The one pipeline: decode a window of every image, resize it, mirror, jitter, normalise. On the CPU, or decoding on the GPU."""
+"""The one pipeline: decode a window of every image, resize it, mirror, jitter, normalise; on the CPU, or with decoding on the GPU."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from der_fast.data.read.walk import ReadSettings
 # bfloat16 is converted afterwards: no operator writes it.
 _TYPES = {torch.float32: types.FLOAT, torch.bfloat16: types.FLOAT, torch.float16: types.FLOAT16, torch.uint8: types.UINT8}
 
-# Encoded bytes, window start, window size, mirror, and where there is jitter brightness: their types and dimensions.
+# Types and dimensions of encoded bytes, window start, window size, mirror and, with jitter, brightness.
 _INPUTS = ((types.UINT8, 1), (types.INT32, 1), (types.INT32, 1), (types.INT32, 0), (types.FLOAT, 0))
 
 
 @dataclass(frozen=True)
 class Form:
-    """What distinguishes pipelines that cannot be one and the same.
+    """What distinguishes one pipeline from another.
 
     Args:
-        batch_size: the most that a batch holds.
+        batch_size: most images in a batch.
         resized: (height, width) to which windows are resized.
         size: (height, width) of the result, cut out of the middle.
         mean, std: of the channels, in [0, 1].
@@ -46,15 +46,15 @@ class Form:
 
 
 def build(form: Form, settings: ReadSettings, source: Callable[[], Any]) -> Pipeline:
-    """Return a pipeline that yields one output: on a GPU n × H × W × 3, on the CPU the decoded windows, whatever their size.
+    """Return a pipeline that yields one output: on a GPU n × H × W × 3, on the CPU the decoded windows, of any size.
 
     On the CPU the rest is done by `data.finishing`: DALI's resize and normalisation take more than half of a pipeline's time there.
 
     Args:
         form: what it does.
         settings: threads, prefetching and hints.
-        source: called for every batch; returns encoded bytes, windows' starts and sizes, whether to mirror, and with `form.jitter`
-            brightness factors, each as a batch (on the CPU the first three); or raises StopIteration at the end of a pass.
+        source: called for every batch; returns, each as a batch, encoded bytes, window starts and sizes, whether to mirror, and with
+            `form.jitter` brightness factors (on the CPU only the first three); raises StopIteration at the end of a pass.
     """
     mixed = form.device_id is not None
     pipeline = Pipeline(

@@ -1,6 +1,6 @@
 """A reader on DALI pipelines that outlive the lists they read: every batch is fed in, so a new list needs no new pipeline.
 
-Threads of ours read the files ahead; one thread per walk drives the pipeline, so that whoever waits for a batch can stop waiting.
+der_fast's threads read the files ahead; one thread per walk drives the pipeline, so that waiting for a batch can time out.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from der_fast.errors import DataError
 
 _MOST_PIPELINES = 3
 _PATIENCE = 5.0
-# Files that one thread reads in a go.
+# Files that one thread reads at a time.
 _PART = 32
 _LEFT: list[object] = []
 
 
 @dataclass
 class Prepared:
-    """A batch before decoding, or a part of one: its number in the pass, what was read of it, and what was not."""
+    """A batch before decoding, or a part of one: its number in the pass, what was read, and what could not be."""
 
     number: int
     positions: Ints
@@ -52,20 +52,20 @@ class Prepared:
         return len(self.images)
 
     def one(self, index: int) -> Prepared:
-        """Return a batch of one of the images alone."""
+        """Return a batch of only this image."""
         return Prepared(self.number, self.positions[index : index + 1], [self.images[index]], [])
 
 
 @dataclass
 class Feed:
-    """What a pipeline is fed with; the pipeline keeps asking the same object, whatever is read.
+    """The input of a pipeline, which keeps calling the same object, whatever is read.
 
     Attributes:
         walk: what is read.
         timeout: seconds to wait for a batch's files.
         reading: batches whose files are being read, in parts.
-        fed: batches that the pipeline has and has not given back.
-        again: batches that a pipeline that failed had; they come first.
+        fed: batches that the pipeline has taken and not returned yet.
+        again: batches that a failed pipeline had; they come first.
         stopped: nothing more should be fed.
     """
 
@@ -77,13 +77,13 @@ class Feed:
     stopped: bool = False
 
     def begin(self, walk: Walk, timeout: float, reading: Iterator[list[Future[Prepared]]]) -> None:
-        """Feed a walk from now on; whatever is left of another one is forgotten."""
+        """Feed a walk from now on; the rest of any other walk is dropped."""
         self.walk, self.timeout, self.reading, self.stopped = walk, timeout, reading, False
         self.fed.clear()
         self.again.clear()
 
     def end(self) -> None:
-        """Hold nothing of a walk any more."""
+        """Let go of the walk."""
         self.reading = iter(())
         self.fed.clear()
         self.again.clear()
@@ -94,7 +94,7 @@ class Feed:
             raise StopIteration
         batch = self._next()
         while not batch.count:
-            # A pipeline takes no empty batch; its problems go with the next one.
+            # A pipeline does not accept an empty batch; its problems go with the next one.
             try:
                 following = self._next()
             except StopIteration:
@@ -137,8 +137,8 @@ class Probe:
     """Tries images one at a time.
 
     Args:
-        form: of the pipeline that failed.
-        settings: of the reader.
+        form: the failed pipeline's.
+        settings: the reader's.
     """
 
     def __init__(self, form: Form, settings: ReadSettings) -> None:
@@ -157,7 +157,7 @@ class Probe:
         try:
             self._pipeline.run()
         except RuntimeError:
-            # A pipeline that failed once is of no more use.
+            # A pipeline that failed once cannot be used again.
             self._pipeline = None
             return False
         return True
@@ -187,7 +187,7 @@ class DaliReader:
     def read(self, walk: Walk) -> Iterator[Loaded]:
         """Yield the batches of a walk in order; see `Reader.read`."""
         if self._owner != os.getpid():
-            # In a forked process pipelines have lost their threads: letting go of them would wait for those.
+            # In a forked process pipelines have lost their threads, and freeing them would wait for those.
             _LEFT.append(self._idle)
             self._begin()
         results: queue.Queue[Loaded | BaseException | None] = queue.Queue(maxsize=max(self.settings.prefetch, 1))
@@ -232,7 +232,7 @@ class DaliReader:
             _put(results, None, stop)
         except FutureTimeout:
             _put(results, DataError(f"reading files took longer than data.timeout={self.settings.timeout:g} seconds"), stop)
-        except BaseException as error:  # it is raised where somebody waits for the batch
+        except BaseException as error:  # raised again where the batch is awaited
             _put(results, error, stop)
 
     def _batches(self, walk: Walk, stop: threading.Event) -> Iterator[Loaded]:
@@ -252,25 +252,25 @@ class DaliReader:
             if not stop.is_set():
                 yield Loaded(self._images(output, walk, batch), batch.positions, batch.number, batch.problems)
             feed.stopped = stop.is_set()
-        # What is left were batches without a single readable file.
+        # The rest are batches without a single readable file.
         for batch in feed.fed:
             yield Loaded(torch.zeros(0, *walk.transform.size, 3, dtype=walk.dtype), batch.positions, batch.number, batch.problems)
         feed.end()
         pipeline.reset()
-        # From here on they may be another walk's.
+        # From here on another walk may use them.
         self._give_back(form, pipeline, feed)
 
     def _images(self, output: Any, walk: Walk, batch: Prepared) -> Tensor:
-        """Return what a pipeline gave for a batch, finished."""
+        """Return a pipeline's output for a batch, finished."""
         if walk.device.type == "cuda":
-            # Without a copy: it stays the pipeline's for as long as the tensor lives.
+            # No copy: the pipeline keeps this memory for as long as the tensor lives.
             return torch.utils.dlpack.from_dlpack(output.as_tensor()).to(walk.dtype)
         crops = [torch.utils.dlpack.from_dlpack(output[index]) for index in range(batch.count)]
         whole = np.array([[0, 0, *crop.shape[:2]] for crop in crops], dtype=np.int64)
         with self._lock:
             threads = self._finishers = self._finishers or FileThreads(max(self.settings.workers, 1), "der_fast-finish")
         images, parts = finish(crops, whole, walk.numbers(batch.positions), walk, threads)
-        # Before the pipeline runs again and writes over what it gave.
+        # Before the pipeline runs again and overwrites its output.
         for part in parts:
             part.result(self.settings.timeout)
         return images
@@ -296,7 +296,7 @@ class DaliReader:
                 self._idle.pop(next(iter(self._idle)))
 
     def _ahead(self, walk: Walk) -> Iterator[list[Future[Prepared]]]:
-        """Yield every batch's reading in parts, some batches ahead of the one that is asked for."""
+        """Yield every batch as futures of its parts, which are read some batches ahead."""
         with self._lock:
             files = self._files = self._files or FileThreads(max(self.settings.workers, 1), "der_fast-files")
         ahead: deque[list[Future[Prepared]]] = deque()
@@ -322,7 +322,7 @@ class DaliReader:
         return Prepared(number, np.array(kept, dtype=np.int64), images, problems)
 
     def _sort_out(self, form: Form, feed: Feed, error: RuntimeError) -> None:
-        """Find out which images a pipeline failed on, and have everything it was fed with come again without them.
+        """Find out which images a pipeline failed on, and queue everything that it was fed again, without them.
 
         Raises:
             DataError: it failed for another reason.
@@ -334,7 +334,7 @@ class DaliReader:
             refused = [index for index in range(batch.count) if not probe.decodes(inputs_of(feed.walk, batch.one(index)))]
             found = found or bool(refused)
             if len(refused) == batch.count > _PART:
-                # So many files are not all damaged: something else is wrong.
+                # So many files cannot all be damaged: something else is wrong.
                 raise DataError(_failed(error)) from error
             feed.again.append(self._without(feed.walk, batch, refused) if refused else batch)
         if not found:

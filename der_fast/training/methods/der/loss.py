@@ -16,9 +16,9 @@ from der_fast.training.methods.der.state import DerState
 
 
 class DerLoss:
-    """From images and labels to loss and logits. Mask scale, λ_s and what it follows are scalars on the device.
+    """From images and labels to loss and logits. Mask scale, λ_s and its controller's values are scalars on the device.
 
-    The networks are those at hand when it is made: whoever replaces them makes a new one.
+    It keeps the networks that it was made with: if they are replaced, make a new one.
 
     Args:
         context: settings.
@@ -26,7 +26,7 @@ class DerLoss:
         bank: the frozen extractors.
         known: number of classes known before this step.
         controller: chooses λ_s.
-        settled: whether the masks are binary and stay as they are.
+        settled: whether the masks are binary and fixed.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class DerLoss:
         self._features = TrainedFeatures(context, state.extractor)
 
     def prepare(self, scale: float, batch: int) -> None:
-        """Say what comes next: mask scale s, and the batch's number, 0-based, over all epochs in which masks are learned."""
+        """Set the mask scale s and the number of the next batch, 0-based, counted over all epochs that learn masks."""
         self._scale.fill_(scale)
         self.controller.set_batch(batch)
 
     def _binary_masks(self) -> Tensor | None:
-        """The masks of the settled epochs; None where the compact network, which has none, is trained."""
+        """The masks of the settled epochs; None if the compact network, which has no masks, is trained."""
         state = self.state
         if state.masks is None or state.remainder is not None:
             return None

@@ -1,4 +1,4 @@
-"""How the mask logits of a step went: several times an epoch while they are learned, before and after the cut, and at the end."""
+"""A step's mask logits over time: several times per epoch while they are learned, before and after the cut, and at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# Where a finished step's log lies in its folder.
+# File name of the log in a finished step's folder.
 FILE = "mask_logits.safetensors"
 _MOST_ROWS, _MOST_PER_EPOCH = 64, 8
 
@@ -18,20 +18,20 @@ class MaskLog:
     """Rows of mask logits.
 
     Attributes:
-        times: when, in epochs; never falling. Two rows with the same time stand for what a cut changed.
-        logits: what, one (C,) float32 tensor on the CPU per row.
+        times: in epochs, in ascending order. Two rows with the same time are from before and after a cut.
+        logits: one (C,) float32 tensor on the CPU per row.
     """
 
     times: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
     def add(self, time: float, logits: Tensor) -> None:
-        """Note the logits (C,) as they are at `time`."""
+        """Record the logits (C,) at `time`."""
         self.times.append(time)
         self.logits.append(logits.detach().cpu().clone())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The log as two tensors: ``times`` (rows,) float64 and ``logits`` (rows, C) float32; none where nothing was noted."""
+        """The log as two tensors: ``times`` (rows,) float64 and ``logits`` (rows, C) float32; empty if nothing was recorded."""
         if not self.times:
             return {}
         return {"times": torch.tensor(self.times, dtype=torch.float64), "logits": torch.stack(self.logits)}
@@ -43,6 +43,6 @@ class MaskLog:
 
 
 def is_noted(batch: int, batches: int, learned_epochs: int) -> bool:
-    """Whether the logits are noted after batch `batch` (1-based) of an epoch: up to eight times, fewer where many epochs learn masks."""
+    """Whether to record the logits after batch `batch` (1-based) of an epoch: up to eight times, less often if many epochs learn masks."""
     marks = max(min(_MOST_ROWS // max(learned_epochs, 1), _MOST_PER_EPOCH), 1)
     return batch * marks // batches != (batch - 1) * marks // batches

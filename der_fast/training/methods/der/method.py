@@ -1,11 +1,10 @@
-"""DER: a new extractor per step beside the frozen ones, with channel masks that are pruned at its end (Yan et al. 2021)."""
+"""DER: every step adds an extractor to the frozen ones, and its channel masks prune it at the end (Yan et al. 2021)."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,8 @@ from der_fast.seeds import generator
 from der_fast.training.classifier_stage import classifier_readout, has_classifier_stage, train_classifier
 from der_fast.training.context import Context
 from der_fast.training.method import Split, placed
-from der_fast.training.methods.der.pruning import binarise, final_keep, reestimate_batch_norm
+from der_fast.training.methods.der.batch_norm import reestimate_batch_norm
+from der_fast.training.methods.der.pruning import binarise, final_keep
 from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.model import Model
@@ -41,7 +41,7 @@ class Der:
     figures: Mapping[str, tuple[str, str]] = {
         "saved_seconds": (
             "seconds",
-            "how much longer the settled epochs would have taken on the masked network; null where there were none or it cannot be told",
+            "how much longer the settled epochs would have taken on the masked network; null if there were none or it is unknown",
         ),
     }
 
@@ -54,7 +54,7 @@ class Der:
         return train, None
 
     def train(self, context: Context, model: Model, state: DerState, source: ImageSource) -> None:
-        """The representation stage; afterwards the masks are binary."""
+        """The representation stage, which ends with binary masks."""
         if state.stage != REPRESENTATION:
             return
         schedule = schedule_of(context, state.step)
@@ -63,7 +63,7 @@ class Der:
         _end_representation(context, state, source)
 
     def pack(self, context: Context, model: Model, state: DerState, source: ImageSource) -> Packed:
-        """Prune the new extractor; the classifier reads what is left of its features."""
+        """Prune the new extractor; the classifier reads its remaining features."""
         keep = None if state.masks is None else final_keep(state.masks, context.config.masks)
         newest = packed_extractor(context, state, source, keep)
         frozen = model.network.bank
@@ -83,11 +83,11 @@ class Der:
         return classifier_readout(context, state)
 
     def facts(self, context: Context, state: DerState, packed: Packed) -> dict[str, Any]:
-        """The time that the settled epochs saved."""
+        """The time saved in the settled epochs."""
         return {"saved_seconds": saved_seconds(state.records, context.device)}
 
     def label(self, config: Config) -> str:
-        """'pruned' or 'unpruned', and what else was switched off."""
+        """'pruned' or 'unpruned', and what else is switched off."""
         parts = ["pruned" if config.masks.enabled else "unpruned"]
         return ", ".join([*parts, *(["without auxiliary loss"] if config.method.aux_weight == 0 else [])])
 
@@ -119,10 +119,10 @@ def begin_step(context: Context, model: Model, new: int) -> DerState:
 
 
 def saved_seconds(records: Sequence[EpochRecord], device: torch.device) -> float | None:
-    """Return what the compact network saved in the settled epochs, by the median time of an epoch before and after.
+    """Return the time that the compact network saved in the settled epochs, from the median time of an epoch before and after.
 
-    On a CPU that is the processor's time, shared by its threads: what else the machine does meanwhile is not in it. None where it
-    cannot be told, as where less than nothing seems to have been saved.
+    On a CPU this is processor time, divided by the number of threads: it excludes other load on the machine. None if unknown, for
+    example because the difference is negative.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for record in records:
@@ -145,22 +145,12 @@ def _end_representation(context: Context, state: DerState, source: ImageSource) 
     config = context.config.masks
     binary = binarise(state.masks, config).float().to(context.device)
     state.mask_log.add(state.epoch, state.masks.logits)
-    reestimate_batch_norm(
-        state.extractor,
-        binary,
-        source,
-        context.train_transform,
-        images=config.bn_images,
-        generator=generator(context.seed, "batch-norm", state.step),
-        device=context.device,
-        channels_last=context.config.runtime.channels_last,
-        told=partial(context.observer.images_pass, "batch-norm statistics"),
-    )
+    reestimate_batch_norm(context, state.extractor, binary, source, generator(context.seed, "batch-norm", state.step))
     state.elapsed += time.perf_counter() - started
 
 
 def _slice_head(context: Context, state: DerState, frozen: FrozenBank, decision: CompactionPlan) -> None:
-    """Let the classifier read the kept features only, unless it does since the masks settled; constant features move into its bias."""
+    """Make the classifier read the kept features only, if it does not already; constant features move into its bias."""
     if state.head.in_features == frozen.features + int(decision.features.sum()):
         return
     old = torch.ones(frozen.features, dtype=torch.bool)
@@ -179,7 +169,7 @@ def _slice_head(context: Context, state: DerState, frozen: FrozenBank, decision:
 
 @torch.no_grad()
 def _constant_features(context: Context, state: DerState) -> Tensor:
-    """What the masked extractor makes of any image once one of its streams is empty."""
+    """The masked extractor's features for any image once one of its streams is empty."""
     assert state.masks is not None
     binary = final_keep(state.masks, context.config.masks).float().to(context.device)
     height, width = context.test_transform.size

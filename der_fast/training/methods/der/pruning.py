@@ -1,9 +1,6 @@
-"""How masks are made binary within a parameter budget, and how batch-norm is re-estimated afterwards."""
+"""How masks are made binary within a parameter budget."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,24 +9,21 @@ from der_fast.compaction.plan import with_floor
 from der_fast.compaction.program import live_widths, lost_branch
 from der_fast.compaction.rounding import round_channels
 from der_fast.config.schema import MasksConfig
-from der_fast.data.augment.transform import Transform
-from der_fast.data.source import ImageSource
-from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 from der_fast.training.methods.der.sparsity import budget_threshold
 
 
 def kept_share(layout: MaskLayout, keep: Tensor) -> float:
-    """Return the share of an extractor's parameters that the kept channels (boolean, (C,)) leave, in [0, 1]."""
+    """Return the share of an extractor's parameters that remain with the kept channels (boolean, (C,)), in [0, 1]."""
     architecture = layout.architecture
     return architecture.parameters(live_widths(architecture, layout.widths(keep.cpu()))) / architecture.parameters()
 
 
 def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
-    """Return the binary masks that a step ends with, boolean (C,) on the CPU: e_c > 0, and never fewer than the floor.
+    """Return a step's final binary masks, boolean (C,) on the CPU: e_c > 0, and never fewer than the floor.
 
-    Where one inner convolution of a block keeps nothing, the block's others go too: nothing that they compute depends on the image.
+    If one inner convolution of a block keeps nothing, the block's others go too: nothing that they compute depends on the image.
     """
     layout = masks.layout
     keep = with_floor(layout, masks.logits.detach().cpu(), masks.keep().cpu(), config.floor)
@@ -43,7 +37,7 @@ def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
 
 @torch.no_grad()
 def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
-    """Lower the logits so that keeping e_c > 0 leaves at most the target share; does nothing without a target or within it."""
+    """Lower the logits so that keeping e_c > 0 leaves at most the target share; does nothing without a target or if it is met."""
     if config.target_params is None:
         return
     logits = masks.logits.detach().cpu()
@@ -55,68 +49,15 @@ def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
     lowered = logits - threshold * weights
     # Rounding must not move a channel across zero: the budget was counted with the quotient.
     lowered = torch.where(keep, lowered.clamp(min=torch.finfo(lowered.dtype).tiny), lowered.clamp(max=0.0))
-    # Not clamped: logits that were equal after a clamp would leave it to chance which of them the floor keeps.
+    # Not clamped: clamped logits can be equal, and then chance would decide which of them the floor keeps.
     masks.logits.copy_(lowered)
 
 
 @torch.no_grad()
 def binarise(masks: ChannelMasks, config: MasksConfig) -> Tensor:
-    """Decide which channels stay, boolean (C,) on the CPU, and write it into the logits: from now on a channel is kept iff e_c > 0."""
+    """Decide which channels stay, boolean (C,) on the CPU, and write that into the logits: then a channel is kept iff e_c > 0."""
     meet_budget(masks, config)
     logits = masks.logits.detach().cpu()
     keep = round_channels(masks.layout, logits, final_keep(masks, config), config.multiple, config.floor)
     masks.logits.copy_(torch.where(keep, logits.clamp(min=torch.finfo(logits.dtype).tiny), logits.clamp(max=0.0)))
     return keep
-
-
-@torch.no_grad()
-def reestimate_batch_norm(
-    extractor: Extractor,
-    masks: Tensor | None,
-    source: ImageSource,
-    transform: Transform,
-    *,
-    images: int,
-    generator: torch.Generator,
-    device: torch.device,
-    channels_last: bool,
-    batch_size: int = 128,
-    told: Callable[[int, int], None] = lambda done, images: None,
-) -> None:
-    """Replace the running statistics by the mean over one pass of training images with the binary masks (docs/method.md).
-
-    Args:
-        extractor: the full network; left in evaluation mode.
-        masks: (C,) binary masks as floats.
-        source, transform: training images and their augmentation.
-        images: how many images, drawn without replacement; 0 does nothing.
-        generator: draws them.
-        device, channels_last: as in training.
-        batch_size: images per batch.
-        told: called with how many of how many images were passed.
-    """
-    count = min(images, len(source))
-    if count >= 2:
-        picked = torch.randperm(len(source), generator=generator)[:count]
-        norms = [module for module in extractor.modules() if isinstance(module, MaskedBatchNorm)]
-        usual = [norm.momentum for norm in norms]
-        extractor.train()
-        batches = source.batches(
-            picked,
-            math.ceil(count / max(round(count / batch_size), 1)),
-            transform=transform,
-            generator=generator,
-            shuffle=True,
-            device=device,
-            channels_last=channels_last,
-        )
-        done = 0
-        for number, batch in enumerate(batches, 1):
-            told(done, count)
-            for norm in norms:
-                norm.momentum = 1 / number
-            extractor(batch.images, masks)
-            done += len(batch.labels)
-        for norm, momentum in zip(norms, usual, strict=True):
-            norm.momentum = momentum
-    extractor.eval()

@@ -22,7 +22,7 @@ from der_fast.training.stage import Stage
 
 
 class RepresentationStage(Stage):
-    """Trains one step's extractor, from wherever `state` stands.
+    """Trains one step's extractor, from the point that `state` has reached.
 
     Args:
         context: settings and listeners.
@@ -50,7 +50,7 @@ class RepresentationStage(Stage):
 
     @property
     def own_lr(self) -> Mapping[str, float]:
-        """Mask logits have a learning rate of their own."""
+        """Mask logits have their own learning rate."""
         return {"masks.logits": self.context.config.masks.lr}
 
     def run(self) -> None:
@@ -61,11 +61,11 @@ class RepresentationStage(Stage):
 
     @property
     def settled(self) -> bool:
-        """Whether the masks are binary in the epoch in progress."""
+        """Whether the masks are binary in the current epoch."""
         return self.state.epoch >= self.settle_at
 
     def begin_epoch(self) -> None:
-        """Settle the masks where that is due; at the end of the warm-up both classifiers are drawn again, as in the authors' code."""
+        """Settle the masks when due; at the end of the warm-up initialise both classifiers again, as in the authors' code."""
         epoch = self.state.epoch
         if epoch == self.settle_at:
             self._settle()
@@ -73,7 +73,7 @@ class RepresentationStage(Stage):
             self.redraw("head", "auxiliary")
 
     def _settle(self) -> None:
-        """Make the masks binary for good, and go on with the compact network."""
+        """Make the masks binary for good and continue with the compact network."""
         masks, config = self.state.masks, self.context.config.masks
         if masks is None:
             return
@@ -85,7 +85,7 @@ class RepresentationStage(Stage):
         self.state.elapsed += time.perf_counter() - started
 
     def batch_step(self) -> BatchStep:
-        """The function that trains a batch, made again where masks settled or networks were replaced."""
+        """The function that trains a batch, built again when masks settle or networks are replaced."""
         if self.step is None or self.der_loss is None or self.der_loss.settled != self.settled:
             self.der_loss = DerLoss(self.context, self.state, self.bank, self.known, self.controller, self.settled)
             self.step = BatchStep(self.context, self.optimizer, self.der_loss, self.der_loss.constrain, graphed=self.graphed)
@@ -98,27 +98,27 @@ class RepresentationStage(Stage):
         self.der_loss.prepare(scale, self.state.epoch * self.batches + number - 1)
 
     def after_batch(self, number: int) -> None:
-        """Note the mask logits now and then."""
+        """Record the mask logits from time to time."""
         state = self.state
         if state.masks is not None and not self.settled and is_noted(number, self.batches, self.settle_at):
             state.mask_log.add(state.epoch + number / self.batches, state.masks.logits)
 
     def end_epoch(self, lr: float) -> None:
-        """Move what was cut away as momentum and weight decay would."""
+        """Update the removed channels as momentum and weight decay would."""
         if self.state.remainder is not None:
             self.state.remainder.decay(self.schedule, lr, self.batches)
 
     def figures(self) -> dict[str, Any]:
-        """What the masks keep, and λ_s."""
+        """The share that the masks keep, and λ_s."""
         state, share, channels = self.state, None, None
         if state.masks is not None:
             keep = final_keep(state.masks, self.context.config.masks)
             share, channels = kept_share(state.masks.layout, keep), float(keep.double().mean())
-        # The epoch is counted already.
+        # The epoch is already counted.
         settled = state.epoch - 1 >= self.settle_at
         return {"kept_share": share, "kept_channels": channels, "sparsity_weight": state.sparsity_weight, "settled": settled}
 
     def write_down(self) -> None:
-        """Bring into the state what changes outside of it."""
+        """Copy into the state what changes outside it."""
         self.state.sparsity_weight = None if self.state.masks is None else self.controller.weight
         super().write_down()

@@ -1,9 +1,9 @@
-"""The settled part of a step, on the small network: once masks are binary, pruned channels need not be computed any more.
+"""The settled part of a step, on the small network: once masks are binary, pruned channels no longer need to be computed.
 
-The compact network takes over the full one's weights, batch-norm statistics and momentum, so the next batch's loss is what it would
-have been. What was cut away is kept aside, because the next step's extractor starts from this one's full weights.
-With its mask at zero a channel receives no gradient, so there nothing but momentum and weight decay would have moved the weights; both
-are linear, and a whole epoch of them is one 2 × 2 matrix.
+The compact network takes over the full one's weights, batch-norm statistics and momentum, so the next batch's loss does not change.
+The removed part is kept, because the next step's extractor starts from this one's full weights. A channel whose mask is zero receives
+no gradient, so only momentum and weight decay would have moved its weights; both are linear, and a whole epoch of them is one 2 × 2
+matrix.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Remainder:
     """The full network while its compact form is trained.
 
     Attributes:
-        plan: which channels the compact network consists of.
+        plan: which channels the compact network has.
         tensors: the full network's state by name; the kept channels' entries are out of date.
-        momentum: its momentum buffers by parameter name; likewise.
+        momentum: its momentum buffers by parameter name; likewise out of date.
     """
 
     plan: CompactionPlan
@@ -39,7 +39,7 @@ class Remainder:
     momentum: dict[str, Tensor]
 
     def decay(self, schedule: ScheduleConfig, lr: float, updates: int) -> None:
-        """Move what was cut away as `updates` steps of SGD without gradient would (eq. 13)."""
+        """Update the removed part as `updates` steps of SGD without gradient would (eq. 13)."""
         decay, momentum = schedule.weight_decay, schedule.momentum
         step = np.array([[1 - lr * decay, -lr * momentum], [decay, momentum]], dtype=np.float64)
         (ww, wv), (vw, vv) = np.linalg.matrix_power(step, updates).tolist()
@@ -54,7 +54,7 @@ class Remainder:
 
 
 def take_over(full: Extractor, momentum: Mapping[str, Tensor], plan: CompactionPlan) -> tuple[Extractor, dict[str, Tensor], Remainder]:
-    """Return the compact network ready for training, its momentum buffers, and what remains of the full one.
+    """Return the compact network ready for training, its momentum buffers, and the remainder of the full one.
 
     Args:
         full: the full network.
@@ -68,7 +68,7 @@ def take_over(full: Extractor, momentum: Mapping[str, Tensor], plan: CompactionP
 
 
 def extractor_like(other: Extractor, widths: Mapping[str, int] | None = None) -> Extractor:
-    """Return a new extractor of the same architecture, on the same device and in the same memory format; weights are to be loaded."""
+    """Return a new extractor of the same architecture, on the same device and in the same memory format; load its weights afterwards."""
     weight = other.stem.weight
     extractor = Extractor(other.architecture, widths).to(weight)
     if weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous():
@@ -77,7 +77,7 @@ def extractor_like(other: Extractor, widths: Mapping[str, int] | None = None) ->
 
 
 def merged(small: Extractor, remainder: Remainder) -> Extractor:
-    """Return the full network with the compact one's weights and statistics in their places."""
+    """Return the full network with the compact one's weights and statistics put back."""
     tensors = {name: value.clone() for name, value in remainder.tensors.items()}
     scatter(remainder.plan, small.state_dict(), tensors)
     full = extractor_like(small)

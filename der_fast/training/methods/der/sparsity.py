@@ -1,4 +1,4 @@
-"""How the weight λ_s of the sparsity loss follows a parameter budget, computed where the mask logits are: no number is asked for."""
+"""How the weight λ_s of the sparsity loss follows a parameter budget, computed on the device of the mask logits without reading from it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from der_fast.model.layout import MaskLayout
 class Budget:
     """Finds the threshold on mask logits that leaves a given share of the parameters.
 
-    The smallest τ is wanted such that keeping e_c > τ·w_c (and the floor) leaves at most the target share. The weights w_c are the
-    channels' prices to the power `masks.price_power`: a budget is met best by dear channels. Of every candidate τ, the scores
-    e_c / w_c themselves, only how many channels each group keeps matters, for within a group all prices are the same. Counts are whole
-    numbers in double precision, so that the result is exact.
+    It is the smallest τ such that keeping e_c > τ·w_c (and the floor) leaves at most the target share. The weights w_c are the
+    channels' prices to the power `masks.price_power`: expensive channels go first. The candidates for τ are the scores e_c / w_c
+    themselves. For each, only the number of channels that each group keeps matters, because all prices in a group are the same. Counts
+    are whole numbers in double precision, so the result is exact.
 
-    Nothing here reads a number from the device or takes one to it, so that a CUDA graph can hold it.
+    Nothing here copies a number to or from the device, so a CUDA graph can hold it.
 
     Args:
         layout: the full network's mask layout.
@@ -54,11 +54,11 @@ class Budget:
         self._together = (owners[:, None] == owners[None]).double()
 
     def threshold(self, logits: Tensor) -> Tensor:
-        """Return τ for logits (C,), a scalar of their dtype; the largest score where the floor alone exceeds the target."""
+        """Return τ for logits (C,), a scalar of their dtype; the largest score if the floor alone exceeds the target."""
         scores = logits / self.weights
         ordered, order = scores.sort()
         candidates = torch.cat([ordered[:1] - 1, ordered])
-        # Row i: of every group, how many of the scores from position i on.
+        # Row i: for every group, the number of its scores from position i on.
         above = self._members.index_select(0, order).flip(0).cumsum(0).flip(0)
         above = torch.cat([above, torch.zeros_like(above[:1])])
         kept = above.index_select(0, torch.searchsorted(ordered, candidates, right=True))
@@ -67,7 +67,7 @@ class Budget:
         return candidates.index_select(0, meets.to(torch.uint8).argmax(0, keepdim=True)).squeeze(0)
 
     def _parameters(self, kept: Tensor) -> Tensor:
-        """Parameters that remain (J,) when the groups keep so many channels, (J, G): what `compaction.live_widths` leaves."""
+        """Parameters that remain (J,) for numbers of kept channels per group (J, G), as `compaction.live_widths` counts them."""
         lost = (kept @ self._inner == 0).double() @ self._together > 0
         kept = kept.masked_fill(lost.double() @ self._inner.t() > 0, 0.0)
         kept = kept.masked_fill((kept @ self._path == 0).any(1, keepdim=True), 0.0)
@@ -84,8 +84,8 @@ class Budget:
 
 
 def least_kept(width: int, floor: float) -> int:
-    """Return ⌈floor · width⌉, the channels of a stream of `width` that stay whatever their logits."""
-    # 0.07 · 100 is 7.000000000000001 in floats, and must not ask for an eighth channel.
+    """Return ⌈floor · width⌉, the number of channels of a stream of `width` that always stay."""
+    # 0.07 · 100 is 7.000000000000001 in floats, and must not cost an eighth channel.
     return math.ceil(floor * width - 1e-9)
 
 
@@ -95,19 +95,19 @@ def budget_threshold(layout: MaskLayout, logits: Tensor, config: MasksConfig) ->
 
 
 class SparsityController:
-    """Chooses λ_s: a constant, or the weight that brings the ranking of channels across zero on time.
+    """Chooses λ_s: a constant, or the weight that moves the ranking of channels across zero in time.
 
     With a target, the threshold τ that would meet the budget now must fall to 0 in the R batches that remain. The sparsity loss
-    alone moves a logit by λ_s · lr · ∂L_S/∂e per batch, so the weight that is needed is λ_s = τ / (R · lr · ∂L_S/∂e), with the
+    alone moves a logit by λ_s · lr · ∂L_S/∂e per batch, so the required weight is λ_s = τ / (R · lr · ∂L_S/∂e), with the
     mean over channels for ∂L_S/∂e.
 
     `masks.sparsity` bounds it from above: in a short schedule a larger weight drags whole streams to zero before the task loss
-    can object (docs/pruning.md has the measurement). It is also taken where no weight moves a logit (masks.lr = 0). What remains
-    when the masks are made binary is taken off by `meet_budget`.
+    can object (docs/pruning.md has the measurement). It is also used if no weight moves a logit (masks.lr = 0). `meet_budget` removes
+    what exceeds the budget when the masks become binary.
 
     Args:
-        config: of the masks.
-        batches: how many batches learn masks, over all epochs.
+        config: the masks' configuration.
+        batches: number of batches that learn masks, over all epochs.
         layout: the full network's mask layout.
         device: where the logits lie.
 
@@ -123,7 +123,7 @@ class SparsityController:
 
     @property
     def weight(self) -> float:
-        """λ_s as a number; asks the device for it."""
+        """λ_s as a number, read from the device."""
         return float(self.value)
 
     @weight.setter
@@ -131,12 +131,12 @@ class SparsityController:
         self.value.fill_(weight)
 
     def set_batch(self, batch: int) -> None:
-        """Say which batch comes next (0-based, counted over all epochs in which masks are learned)."""
+        """Set the number of the next batch (0-based, counted over all epochs that learn masks)."""
         self._remaining.fill_(max(self.batches - batch, 1))
 
     @torch.no_grad()
     def adapt(self, logits: Tensor) -> None:
-        """Set λ_s for the batch that comes next, from the mask logits (C,)."""
+        """Set λ_s for the next batch, from the mask logits (C,)."""
         if self._budget is None:
             return
         threshold = self._budget.threshold(logits).double().clamp(min=0)

@@ -1,4 +1,4 @@
-"""A step of DER in progress: the new extractor with its masks, the classifiers, and what the settled network left behind."""
+"""A step of DER in progress: the new extractor with its masks, the classifiers, and the remainder of the settled network."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from der_fast.training.state import CLASSIFIER, StepFile, StepState, moved, name
 
 @dataclass
 class DerState(StepState):
-    """See `StepState`; its parts are 'extractor', 'masks' and 'auxiliary', if there are any, and 'head'.
+    """See `StepState`; its parts are 'extractor', 'head' and, if there are any, 'masks' and 'auxiliary'.
 
     Attributes:
-        remainder: what the compact network left behind of the full one; None while that is trained, and at the end of the stage.
-        sparsity_weight: λ_s where the state was last written down.
-        mask_log: how the mask logits went.
+        remainder: the full network's part without the compact one; None while the full network is trained, and at the end of the stage.
+        sparsity_weight: λ_s when the state was last saved.
+        mask_log: the mask logits over time.
     """
 
     remainder: Remainder | None = None
@@ -44,20 +44,20 @@ class DerState(StepState):
 
     @property
     def advice(self) -> tuple[str | Spelling, ...]:
-        """What may help where the stage in progress diverges."""
+        """What may help if the current stage diverges."""
         if self.stage == CLASSIFIER or self.masks is None:
             return super().advice
-        # Deep networks do not survive a residual stream whose masks are all zero: behind it nothing varies any more.
+        # Deep networks do not survive a residual stream whose masks are all zero: after it everything is constant.
         return *super().advice, ", or masks.lr or masks.sparsity, or keep every residual stream alive with masks.floor=0.1"
 
     def compact(self, keep: Tensor) -> bool:
-        """Go on with the compact network: extractor, classifiers and momentum lose the pruned channels.
+        """Continue with the compact network: extractor, classifiers and momentum lose the pruned channels.
 
         Args:
             keep: boolean (C,), the binary masks.
 
         Returns:
-            False, and nothing is changed, where a residual stream kept nothing: there is no network left to be trained.
+            False, without any change, if a residual stream kept nothing: no network is left to train.
         """
         decision = plan(MaskLayout(self.extractor.architecture), keep)
         if decision.constant:
@@ -72,13 +72,13 @@ class DerState(StepState):
         return True
 
     def expand(self) -> None:
-        """Return to the full network, with the compact one's weights in their places; momentum is dropped. Else does nothing."""
+        """Return to the full network with the compact one's weights put back and without momentum; does nothing if it is full."""
         if self.remainder is None:
             return
         self.extractor, self.remainder, self.momentum = merged(self.extractor, self.remainder), None, {}
 
     def files(self) -> dict[str, StepFile]:
-        """The mask trajectory, where there are masks."""
+        """The mask trajectory, if there are masks."""
         if self.masks is None:
             return {}
         layout = self.masks.layout
@@ -93,14 +93,14 @@ class DerState(StepState):
             tensors.update({f"full.{name}": value for name, value in self.remainder.tensors.items()})
             tensors.update({f"full_momentum.{name}": value for name, value in self.remainder.momentum.items()})
         tensors.update({f"mask_log.{name}": value for name, value in self.mask_log.tensors().items()})
-        return {**super().tensors(), **{name: value.detach().cpu().contiguous() for name, value in tensors.items()}}
+        return {**super().tensors(), **{name: value.detach() for name, value in tensors.items()}}
 
     def facts(self) -> dict[str, Any]:
         """Everything else, as plain JSON values."""
         return {**super().facts(), "sparsity_weight": self.sparsity_weight}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take over a state that was written down; raises KeyError or RuntimeError where it does not fit."""
+        """Restore a saved state; raises KeyError or RuntimeError if it does not fit."""
         decision = plan(MaskLayout(self.extractor.architecture), tensors["keep"]) if "keep" in tensors else None
         self.extractor = extractor_like(self.extractor, decision.widths if decision else None)
         super().restore(tensors, facts)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,15 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from der_fast.compaction.plan import with_floor
-from der_fast.config.schema import Config, MasksConfig
-from der_fast.data import MemorySource
+from der_fast.config.schema import MasksConfig
 from der_fast.kernels.channel_masks import sparsity_loss
 from der_fast.model.architecture import BACKBONES, build_architecture
-from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
-from der_fast.training.context import Context
-from der_fast.training.methods.der.pruning import final_keep, kept_share, meet_budget, reestimate_batch_norm
+from der_fast.training.methods.der.pruning import final_keep, kept_share, meet_budget
 from der_fast.training.methods.der.sparsity import Budget, SparsityController, budget_threshold
 
 LAYOUT = MaskLayout(build_architecture("resnet20", width=2))
@@ -192,58 +188,3 @@ def test_the_controllers_weight_is_what_its_formula_says() -> None:
     later = controller_of(replace(config, sparsity=1e9), 40)
     update(later, masks, 10)
     assert later.weight == pytest.approx(wanted)
-
-
-class Statistics:
-    """Mean and unbiased variance of what every batch-norm was given, batch by batch."""
-
-    def __init__(self, extractor: Extractor) -> None:
-        self.norms = [module for module in extractor.modules() if isinstance(module, MaskedBatchNorm)]
-        self.seen: dict[MaskedBatchNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in self.norms}
-        for norm in self.norms:
-            norm.register_forward_pre_hook(self._note)
-
-    def _note(self, norm: MaskedBatchNorm, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].double()
-        self.seen[norm].append((x.mean((0, 2, 3)), x.var((0, 2, 3))))
-
-
-@pytest.mark.parametrize("images", [4, 10, 100])
-def test_batch_norm_is_the_mean_of_the_batches_statistics(
-    images: int, tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
-) -> None:
-    source = synthetic("abc", 4)
-    context = context_for(tiny(), source)
-    extractor = Extractor(LAYOUT.architecture).initialise(torch.Generator().manual_seed(0))
-    for norm in extractor.modules():
-        if isinstance(norm, MaskedBatchNorm):
-            norm.running_mean.fill_(5.0)
-    masks = (masks_of(3).logits > 0).float()
-    statistics, told = Statistics(extractor), list[tuple[int, int]]()
-    reestimate_batch_norm(
-        extractor, masks, source, context.train_transform, images=images, generator=torch.Generator().manual_seed(1),
-        device=torch.device("cpu"), channels_last=True, batch_size=4, told=lambda done, images: told.append((done, images)),
-    )  # fmt: skip
-    count = min(images, 12)
-    assert (len(told), told[0]) == (round(count / 4), (0, count))
-    for norm, seen in statistics.seen.items():
-        assert len(seen) == round(count / 4)
-        means, variances = (torch.stack(part) for part in zip(*seen, strict=True))
-        assert torch.allclose(norm.running_mean.double(), means.mean(0), atol=1e-5)
-        assert torch.allclose(norm.running_var.double(), variances.mean(0), rtol=1e-4, atol=1e-5)
-        assert norm.momentum == 0.1
-    assert not extractor.training
-
-
-def test_batch_norm_can_be_left_alone(
-    tiny: Callable[..., Config], synthetic: Callable[..., MemorySource], context_for: Callable[..., Context]
-) -> None:
-    source = synthetic("abc", 4)
-    extractor = Extractor(LAYOUT.architecture).initialise(torch.Generator().manual_seed(0)).train()
-    before = {name: value.clone() for name, value in extractor.state_dict().items()}
-    reestimate_batch_norm(
-        extractor, None, source, context_for(tiny(), source).train_transform, images=0, generator=torch.Generator(),
-        device=torch.device("cpu"), channels_last=True,
-    )  # fmt: skip
-    assert all(torch.equal(value, before[name]) for name, value in extractor.state_dict().items())
-    assert not extractor.training

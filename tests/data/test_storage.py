@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from der_fast.data import kept as keeping
-from der_fast.data.kept import from_record, located, record_of
+from der_fast.data import storage
+from der_fast.data.storage import from_record, located, record_of
 from der_fast.errors import DataError
 from der_fast.seeds import generator
 
@@ -80,7 +80,7 @@ def test_files_of_two_roots(kept, photos, open_photos, tmp_path):
 def test_a_drive_that_does_not_answer_is_not_waited_for(kept, monkeypatch):
     back, chosen = kept
     answer = threading.Event()
-    monkeypatch.setattr(keeping, "read_bytes", lambda path: bytes(answer.wait(WAIT)))
+    monkeypatch.setattr(storage, "read_bytes", lambda path: bytes(answer.wait(WAIT)))
     for source in (back, chosen):
         source.library.settings = replace(source.library.settings, timeout=0.2)
     with pytest.raises(DataError, match=r"reading .*\.jpg took longer than data\.timeout=0\.2 seconds"):

@@ -1,4 +1,4 @@
-"""A source as it is saved with a run, and found again: pixels, or of files their relative paths, sizes and checksums instead of pixels."""
+"""Saving a source with a run and finding it again: pixels, or for files their relative paths, sizes and checksums instead."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DIGEST_BYTES = 32
 
 
 def record_of(source: ImageSource) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a source as tensors and plain JSON values; files that nobody has looked at are read for their checksums.
+    """Return a source as tensors and plain JSON values; files without a known checksum are read for it.
 
     Raises:
         DataError: a file's bytes did not come in time.
@@ -57,14 +57,14 @@ def _record_of_files(source: PhotoSource) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def from_record(tensors: dict[str, Tensor], facts: dict[str, Any], settings: ReadSettings) -> ImageSource:
-    """The inverse of `record_of`; whether the files are still there is not asked.
+    """The inverse of `record_of`; it does not check that the files still exist.
 
     Args:
-        tensors, facts: what it returned.
+        tensors, facts: what `record_of` returned.
         settings: how files are read.
 
     Raises:
-        KeyError, TypeError, ValueError: this is not such a record.
+        KeyError, TypeError, ValueError: these are not such a record.
     """
     if "files" in facts:
         return _from_files(tensors, facts["files"], Library(settings))
@@ -89,10 +89,10 @@ def _from_files(tensors: dict[str, Tensor], facts: dict[str, Any], library: Libr
 def located(source: ImageSource, places: Sequence[str]) -> ImageSource:
     """Return the source with its files where they are now; images in memory are returned as they are.
 
-    A root whose files are gone is looked for at `places`. A few files that are missing or changed are put down as unreadable ones are.
+    A root whose files are gone is looked for at `places`. A few files that are missing or changed count as unreadable.
 
     Args:
-        source: as `from_record` made it.
+        source: from `from_record`.
         places: folders where a root may have been moved to.
 
     Raises:
@@ -144,7 +144,7 @@ def _changed(table: FileTable, source: PhotoSource, digests: dict[str, str], gon
 
 
 def _digest(path: str) -> str:
-    """Return the SHA-256 of a file's contents; zeros where it cannot be read."""
+    """Return the SHA-256 of a file's contents; zeros if it cannot be read."""
     try:
         return hashlib.sha256(read_bytes(path)).hexdigest()
     except OSError:
