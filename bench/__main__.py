@@ -1,4 +1,4 @@
-"""`python -m bench`: the cases (list, run, compare, table, readme, plot) and the studies, each by its name; see bench/README.md."""
+"""`python -m bench`: the commands for cases (list, run, compare, table, readme, plot) and the studies, by name; see bench/README.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# Imported when they are asked for: each needs other packages, and one of them measures memory.
+# Imported on demand: each needs different packages, and one of them measures memory.
 STUDIES = {
     name: f"bench.studies.{name.replace('-', '_')}"
     for name in (
@@ -31,7 +31,7 @@ STUDIES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study or a command; returns the exit code: 0, 1 where something failed, 2 for a mistake of the caller."""
+    """Run a study or a command; return the exit code: 0, 1 if something failed, 2 for a mistake by the caller."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in STUDIES:
         return int(importlib.import_module(STUDIES[given[0]]).main(given[1:]) or 0)

@@ -5,10 +5,10 @@
 #
 # Sections, in the order in which they run:
 #   facts           machine, driver, compilers, packages that are missing
-#   build           the extension with CUDA (DER_FAST_CUDA=ON); done anyway where it is not there yet
+#   build           the extension with CUDA (DER_FAST_CUDA=ON); runs anyway if it is not built yet
 #   test            tests marked gpu
-#   test-kernels    the kernels' other tests, which run on the GPU where there is one
-#   agree           reference and fused backend train the same model, briefly
+#   test-kernels    the kernels' other tests, which run on the GPU if there is one
+#   agree           check briefly that the reference and fused backends train the same model
 #   sanitize        compute-sanitizer: memcheck and racecheck over every kernel and one fused training step
 #   bench-kernels   masked_bn, channel_masks, augment, compact
 #   bench-conv      convolutions alone
@@ -22,18 +22,18 @@
 #   schedule        CIFAR-100 B0-10 on data of its shape, few epochs, extrapolated
 #   schedule-full   the same with every epoch
 #   cifar10         five steps of two classes, pruned and unpruned, fused and reference (needs --cifar10)
-# Without sections: facts build test agree bench-kernels bench-bank bench-step. The table comes last in any case.
+# Default sections: facts build test agree bench-kernels bench-bank bench-step. The table always comes last.
 #
 # Options:
 #   --out FOLDER      where gpu.jsonl, log.txt and table.md go (default: bench/results/gpu-run); results are appended
-#   --wheels FOLDER   wheels of missing packages; they are put beside Python's own for this run
+#   --wheels FOLDER   wheels of missing packages; they are added to Python's own for this run
 #   --cifar10 PATH    CIFAR-10 as class folders with train/ and test/, or a tar of that
-#   --limit SECONDS   for everything together (default 570); a section gets what is left, the table comes out in any case
-#   --commit NAME     the commit's name, where this is a copy without its repository
+#   --limit SECONDS   for everything together (default 570); a section gets the remaining time, and the table is always written
+#   --commit NAME     the commit's name, for a copy without its repository
 #   --quick           fewer shapes and samples in the bench sections
 #
-# A section that fails or runs out of time does not stop the others; every section's exit status is listed at the end (124: out of time),
-# and this script's own is 0 only if all were 0.
+# A section that fails or runs out of time does not stop the others. The end lists every section's exit status (124: out of time); this
+# script's own is 0 only if all were 0.
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
@@ -76,14 +76,14 @@ statuses=()
 
 left() { echo $((limit - reserve - (SECONDS - started))); }
 
-# section NAME COMMAND...: run with what is left of the time, keep its output and its exit status.
+# section NAME COMMAND...: run within the remaining time, keep its output and its exit status.
 section() {
     local name=$1 status begin=$SECONDS
     shift
     echo "== $name" | tee -a "$log"
     if (($(left) < 5)); then
         status=124
-        echo "no time is left; give this section to another run" | tee -a "$log"
+        echo "no time is left; run this section again on its own" | tee -a "$log"
     else
         timeout --kill-after=10 "$(left)" "$@" 2>&1 | tee -a "$log"
         status=${PIPESTATUS[0]}
@@ -107,9 +107,9 @@ run_bench() { section "$1" bash -c 'bench_groups "$@"' bench "${@:2}"; }
 has_cuda_build() { "$python" -c 'from der_fast import native; raise SystemExit(not native.build_info()["cuda"])' 2>/dev/null; }
 
 facts() {
-    nvidia-smi 2>&1 || echo 'nvidia-smi is not here'
-    nvcc --version 2>&1 | tail -2 || echo 'nvcc is not here'
-    for tool in compute-sanitizer cmake ninja g++; do printf '%-18s %s\n' "$tool" "$(command -v "$tool" || echo 'not here')"; done
+    nvidia-smi 2>&1 || echo 'nvidia-smi was not found'
+    nvcc --version 2>&1 | tail -2 || echo 'nvcc was not found'
+    for tool in compute-sanitizer cmake ninja g++; do printf '%-18s %s\n' "$tool" "$(command -v "$tool" || echo 'not found')"; done
     "$python" --version
     "$python" - <<'EOF' || true
 import torch

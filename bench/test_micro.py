@@ -1,6 +1,6 @@
 """The micro cases for pytest-benchmark: `pytest bench --benchmark-only`. Tiny shapes on a CPU, real ones on a GPU.
 
-Each passes the same gate as in `python -m bench run`. Launch overhead is in these times; for figures to quote use `python -m bench run`.
+Each passes the same gate as in `python -m bench run`. These times include launch overhead; for results to quote use `python -m bench run`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAIRS = [
     pytest.param(case, variant, id=f"{case.id}-{variant.name}")
     for case in cases_of(SETTING, GROUPS)
     for variant in case.variants
-    # torch.compile takes minutes, and a whole epoch of a loader is no micro case.
+    # torch.compile takes minutes, and a whole epoch of a loader is not a micro case.
     if variant.name != "compile" and case.timing != "once"
 ]
 

@@ -7,7 +7,7 @@ namespace der_fast::channel_masks {
 
 namespace {
 
-// The sum of 32 lanes with the tree that a warp uses.
+// Sums 32 lanes with the same tree as a warp.
 template <class Lane>
 double sum_of_lanes(const Lane& lane) {
   double values[kLanes];
@@ -31,7 +31,7 @@ void check_offsets(const std::int32_t* offsets, std::int32_t count, std::int64_t
 }  // namespace
 
 void check(const Structure& s, std::int64_t channels, std::int64_t users) {
-  // Row after row covers every channel once: what is not covered would be left unwritten.
+  // The rows must cover every channel once: a channel that is not covered would stay unwritten.
   std::int32_t next = 0;
   for (std::int32_t row = 0; row < s.rows; ++row) {
     const std::int32_t *entry = s.row + 3 * row;

@@ -1,4 +1,4 @@
-// The channel masks' arguments from Python: checked here, then the GIL is released.
+// Checks the channel masks' arguments from Python, then releases the GIL.
 #include "channel_masks_bind.hpp"
 
 #include <pybind11/stl.h>
@@ -30,7 +30,7 @@ Tensor dense(const py::handle& value, const std::string& name, Dtype dtype, cons
   return tensor;
 }
 
-// One number, whatever the shape that holds it.
+// One number, in a tensor of any shape.
 void* number(const py::handle& value, const std::string& name, Dtype dtype) {
   const Tensor tensor = tensor_of(value, name);
   if (tensor.dtype != dtype || tensor.elements() != 1) refuse(name, std::string("must be one ") + name_of(dtype) + " number");
@@ -61,7 +61,7 @@ Tables tables_of(const py::object& value) {
   s.row = table(parts[0], "rows", 2, s.rows, columns);
   if (columns != 3) refuse("rows", "must have 3 columns, not " + std::to_string(columns));
   s.row_offset = table(parts[1], "row_offsets", 1, length, columns);
-  if (length < 2) refuse("row_offsets", "must have an entry more than there are groups, which must be at least one");
+  if (length < 2) refuse("row_offsets", "must have one entry more than there are groups, of which there must be at least one");
   s.groups = length - 1;
   s.conv = table(parts[2], "convs", 2, s.convs, columns);
   if (columns < 4 || columns % 2) refuse("convs", "must have 2 + 2·span columns, not " + std::to_string(columns));
@@ -80,7 +80,7 @@ Dtype real(const Tensor& logits) {
   return logits.dtype;
 }
 
-// Where to run: a CUDA device's number, or the CPU; and the stream's handle.
+// Where to run: a CUDA device's number or the CPU, and the stream's handle.
 struct Place {
   std::optional<int> device;
   std::uintptr_t stream;

@@ -1,4 +1,4 @@
-// Arguments from Python, read one by one: what does not fit is refused by the argument's name, with what it must be and what it was.
+// Reads arguments from Python one by one. A wrong one is refused by name, with what it must be and what it was.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,7 +16,7 @@ namespace der_fast {
 // Throws std::invalid_argument, which Python sees as ValueError; every message begins with the argument's name.
 [[noreturn]] void refuse(const std::string& name, const std::string& fault);
 
-// A value as a message shows it, shortened.
+// A value as shown in a message, shortened.
 inline std::string shown(const pybind11::handle& value) {
   try {
     return pybind11::str(pybind11::module_::import("reprlib").attr("repr")(value));
@@ -25,13 +25,13 @@ inline std::string shown(const pybind11::handle& value) {
   }
 }
 
-// `what` says what the value must be, with its article.
+// `what` names what the value must be, with its article.
 template <class T>
 T field(const pybind11::handle& value, const std::string& name, const std::string& what) {
   if constexpr (std::is_base_of_v<pybind11::object, T>) {
     if (pybind11::isinstance<T>(value)) return pybind11::reinterpret_borrow<T>(value);
   } else if (pybind11::isinstance<pybind11::bool_>(value) == std::is_same_v<T, bool>) {
-    // Neither is True a number here, as it is for Python, nor is everything true or false.
+    // Stricter than Python: True is not a number here, and only True and False are booleans.
     try {
       return pybind11::cast<T>(value);
     } catch (const pybind11::cast_error&) {
@@ -48,13 +48,13 @@ inline std::int64_t whole(const pybind11::handle& value, const std::string& name
 }
 
 inline double finite_number(const pybind11::handle& value, const std::string& name) {
-  constexpr const char* what = "a finite number, and not negative";
+  constexpr const char* what = "a finite number of at least 0";
   const auto number = field<double>(value, name, what);
   if (number >= 0 && number <= std::numeric_limits<double>::max()) return number;
   refuse(name, std::string("must be ") + what + ", not " + shown(value));
 }
 
-// References of their own: another thread may change the list while the GIL is released.
+// Separate references, since another thread may change the list while the GIL is released.
 inline std::vector<pybind11::object> items(const pybind11::handle& value, const std::string& name, const std::string& what) {
   std::vector<pybind11::object> out;
   if (pybind11::isinstance<pybind11::tuple>(value)) {
@@ -67,7 +67,7 @@ inline std::vector<pybind11::object> items(const pybind11::handle& value, const 
   return out;
 }
 
-// Whole numbers, with pybind11's conversion to vectors left alone: it takes sets too, in whatever order.
+// Whole numbers, without pybind11's conversion to vectors, which also accepts sets, in any order.
 template <class T>
 std::vector<T> numbers(const pybind11::handle& value, const std::string& name, const std::string& what) {
   std::vector<T> out;

@@ -1,4 +1,4 @@
-// The module der_fast._C: arguments from Python are checked here, then the GIL is released and plain C++ runs.
+// The module der_fast._C: checks arguments from Python, then releases the GIL and runs plain C++.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -163,7 +163,7 @@ compact::Vector vector_of(const py::handle& value, const std::string& name, std:
   return {tensor.data, tensor.strides[0]};
 }
 
-// (kind, offset, target dtype, rows, columns, weight, (gamma, beta, mean, variance)); what a kind does not read is None.
+// (kind, offset, target dtype, rows, columns, weight, (gamma, beta, mean, variance)); a part that a kind does not read is None.
 Job job_of(const py::handle& value, const std::string& name, Layout layout, double epsilon) {
   const auto parts = field<py::tuple>(value, name, "a tuple");
   if (parts.size() != 7) refuse(name, "must be (kind, offset, dtype, rows, columns, weight, norm)");
@@ -212,7 +212,7 @@ Job job_of(const py::handle& value, const std::string& name, Layout layout, doub
   return job;
 }
 
-// The arguments that packing has on every device.
+// The arguments of packing that every device shares.
 struct Arguments {
   Tensor storage;
   std::vector<Job> jobs;
@@ -222,7 +222,7 @@ struct Arguments {
     if (storage.dtype != Dtype::byte || storage.shape.size() != 1 || !storage.contiguous()) {
       refuse("storage", "must be a contiguous uint8 vector");
     }
-    if (reinterpret_cast<std::uintptr_t>(storage.data) % kAlignment) refuse("storage", "must begin at a multiple of 64 bytes");
+    if (reinterpret_cast<std::uintptr_t>(storage.data) % kAlignment) refuse("storage", "must start at a multiple of 64 bytes");
     const auto layout = field<int>(layout_value, "layout", "0 (KCRS) or 1 (KRSC)");
     if (layout != 0 && layout != 1) refuse("layout", "must be 0 (KCRS) or 1 (KRSC), not " + std::to_string(layout));
     const double epsilon = finite_number(epsilon_value, "epsilon");
@@ -253,7 +253,7 @@ std::int64_t pack_cuda_binding(const py::object& values, const py::object& stora
   if (workspace.dtype != Dtype::byte || !workspace.contiguous() || workspace.elements() < static_cast<std::int64_t>(wanted.bytes)) {
     refuse("workspace", "must be contiguous uint8 of at least " + std::to_string(wanted.bytes) + " bytes");
   }
-  if (reinterpret_cast<std::uintptr_t>(workspace.data) % alignof(Job)) refuse("workspace", "must begin at a multiple of 8 bytes");
+  if (reinterpret_cast<std::uintptr_t>(workspace.data) % alignof(Job)) refuse("workspace", "must start at a multiple of 8 bytes");
   const py::gil_scoped_release release;
   return pack_cuda(given.jobs, static_cast<std::byte*>(given.storage.data), given.storage.elements(),
                    static_cast<std::byte*>(workspace.data), device, stream);

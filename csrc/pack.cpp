@@ -25,7 +25,7 @@ struct Task {
   std::int64_t end = 0;
 };
 
-// Large enough that taking a task costs nothing, small enough that the last thread is not waited for.
+// Large enough that fetching a task costs nothing, small enough that nobody waits for the last thread.
 constexpr std::int64_t kTaskElements = std::int64_t{1} << 14;
 // Starting a thread takes about as long as packing this much.
 constexpr std::int64_t kThreadElements = std::int64_t{1} << 17;
@@ -121,7 +121,7 @@ void check(const std::vector<Job>& jobs, std::int64_t bytes) {
                                   " × " + std::to_string(job.height) + " × " + std::to_string(job.width) + " entries");
     }
     if (job.offset < end) {
-      throw std::invalid_argument(name + ".offset is " + std::to_string(job.offset) + ", but what lies before ends at " +
+      throw std::invalid_argument(name + ".offset is " + std::to_string(job.offset) + ", but the data before it ends at " +
                                   std::to_string(end));
     }
     if (job.offset % kAlignment) {

@@ -74,7 +74,7 @@ class Planner {
       bool lost = false;
       for (const int group : groups) lost |= kept(group) == 0;
       plan_.lost.push_back(lost);
-      // What is left of the block is a constant vector: its other inner channels have nothing to do any more.
+      // All that is left of the block is a constant vector: its other inner channels are no longer needed.
       if (lost) {
         for (const int group : groups) drop(group);
       }
@@ -97,7 +97,7 @@ class Planner {
     }
   }
 
-  // A total after every factor was checked and before it could overflow.
+  // Adds to a total of checked factors before it can overflow.
   static void add_to(std::int64_t& total, const std::vector<std::int64_t>& factors) {
     const auto more = product(factors);
     if (!more || *more > kMost - total) {
@@ -184,7 +184,7 @@ void check(const Network& network) {
     const std::string name = "units[" + std::to_string(i) + "]";
     check_groups(network, unit.source, name + ".source");
     check_groups(network, unit.target, name + ".target");
-    // A group may be named more than once, and positions among the channels of a unit are 32 bits wide.
+    // A group may appear more than once, and positions among the channels of a unit are 32 bits wide.
     if (std::max(width(unit.source, network.groups), width(unit.target, network.groups)) > kMostChannels) {
       throw std::invalid_argument(name + " has more than " + std::to_string(kMostChannels) + " channels");
     }

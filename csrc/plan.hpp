@@ -1,4 +1,4 @@
-// From binary masks to what remains: which channels stay, which branches are lost, and where every folded tensor lies.
+// From binary masks to a plan: which channels stay, which branches are lost, and where every folded tensor is stored.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace der_fast {
 
 constexpr std::int64_t kMostAlign = 1024;
 
-// One stored piece of the network. `source` and `target` are groups that lie side by side in the piece's channels.
+// One stored piece of the network. `source` and `target` are groups that are side by side in the piece's channels.
 struct Unit {
   enum Kind { convolution = 0, affine = 1, constant = 2 };
   enum When { always = 0, alive = 1, lost = 2 };
@@ -27,7 +27,7 @@ struct Unit {
 struct Network {
   std::vector<std::int64_t> groups;      // full widths
   std::int64_t image_channels = 3;
-  std::vector<std::vector<int>> streams;  // every tensor that the residual streams consist of
+  std::vector<std::vector<int>> streams;  // every tensor that makes up the residual streams
   std::vector<std::vector<int>> inner;    // the inner groups of each block
   std::vector<Unit> units;                // in the order in which they are stored
 };
@@ -55,7 +55,7 @@ struct Plan {
   std::int64_t stored_elements = 0;    // stored, with padding
 };
 
-// Throws std::invalid_argument where the description contradicts itself; `make_plan` does so also where what it describes is too large.
+// Throws std::invalid_argument if the description contradicts itself; `make_plan` also does if it describes something too large.
 void check(const Network& network);
 
 // `keep` has one entry per channel, 0 or 1. Pure: the same arguments give the same plan.

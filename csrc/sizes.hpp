@@ -1,4 +1,4 @@
-// Sizes come from outside, and their products and sums could be anything: these stay within what 64 bits hold.
+// Sizes come from outside, so their products and sums could be anything: these functions stay within 64 bits.
 #pragma once
 
 #include <algorithm>
@@ -9,12 +9,12 @@
 
 namespace der_fast {
 
-// Where every tensor of an arena begins, in bytes.
+// The alignment of every tensor in an arena, in bytes.
 constexpr std::int64_t kAlignment = 64;
-// Of elements and of bytes: more than any machine addresses, and far enough from the end of 64 bits to go on calculating.
+// Limit for elements and bytes: more than any machine addresses, and far enough from 2^63 for further arithmetic.
 constexpr std::int64_t kMost = std::int64_t{1} << 48;
 
-// The product of sizes, none of them negative, or nothing where it exceeds kMost.
+// The product of non-negative sizes, or nothing if it exceeds kMost.
 inline std::optional<std::int64_t> product(const std::vector<std::int64_t>& sizes) {
   if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return 0;
   std::int64_t count = 1;

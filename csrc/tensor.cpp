@@ -19,7 +19,7 @@ std::vector<std::int64_t> integers(const py::handle& value, const std::string& n
   return out;
 }
 
-// The elements end at a distance of their address that can be calculated with.
+// The distance from the address to the last element must not overflow.
 void expect_reach(const Tensor& tensor, const std::string& name) {
   std::int64_t reach = 0;
   for (std::size_t i = 0; i < tensor.shape.size(); ++i) {

@@ -1,4 +1,4 @@
-// What Python hands over for a tensor: address, shape, strides and dtype code, each checked before anything is read.
+// A tensor as Python passes it: address, shape, strides and dtype code, each checked before anything is read.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -21,7 +21,7 @@ struct Tensor {
   std::vector<std::int64_t> strides;  // in elements
   Dtype dtype = Dtype::float32;
 
-  // At most kMost: tensor_of has refused larger ones.
+  // At most kMost, since tensor_of refuses larger tensors.
   [[nodiscard]] std::int64_t elements() const { return *product(shape); }
   [[nodiscard]] bool contiguous() const;
 };

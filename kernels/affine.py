@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# What every batch-norm of the networks adds to the variance.
+# Added to the variance by every batch-norm of the networks.
 EPSILON = 1e-5
 VECTORS = ("mean", "rstd", "scale", "shift")
 
@@ -32,7 +32,7 @@ class Affine:
 
 
 def affine_of(mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> Affine:
-    """Return the Affine of given statistics, (C,) each: in evaluation mode those are the running ones."""
+    """Return the Affine for these statistics, (C,) each; in evaluation mode they are the running ones."""
     rstd = torch.rsqrt(var + eps)
     scale, shift = weight * rstd, bias - weight * mean * rstd
     if mask is not None:

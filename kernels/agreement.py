@@ -1,4 +1,4 @@
-"""Whether several ways of computing something compute the same: asked on the data at hand before the fastest of them is taken."""
+"""Checks that several implementations compute the same thing, on the data at hand, before the fastest one is chosen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Run = Callable[[], object]
-# The tensors of a run's result that must agree.
+# Picks the tensors of a run's result that must agree.
 Tensors = Callable[[object], Sequence[Tensor | None]]
 
 # Far above what rounding does to a residual block (TensorFloat-32 counts as float32), far below what a wrong tile or a race does.
@@ -32,14 +32,14 @@ def difference(found: Tensor, trusted: Tensor) -> float:
 
 
 def agreeing(runs: Mapping[str, Run], trusted: str, tensors: Tensors, what: str) -> dict[str, Run]:
-    """Return the runs whose results are those of the trusted one but for rounding; the others are left out with a warning.
+    """Return the runs whose results equal the trusted one's up to rounding; the others are left out with a warning.
 
-    A run that raises is left out, too: a kernel that does not fit this device must not end what can go on without it.
+    A run that raises is left out too: a kernel that does not fit this device must not stop work that can continue without it.
 
     Args:
-        runs: by name, `trusted` among them; nothing they compute may depend on how often they ran.
-        trusted: the one that is right.
-        tensors: what of a result is compared, of every run equally many; None stands for nothing.
+        runs: by name, including `trusted`; their results must not depend on how often they have run.
+        trusted: the name of the run that is known to be right.
+        tensors: returns the parts of a result to compare, the same number for every run; None for a part that is absent.
         what: what is computed, for the warning.
     """
     truth = [None if tensor is None else tensor.clone() for tensor in tensors(runs[trusted]())]
@@ -59,9 +59,9 @@ def _problem(run: Run, tensors: Tensors, truth: Sequence[Tensor | None]) -> str 
         worst = 0.0
         for one, other in zip(found, truth, strict=True):
             if (one is None) != (other is None):
-                return "gives a gradient where there is none, or none where there is one"
+                return "returns a gradient where there should be none, or none where there should be one"
             if one is not None and other is not None:
-                # Vectors of sums are kept in float32 whatever they are sums of, so the least exact dtype of the result counts.
+                # Vectors of sums are float32 whatever was summed, so the least exact dtype of the result sets the limit.
                 worst = max(worst, difference(one, other))
     except Exception as error:
         return f"failed: {type(error).__name__}: {error}"

@@ -24,8 +24,8 @@ class Backend:
     Attributes:
         name: 'reference' or 'fused'.
         reason: for people.
-        measured: of 'fused', whether every part takes the implementation that is fastest here, cuDNN's convolutions among them;
-            otherwise der_fast's kernels run wherever they can, as tests and benchmarks want it.
+        measured: for 'fused', whether each part uses the implementation measured to be fastest here, cuDNN's convolutions
+            included; if False, der_fast's kernels run wherever they can, as tests and benchmarks want.
     """
 
     name: str
@@ -34,10 +34,10 @@ class Backend:
 
 
 def available(device: torch.device | None = None) -> dict[str, tuple[bool, str]]:
-    """Return for every backend whether it works on `device`, and why (not).
+    """Return for every backend whether it works on `device`, and why or why not.
 
     Args:
-        device: default: the one that `resolve_device('auto')` names.
+        device: defaults to `resolve_device('auto')`.
     """
     return {
         "reference": (True, "eager PyTorch; works on every device"),
@@ -48,8 +48,8 @@ def available(device: torch.device | None = None) -> dict[str, tuple[bool, str]]
 def resolve(backend: str, device: torch.device) -> Backend:
     """Choose the implementation for `device`.
 
-    'fused' where it does not work (no Triton, no GPU, or one that is too old) is the reference, and a warning says why: a run that was
-    made on a GPU must go on where there is none.
+    Where 'fused' does not work (no Triton, no GPU, or a GPU that is too old) this returns the reference and logs a warning with the
+    reason: a run that started on a GPU must be able to continue without one.
 
     Args:
         backend: 'auto', 'reference' or 'fused'.
@@ -66,13 +66,13 @@ def resolve(backend: str, device: torch.device) -> Backend:
         return Backend("reference", "auto: no CUDA device in use")
     works, reason = available(device)["fused"]
     if backend == "fused" and not works:
-        _log.warning("backend 'fused' does not work here, the reference is used instead: %s", reason)
+        _log.warning("backend 'fused' does not work here, so the reference is used instead: %s", reason)
         return Backend("reference", f"fused was asked for, but {reason}")
     if not works:
         return Backend("reference", f"auto: {reason}")
     asked = "asked for" if backend == "fused" else "auto"
     if device.type != "cuda":
-        # The interpreter: times say nothing.
+        # In the interpreter, times mean nothing.
         return Backend("fused", f"{asked}: {reason}")
     return Backend("fused", f"{asked}: {reason}, the fastest of cuDNN and der_fast's kernels as measured", measured=True)
 
@@ -101,7 +101,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn 'auto', 'cpu', 'cuda' or 'cuda:1' into a device that exists; BackendError where it does not, or not after a fork."""
+    """Turn 'auto', 'cpu', 'cuda' or 'cuda:1' into a device; raise BackendError where it does not exist or is unusable after a fork."""
     if name == "auto":
         refuse_cuda_after_fork(torch.device("cuda"))
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,5 +114,5 @@ def resolve_device(name: str) -> torch.device:
     refuse_cuda_after_fork(device)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         on_cpu = Spelling("--device cpu", 'device="cpu"')
-        raise BackendError(f"device {name!r} is not there: PyTorch sees {torch.cuda.device_count()} CUDA device(s). Use ", on_cpu, ".")
+        raise BackendError(f"device {name!r} does not exist: PyTorch sees {torch.cuda.device_count()} CUDA device(s). Use ", on_cpu, ".")
     return device

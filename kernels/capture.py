@@ -1,4 +1,4 @@
-"""Recording a CUDA graph such that an attempt that fails leaves nothing behind for those who go on without it."""
+"""Records a CUDA graph so that a failed attempt leaves nothing behind, and the caller can continue without the graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _given_up: list[torch.cuda.CUDAGraph] = []
 
 
 def run_on(stream: torch.cuda.Stream, run: Callable[[], Result]) -> Result:
-    """Run on `stream`, after what is queued on the current one and before what follows on it; return what `run` returns."""
+    """Run on `stream`, after the work queued on the current stream and before any that follows; return what `run` returns."""
     here = torch.cuda.current_stream(stream.device)
     stream.wait_stream(here)
     with torch.cuda.stream(stream):
@@ -23,21 +23,21 @@ def run_on(stream: torch.cuda.Stream, run: Callable[[], Result]) -> Result:
 
 
 def warm_up(run: Callable[[], object], stream: torch.cuda.Stream, times: int = 2) -> None:
-    """Run on `stream`, on which a capture may follow.
+    """Run on `stream` before a capture.
 
-    Kernels are compiled and libraries choose their algorithms and make their workspaces here, which no capture allows.
+    A capture cannot compile kernels, choose algorithms or allocate library workspaces, so that happens here.
     """
     for _ in range(times):
         run_on(stream, run)
 
 
 def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Result:
-    """Capture what `run` launches into `graph`, on `stream`; return what it returns, of which a replay writes the tensors again.
+    """Capture what `run` launches into `graph`, on `stream`; return what it returns. A replay overwrites the tensors in that result.
 
-    Other threads may use the device meanwhile, to load images for instance.
+    Other threads may use the device during the capture, for example to load images.
 
     Raises:
-        Exception: what `run` raised; where it raised nothing, a RuntimeError with the driver's reason. The current stream is as before.
+        Exception: what `run` raised; if it raised nothing, a RuntimeError with the driver's reason. The current stream is restored.
     """
     here = torch.cuda.current_stream(stream.device)
     problems: list[Exception] = []
@@ -52,13 +52,13 @@ def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch
         ended = bool(problems) and problems[0] is error
         if ended:
             raise
-        # A capture that the driver has given up cannot be ended in order: PyTorch then raises a second error over the one that says why,
-        # leaves its stream the current one, and goes on asking the graph whose allocations are its own.
+        # A capture that the driver has invalidated cannot be ended cleanly: PyTorch raises a second error that hides the first, leaves its
+        # own stream as the current one, and keeps asking the graph which allocations belong to it.
         torch.cuda.set_stream(here)
         _given_up.append(graph)
         if problems:
             raise problems[0] from None
         raise
     finally:
-        # An error holds this frame, which holds the error.
+        # The error refers to this frame and the frame to the error.
         problems.clear()

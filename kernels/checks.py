@@ -1,4 +1,4 @@
-"""What every operation checks alike. Each function raises ValueError; the message begins with the argument's name."""
+"""Argument checks that every operation shares. Each function raises ValueError; the message begins with the argument's name."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 def check_kind(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse another dtype or device."""
     if tensor.device != device:
-        raise ValueError(f"{name} lies on {tensor.device}, the other tensors on {device}")
+        raise ValueError(f"{name} is on {tensor.device}, the other tensors on {device}")
     if tensor.dtype != dtype:
         raise ValueError(f"{name} must be {dtype} to fit the other tensors, not {tensor.dtype}")
 
 
 def check_image(name: str, tensor: Tensor, *, like: Tensor | None = None, shape: Sequence[int] | None = None) -> None:
-    """Refuse what is not (N, C, H, W), not empty, with channels-last strides; of the dtype and device of `like`; of that shape."""
+    """Refuse what is not a non-empty (N, C, H, W) with channels-last strides, `shape` if given, and the dtype and device of `like`."""
     check_rank(name, tensor)
     if shape is not None:
         check_shape(name, tensor, shape)
@@ -52,7 +52,7 @@ def check_image(name: str, tensor: Tensor, *, like: Tensor | None = None, shape:
 
 
 def check_vector(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse another shape, dtype or device, and gaps."""
+    """Refuse another shape, dtype or device, and strides with gaps."""
     check_shape(name, tensor, shape)
     check_kind(name, tensor, dtype, device)
     if not tensor.is_contiguous():

@@ -1,7 +1,7 @@
-"""Which way of computing something is the fastest here: measured once, remembered in a file, and pinned where a run must repeat itself.
+"""Which implementation is the fastest here: measured once, remembered in a file, and pinned where a run must repeat itself.
 
-The ways differ by rounding. A run that should go on bit for bit, on the same kind of processor, keeps `record()` and hands it to `pin`
-before it goes on.
+Implementations differ by rounding. A run that must resume bit for bit on the same kind of processor saves `record()` and passes it to
+`pin` before it resumes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from der_fast.kernels.triton_runtime import version as triton_version
 from der_fast.machine import processor_name
 
 VERSION = 2
-# How much faster than the usual way another one must be before it is taken: measured times scatter by about as much.
+# How much faster than the usual implementation another must be to replace it: about the scatter of measured times.
 HYSTERESIS = 0.03
-# Seconds to wait for another process that adds to the file, which takes milliseconds.
+# Seconds to wait while another process adds to the file, which takes milliseconds.
 _PATIENCE = 5.0
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """One remembered choice: the name of the way, and the milliseconds of all that were measured, by name."""
+    """One remembered choice: the chosen implementation's name, and the milliseconds of every one that was measured."""
 
     chosen: str
     milliseconds: dict[str, float] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def cache_file() -> Path | None:
 
 
 def machine(device: torch.device = CPU) -> str:
-    """Return what a choice holds for: the device and the versions of everything that computes on it."""
+    """Return what a choice is valid for: the device and the versions of everything that computes on it."""
     if device.type == "cuda":
         return _gpu(torch.cuda.current_device() if device.index is None else device.index)
     return _processor()
@@ -72,12 +72,12 @@ def _gpu(index: int) -> str:
 
 
 class Choices:
-    """Remembers the fastest way by key.
+    """Remembers the fastest implementation for each key.
 
     Args:
-        path: JSON file that is read at first use and added to after every measurement; None for memory only. A file that cannot be
-            read, written or understood is as good as none, and the log says so.
-        homeless: `path` is None only because there is no place for a file; the log says so, too.
+        path: JSON file that is read on first use and extended after every measurement; None for memory only. A file that cannot be
+            read, written or understood is ignored, and the log says so.
+        homeless: `path` is None only because there is nowhere to put a file; the log says so too.
 
     Attributes:
         pinned: whether choices of an earlier run were pinned.
@@ -95,12 +95,12 @@ class Choices:
         return dict(self._chosen)
 
     def pin(self, record: Mapping[str, str]) -> None:
-        """Let the choices of an earlier `record` stand before all others; on another machine they say nothing."""
+        """Give the choices of an earlier `record` priority over all others; on another machine they have no effect."""
         self._chosen.update(record)
         self.pinned = self.pinned or bool(record)
 
     def filed(self) -> dict[str, Choice]:
-        """Return what the file holds, whatever machine it is about."""
+        """Return everything in the file, for this machine and others."""
         if self._filed is None:
             self._filed = _read(self.path, _log.warning)
         return dict(self._filed)
@@ -116,16 +116,16 @@ class Choices:
         trusted: str | None = None,
         tensors: Tensors | None = None,
     ) -> str:
-        """Return the name of the fastest run: a remembered one, or else measured now.
+        """Return the name of the fastest run, remembered or else measured now.
 
         Args:
-            key: what the time depends on, beside the machine.
-            runs: what each way does, by name; a remembered name that is not among them does not count.
+            key: what the time depends on besides the machine.
+            runs: the implementations, by name; a remembered name that is not among them is ignored.
             device: where they run.
             usual: the name that wins unless another is faster by more than `HYSTERESIS`; None for no favourite.
             what: what is computed, for the log.
-            trusted: the name of the run that the others must agree with before they are measured, see `agreeing`; None: no such check.
-            tensors: what of their results must agree.
+            trusted: the name of the run that the others must agree with before they are measured (see `agreeing`); None for no check.
+            tensors: returns the parts of their results that must agree.
         """
         known = self.known(key, runs, device)
         if known is not None:
@@ -140,7 +140,7 @@ class Choices:
         return choice.chosen
 
     def known(self, key: str, names: Collection[str], device: torch.device = CPU) -> str | None:
-        """Return what is remembered for `key`, where it is one of `names`; else None. Nothing is measured."""
+        """Return what is remembered for `key` if it is one of `names`, else None. Nothing is measured."""
         key = f"{machine(device)}|{key}"
         if self._chosen.get(key) not in names:
             filed = self.filed().get(key)
@@ -158,7 +158,7 @@ class Choices:
             return
         try:
             with _alone(self.path):
-                # Another process may have added to the file meanwhile.
+                # Another process may have added to the file since it was read.
                 entries = {**_read(self.path, _log.debug), key: choice}
                 write_json(self.path, {"version": VERSION, "choices": {name: asdict(entry) for name, entry in entries.items()}})
         except StorageError as error:
@@ -166,22 +166,22 @@ class Choices:
             self._say_not_kept(f"cannot write {self.path}: {reason}")
 
     def _say_not_kept(self, reason: str) -> None:
-        """Say once what it means for the next run."""
+        """Warn once, and say what it means for the next run."""
         if not self._said:
             self._said = True
-            _log.warning("what was measured to be the fastest is not kept, so the next run measures again: %s", reason)
+            _log.warning("the choice of the fastest implementation is not kept, so the next run measures again: %s", reason)
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes from adding to the file meanwhile; where that cannot be done, an entry may be lost and measured again."""
+    """Keep other processes from adding to the file. Where locking fails, an entry may be lost and measured again."""
     lock = FileLock(path.with_suffix(".lock"))
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock.acquire(timeout=_PATIENCE, poll_interval=0.01))
         except (OSError, NotImplementedError) as error:
-            # A drive without locks, a folder that may not be written to, a process that holds the lock and does not go on (Timeout).
+            # A drive without locks, a read-only folder, or a process that holds the lock and hangs (Timeout).
             _log.debug("%s is written without a lock: %s", path, error)
         yield
 
@@ -204,7 +204,7 @@ def _read(path: Path | None, say: Callable[..., None]) -> dict[str, Choice]:
         say("%s is ignored, because it cannot be read: %s", path, error)
         return {}
     if not isinstance(content, dict) or content.get("version") != VERSION or not isinstance(content.get("choices"), dict):
-        say("%s is ignored, because it is damaged or of another version", path)
+        say("%s is ignored, because it is damaged or has another version", path)
         return {}
     entries = {key: _choice(value) for key, value in content["choices"].items()}
     return {key: entry for key, entry in entries.items() if entry is not None}
@@ -219,6 +219,6 @@ def _choice(value: Any) -> Choice | None:
 
 @functools.cache
 def shared() -> Choices:
-    """Return the choices of this process, kept in the user's file."""
+    """Return this process's choices, which are kept in the user's file."""
     path = cache_file()
     return Choices(path, homeless=path is None)

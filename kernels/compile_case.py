@@ -1,4 +1,4 @@
-"""One way of launching a Triton kernel, described so that it can be compiled without a GPU."""
+"""One launch of a Triton kernel, described so that the kernel can be compiled without a GPU."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class CompileCase:
         kernel: the `triton.jit` function.
         signature: type of every run-time argument in Triton's notation, e.g. '*bf16', 'i32', 'fp32'.
         constants: every `tl.constexpr` argument (and arguments that are None).
-        aligned: names of arguments that are multiples of 16 (pointers: of 16 bytes), as they are in practice.
-        num_warps, num_stages: as launched.
-        stack_budget: bytes of local memory per thread that are allowed; more is a spill and fails the test.
+        aligned: names of arguments that are multiples of 16 in practice (pointers: of 16 bytes).
+        num_warps, num_stages: of the launch.
+        stack_budget: bytes of local memory allowed per thread; more is a spill and fails the test.
     """
 
     name: str

@@ -1,4 +1,4 @@
-// What every CUDA launcher does around its launches; for files that nvcc compiles.
+// Helpers that every CUDA launcher uses around its launches; for files that nvcc compiles.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +13,7 @@ inline void checked(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(status));
 }
 
-// Makes `device` the current one for as long as it lives.
+// Makes `device` the current device during its lifetime.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {

@@ -1,10 +1,10 @@
-"""What launches ask of the device."""
+"""Properties of the device that launches depend on."""
 
 from __future__ import annotations
 
 import torch
 
-# Of an H100: where nothing was asked, and for the CPU, so that what is interpreted is what would be launched.
+# An H100's: the default, and used for the CPU, so that the interpreter runs what would be launched.
 H100_MULTIPROCESSORS = 132
 
 

@@ -1,7 +1,7 @@
-"""Computing in a process that was forked from one which had computed.
+"""Makes it safe to compute in a process that was forked after its parent had computed.
 
-PyTorch's CPU code runs on threads of OpenMP, GNU's on Linux. A forked process inherits what its parent knew of the threads that it had
-started, and not the threads, so the first operation that wants several of them waits for ever. One thread waits for none.
+PyTorch's CPU code runs on OpenMP threads (GNU's OpenMP on Linux). A forked process inherits the parent's record of its threads but not the
+threads themselves, so the first operation that needs several waits for ever. With one thread there is nothing to wait for.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
-# The process in which something of ours computed last, and whether that was ever another than this one.
+# The process in which der_fast last computed, and whether that was ever a different process from this one.
 _process: int | None = None
 _forked = False
 
 
 def fit_to_compute(device: torch.device = CPU) -> None:
-    """Make this process fit to compute: call it before anything does, and after the number of threads was set.
+    """Make this process fit to compute. Call it before anything is computed and after the number of threads is set.
 
-    In a process that was forked after something of ours had computed, PyTorch is held to one thread; the log says so.
+    In a process that was forked after der_fast had computed, this limits PyTorch to one thread and logs it.
 
     Args:
         device: where it will compute.
 
     Raises:
-        BackendError: on a GPU, but this process was forked from one that used GPUs.
+        BackendError: `device` is a GPU, but this process was forked from one that used GPUs.
     """
     global _process, _forked
     refuse_cuda_after_fork(device)
@@ -48,17 +48,17 @@ def fit_to_compute(device: torch.device = CPU) -> None:
 def _say_so(process: int) -> None:
     """Warn once in every process."""
     _log.warning(
-        "process %d was forked from one that had computed already, so it computes with one thread; for more, fork before anything is "
-        "loaded, or start processes by 'spawn'",
+        "process %d was forked from one that had already computed, so it computes with one thread; for more, fork before anything is "
+        "loaded, or start processes with 'spawn'",
         process,
     )
 
 
 def refuse_cuda_after_fork(device: torch.device) -> None:
-    """Raise BackendError where `device` is a GPU, and the process from which this one was forked used GPUs: CUDA does not bear that."""
+    """Raise BackendError if `device` is a GPU and this process was forked from one that used GPUs: CUDA does not support that."""
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():
         raise BackendError(
-            "this process was forked from one that used a GPU, and cannot use GPUs itself: fork before anything is loaded, start processes "
-            "by 'spawn' (multiprocessing.get_context('spawn')), or compute on the CPU by ",
+            "this process was forked from one that used a GPU, so it cannot use GPUs itself: fork before anything is loaded, start "
+            "processes with 'spawn' (multiprocessing.get_context('spawn')), or compute on the CPU with ",
             Spelling("--device cpu", "device='cpu'"),
         )

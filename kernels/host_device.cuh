@@ -1,4 +1,4 @@
-// What code needs that a C++ compiler and nvcc both compile.
+// For code that both a C++ compiler and nvcc compile.
 #pragma once
 
 #include <cmath>

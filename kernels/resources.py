@@ -1,4 +1,4 @@
-"""Compile every Triton kernel ahead of time and report what it takes: registers, local memory, shared memory. Needs no GPU.
+"""Compile every Triton kernel ahead of time and report its registers, local memory and shared memory. Needs no GPU.
 
     python -m der_fast.kernels.resources                 # a table, for compute capabilities 8.0, 9.0 and 10.0
     python -m der_fast.kernels.resources --json --capability 90 --only conv
@@ -30,13 +30,13 @@ CAPABILITIES = (80, 90, 100)
 
 @dataclass(frozen=True)
 class Usage:
-    """What one compiled kernel takes.
+    """Resources of one compiled kernel.
 
     Attributes:
-        name: of the case.
+        name: the case's name.
         capability: 80 for 8.0, and so on.
         registers: per thread.
-        stack: bytes of local memory per thread: 0 unless registers spill.
+        stack: bytes of local memory per thread; 0 unless registers spill.
         shared: bytes of shared memory per block.
         stack_budget: what the case allows.
     """
@@ -58,13 +58,13 @@ def modules() -> Iterator[str]:
 
 
 def cases() -> list[CompileCase]:
-    """Return every launch that is compiled.
+    """Return every launch to compile.
 
     Raises:
-        BackendError: Triton is not installed, or it interprets.
+        BackendError: Triton is not installed, or its interpreter is on.
     """
     if triton_runtime.interpreting():
-        raise BackendError(f"{triton_runtime.INTERPRET} is set: what is interpreted is not compiled. Unset it")
+        raise BackendError(f"{triton_runtime.INTERPRET} is set, so kernels are interpreted, not compiled. Unset it")
     try:
         return [case for name in modules() for case in importlib.import_module(name).compile_cases()]
     except ModuleNotFoundError as error:
@@ -88,7 +88,7 @@ def compile_case(case: CompileCase, capability: int) -> Usage:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack per thread, as the tool that comes with Triton reads them."""
+    """Return registers and bytes of stack per thread, as read by the tool that comes with Triton."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -104,7 +104,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Print the report; exit code 1 where a case exceeds its budget."""
+    """Print the report; exit with code 1 if a case exceeds its budget."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES))

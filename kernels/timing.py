@@ -1,4 +1,4 @@
-"""How long each of several ways to compute something takes on this machine."""
+"""Measures how long each of several implementations takes on this machine."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch
 from der_fast.kernels import capture
 from der_fast.kernels.agreement import Run
 
-# Each way runs twice, and again for these seconds unless it is far behind.
+# Seconds for which each implementation is repeated after its first two runs, unless it is far behind.
 BUDGET = 0.1
 _FAR_BEHIND = 2.0
-# Of a CUDA graph: replays per sample, and samples.
+# For CUDA graphs: replays per sample, and samples.
 _REPLAYS, _SAMPLES = 10, 9
 
 _log = logging.getLogger(__name__)
 
 
 def measure(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
-    """Return the milliseconds of every run: on a CPU its best of several, for noise only ever adds time; on a GPU the median.
+    """Return the milliseconds of every run: on a CPU the best of several, since noise only adds time; on a GPU the median.
 
-    A run that fails is left out with a warning: a kernel that does not fit this device must not end what can go on without it.
+    A run that fails is left out with a warning: a kernel that does not fit this device must not stop work that can continue without it.
 
     Raises:
-        Exception: the first run's, where all of them fail.
+        Exception: the first run's, if all of them fail.
     """
     problems: list[Exception] = []
     times = _measure_on_gpu(runs, device, problems) if device.type == "cuda" else _measure_on_cpu(runs, problems)
@@ -41,7 +41,7 @@ def _measure_on_cpu(runs: Mapping[str, Run], problems: list[Exception]) -> dict[
     best: dict[str, float] = {}
     for name, run in runs.items():
         with _left_out_if_it_fails(name, problems):
-            # The first run also builds what the way keeps.
+            # The first run also builds what the implementation keeps.
             times = [_milliseconds(run), _milliseconds(run)]
             until = time.perf_counter() + BUDGET
             while min(times) < _FAR_BEHIND * min(best.values(), default=min(times)) and time.perf_counter() < until:
@@ -66,7 +66,7 @@ def _milliseconds(run: Run) -> float:
 
 
 def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device, problems: list[Exception]) -> dict[str, float]:
-    """Time the runs in turns, so that a clock that changes meanwhile changes for all of them."""
+    """Time the runs in turn, so that a change of the GPU's clock affects all of them."""
     with torch.cuda.device(device):
         replays: dict[str, Run] = {}
         for name, run in runs.items():
@@ -80,7 +80,7 @@ def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device, problems: lis
 
 
 def _replay(run: Run, device: torch.device) -> Run:
-    """Return the run as a CUDA graph, in which launching costs nothing, as in training; as it is where that cannot be captured."""
+    """Return the run as a CUDA graph, so that launches cost nothing, as in training; return it unchanged if it cannot be captured."""
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     capture.warm_up(run, side)
     try:

@@ -1,4 +1,4 @@
-"""Whether Triton can run here: asked when a kernel is chosen or launched, never when a module is imported.
+"""Whether Triton can run here. This is decided when a kernel is chosen or launched, never when a module is imported.
 
 Triton's interpreter (TRITON_INTERPRET=1 in the environment before Triton is first imported) runs kernels on CPU tensors, slowly and for
 tests only. It gets tl.dot of bfloat16 wrong, so kernels take `DOT_DTYPE` from `dot_in_float32()`: exact for bfloat16 and float16 operands.
@@ -14,7 +14,7 @@ import torch
 
 from der_fast.errors import BackendError
 
-# Tensor cores for bfloat16 begin here, and nothing older was compiled for.
+# The first with tensor cores for bfloat16; kernels are not compiled for older ones.
 OLDEST = (8, 0)
 
 
@@ -27,7 +27,7 @@ def _triton() -> tuple[ModuleType | None, str]:
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter."""
+    """Return whether kernels run in Triton's interpreter."""
     module, _ = _triton()
     return module is not None and bool(module.knobs.runtime.interpret)
 
@@ -39,12 +39,12 @@ def version() -> str:
 
 
 def dot_in_float32() -> bool:
-    """Whether operands of tl.dot must be converted to float32 first."""
+    """Return whether operands of tl.dot must first be converted to float32."""
     return interpreting()
 
 
 def usable(device: torch.device) -> tuple[bool, str]:
-    """Return whether Triton kernels run on tensors of `device`, and why (not)."""
+    """Return whether Triton kernels run on tensors on `device`, and why or why not."""
     module, reason = _triton()
     if module is None:
         return False, f"Triton is not installed ({reason})"
@@ -60,16 +60,16 @@ def usable(device: torch.device) -> tuple[bool, str]:
 
 
 def require(device: torch.device, what: str) -> None:
-    """Raise BackendError where `usable` says no."""
+    """Raise BackendError where `usable` returns False."""
     works, reason = usable(device)
     if not works:
         raise BackendError(f"{what} cannot run here: {reason}. Use backend 'reference' or 'auto'.")
 
 
 def forget() -> None:
-    """Ask again whether Triton is there."""
+    """Forget whether Triton is installed, so that it is looked up again."""
     _triton.cache_clear()
 
 
-# What is set in the environment decides when Triton is imported, so this is only a name for it.
+# Triton reads this variable when it is imported; here it is only a name.
 INTERPRET = "TRITON_INTERPRET"

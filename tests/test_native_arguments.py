@@ -146,7 +146,7 @@ def test_every_entry_of_a_network_is_refused_by_name(good, entry):
     [
         ("plan", {"align": "8"}, "align must be a whole number from 1 to 1024, not '8'"),
         ("plan", {"align": 0}, "align must be a whole number from 1 to 1024, not 0"),
-        ("pack", {"epsilon": float("inf")}, "epsilon must be a finite number, and not negative, not inf"),
+        ("pack", {"epsilon": float("inf")}, "epsilon must be a finite number of at least 0, not inf"),
         ("pack", {"threads": 1025}, "threads must be a whole number from 0 to 1024, not 1025"),
         ("pack", {"storage": (64, (2,) * 50, (1,) * 50, 6)}, "storage is too large"),
         ("pack", {"storage": (64, (2**31, 2), (2**40, 1), 6)}, "storage reaches too far"),
@@ -161,7 +161,7 @@ def test_every_entry_of_a_network_is_refused_by_name(good, entry):
         ("run_lanes", {"threads": 0}, "threads must be a whole number from 1 to 1024, not 0"),
         ("run_lanes", {"threads": 1025}, "threads must be a whole number from 1 to 1024, not 1025"),
         ("run_lanes", {"programs": [None]}, "programs[0] must be a LanesProgram, not None"),
-        ("run_lanes", {"programs": []}, "arenas must be as many as programs: 1 are not 0"),
+        ("run_lanes", {"programs": []}, "arenas must be as many as programs, 0, not 1"),
     ],
 )
 def test_values_out_of_range_are_refused(good, function, change, words):

@@ -1,8 +1,8 @@
-"""Random crop, flip, brightness, normalise on a batch of CIFAR-sized uint8 images out of a resident data set.
+"""Random crop, flip, brightness and normalisation of a batch of CIFAR-sized uint8 images from a resident data set.
 
 loader     public code: PIL in the worker processes of a DataLoader; a whole epoch, per image
-eager      the same formula in eager PyTorch on the device; its random numbers are there already, in its favour
-ours       one launch, drawing its random numbers itself
+eager      the same formula in eager PyTorch on the device; its random numbers are drawn beforehand, in its favour
+ours       one launch of der_fast's kernel, which draws its random numbers itself
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.subjects.networks import SharedNetworks
 from bench.subjects.shapes import batches
 from der_fast.kernels.augment import augment, augment_drawn, draw_augmentation
 
-# Seed and stream of the random numbers.
+# The random numbers' seed and stream.
 KEY = (1993, 7)
 
 
@@ -79,7 +79,7 @@ def _case(setting: Setting, batch: int) -> Case:
         return Work(bytes=float(numbers * (1 + dtype.itemsize)), images=batch)
 
     variants = (
-        # The reference picks the images to mirror, whose number it has to ask for: no graph can be captured of that.
+        # The reference selects the images to mirror and waits for their number, so no graph can be captured.
         Variant("eager_fp32", torch.float32, lambda i: _eager(i, torch.float32), True, graphed=False),
         Variant("eager", half, lambda i: _eager(i, half), True, graphed=False, note="eager PyTorch on the device"),
         Variant("ours", half, lambda i: _own(setting, i, half), deterministic=True, note="one launch"),
@@ -107,7 +107,7 @@ def _loader_case(setting: Setting, batch: int) -> Case:
         {"batch": batch},
         inputs,
         lambda tensors: {"images": torch.tensor([float(count)], dtype=torch.float64)},
-        (Variant("loader", torch.float32, epoch, graphed=False, note="PIL in worker processes, start of the workers included"),),
+        (Variant("loader", torch.float32, epoch, graphed=False, note="PIL in worker processes, including their start"),),
         lambda dtype: Work(images=count),
         timing="once",
         cold=False,

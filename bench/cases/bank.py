@@ -1,9 +1,9 @@
-"""The frozen bank: t pruned extractors on one batch, and one of its layers alone.
+"""The frozen bank, t pruned extractors on one batch, and one layer of it alone.
 
 eager       the compact extractors one after another, PyTorch's convolutions, batch-norm folded
-eager_full  as public code does it: unpruned networks of torch.nn modules one after another (they compute the same)
-branches    the compact extractors as parallel branches of one CUDA graph (cuDNN): the honest rival
-ours        every layer of all extractors in one launch
+eager_full  as in public code: unpruned networks of torch.nn modules one after another (they compute the same)
+branches    the compact extractors as parallel branches of one CUDA graph (cuDNN): the fairest rival
+ours        der_fast: every layer of all extractors in one launch
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HALF = torch.bfloat16
 
 
 def parallel(branches: Sequence[Branch], images: Tensor) -> Branch:
-    """Return all branches side by side, each on a stream of its own."""
+    """Return all branches side by side, each on its own stream."""
     if images.device.type != "cuda":
         return lambda x: torch.cat([one(x) for one in branches], 1)
     streams = [torch.cuda.Stream(images.device) for _ in range(min(len(branches), 8))]
@@ -44,13 +44,13 @@ def ours(networks: SharedNetworks, count: int, dtype: torch.dtype) -> Branch:
 
 
 class Side:
-    """Runs numbered pieces of work beside one another on several streams; in turn with none, or on a CPU."""
+    """Runs numbered pieces of work concurrently on several streams; one after another without streams or on a CPU."""
 
     def __init__(self, setting: Setting, streams: int) -> None:
         self._streams = [torch.cuda.Stream(setting.device) for _ in range(streams if setting.cuda else 0)]
 
     def __call__(self, work: Callable[[int], Tensor], count: int) -> list[Tensor]:
-        """Return what `work` gives for 0 … count − 1."""
+        """Return the results of `work` for 0 … count − 1."""
         works = [functools.partial(work, number) for number in range(count)]
         return run_beside(works, self._streams) if self._streams else [one() for one in works]
 
@@ -93,9 +93,9 @@ def _whole(setting: Setting, count: int, batch: int) -> Case:
         return full(tensors, torch.float64)()
 
     variants = (
-        Variant("eager_fp32", torch.float32, lambda i: loop(i, torch.float32), True, note="compact extractors in turn"),
-        Variant("eager", HALF, lambda i: loop(i, HALF), True, note="compact extractors in turn, bf16"),
-        Variant("eager_full", HALF, lambda i: full(i, HALF), note="unpruned networks in turn, bf16"),
+        Variant("eager_fp32", torch.float32, lambda i: loop(i, torch.float32), True, note="compact extractors one after another"),
+        Variant("eager", HALF, lambda i: loop(i, HALF), True, note="compact extractors one after another, bf16"),
+        Variant("eager_full", HALF, lambda i: full(i, HALF), note="unpruned networks one after another, bf16"),
         Variant("branches", HALF, side_by_side, note="parallel cuDNN branches"),
         Variant("ours", HALF, own, deterministic=True),
     )
@@ -122,7 +122,7 @@ class _Layer:
 
     @property
     def places(self) -> list[tuple[int, int]]:
-        """Where each extractor's channels begin when all stand side by side, padded, and how many there are."""
+        """Where each extractor's channels start when all are side by side, padded, and how many there are."""
         starts = itertools.accumulate((padded(width) for width in self.widths), initial=0)
         return list(zip(starts, self.widths, strict=False))
 
@@ -137,7 +137,7 @@ class _Layer:
         return {name: tensor.to(self.setting.device) for name, tensor in tensors.items()}
 
     def library(self, tensors: Tensors, dtype: torch.dtype, streams: int = 0) -> Run:
-        """PyTorch's convolutions, in turn or on several streams."""
+        """PyTorch's convolutions, one after another or on several streams."""
         count, device = len(self.widths), self.setting.device
         images = [{name: image_like(tensors[f"{name}{number}"], device, dtype) for name in "xhw"} for number in range(count)]
         biases = [tensors[f"b{number}"].to(dtype) for number in range(count)]
@@ -155,7 +155,7 @@ class _Layer:
         return run
 
     def own(self, tensors: Tensors) -> Run:
-        """All of them in one launch."""
+        """All extractors in one launch."""
         places, device = self.places, self.setting.device
         total = sum(padded(width) for width in self.widths)
         parts = [
@@ -175,7 +175,7 @@ class _Layer:
         return run
 
     def joined(self, outputs: Tensors) -> Tensors:
-        """Results of extractors side by side."""
+        """The extractors' results, side by side."""
         return {"a": torch.cat([outputs[f"a{number}"] for number in range(len(self.widths))], 1)}
 
     def kept(self, outputs: Tensors) -> Tensors:
@@ -183,7 +183,7 @@ class _Layer:
         return {"a": torch.cat([outputs["a"][:, start : start + width] for start, width in self.places], 1)}
 
     def work(self, dtype: torch.dtype) -> Work:
-        """Input, residual and result, and the weights."""
+        """The bytes of input, residual, result and weights, and the operations."""
         pixels = self.batch * self.side**2
         moved = sum(3 * pixels * width + 9 * width**2 for width in self.widths)
         return Work(float(dtype.itemsize * moved), sum(2.0 * pixels * 9 * width**2 for width in self.widths), self.batch)
@@ -192,10 +192,10 @@ class _Layer:
 def _layer(setting: Setting, stage: int, count: int, batch: int) -> Case:
     full, side = stages(setting)[stage]
     channels = max(4, round(full * SHARE))
-    # Ragged: neighbours of the paper's density, as real masks leave them.
+    # Ragged: widths around the paper's density, as real masks leave them.
     layer = _Layer(setting, batch, side, tuple(channels + (3 * number) % 5 - 2 for number in range(count)))
     variants = (
-        Variant("eager", HALF, lambda i: layer.library(i, HALF), True, result=layer.joined, note="cuDNN in turn"),
+        Variant("eager", HALF, lambda i: layer.library(i, HALF), True, result=layer.joined, note="cuDNN, one after another"),
         Variant("branches", HALF, lambda i: layer.library(i, HALF, 8), result=layer.joined, note="parallel cuDNN branches"),
         Variant("ours", HALF, layer.own, deterministic=True, result=layer.kept),
     )

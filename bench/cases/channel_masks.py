@@ -1,13 +1,13 @@
 """All masks of ResNet-18 (12 groups, 20 convolutions): sigmoid, sparsity loss, and the compensated gradient of both.
 
-  eager        as public code writes it: group by group, convolution by convolution, the quotient with cosh for the compensation
+  eager        as in public code: group by group, convolution by convolution, the quotient with cosh for the compensation
   eager_flat   one flat vector, matrix products for the group sums: `backend='reference'`
-  compile      eager_flat by torch.compile (captured by this benchmark where graphs are timed)
-  ours         one Triton launch each way
-  ours_native  one CUDA C++ launch each way, without PyTorch's headers
+  compile      eager_flat compiled by torch.compile (captured by this benchmark where graphs are timed)
+  ours         der_fast's Triton kernel, one launch each way
+  ours_native  der_fast's CUDA C++ kernel, one launch each way, without PyTorch's headers
 
-The masks are a few thousand numbers: time is launches, not bytes. 'launch' is what eager training pays, 'graph' what is left of it inside
-a CUDA graph. L2 is left as it is, for so it is in training too.
+The masks are a few thousand numbers, so launches take the time, not bytes. 'launch' is what eager training pays; 'graph' is what remains
+inside a CUDA graph. L2 is not flushed, as in training.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def flat(operation: Operation, tensors: Tensors, what: str, dtype: torch.dtype) 
 
 
 def per_layer(net: Architecture, tensors: Tensors, what: str) -> Run:
-    """Return a run of the code that goes from group to group."""
+    """Return a run of the code that loops over groups."""
     masks = Masks(net, torch.Generator().manual_seed(0)).to(tensors["logits"].device)
     widths = list(net.groups.values())
     for logits, start in zip(masks.values(), tensors["logits"].split(widths), strict=True):
@@ -70,7 +70,7 @@ def per_layer(net: Architecture, tensors: Tensors, what: str) -> Run:
 
 
 def joined(outputs: Tensors) -> Tensors:
-    """Put the parts of a group-by-group run side by side."""
+    """Concatenate the parts of a group-by-group run."""
     found = {"loss": outputs["loss"]}
     for name in ("masks", "gradient"):
         parts = [value for key, value in outputs.items() if key.removeprefix(name).isdigit() and key.startswith(name)]
@@ -111,7 +111,7 @@ def _case(setting: Setting, what: str, how: str) -> Case:
         cold=False,
         inner=20,
         sets=1,
-        # The loss is a sum over millions of products, the quotient of two cosh loses digits.
+        # The loss is a sum over millions of products, and the quotient of two cosh loses digits.
         floors={single: 2e-5},
     )
 

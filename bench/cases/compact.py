@@ -1,4 +1,4 @@
-"""Cutting and packing a trained extractor whose weights lie on the GPU: there, or on the CPU with the copies that takes."""
+"""Cutting and packing a trained extractor whose weights are on the GPU: there, or on the CPU including the copies."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One convolution in each direction: cuDNN as PyTorch calls it (benchmark mode) against ours, nothing fused on either side.
+"""One convolution in each direction: cuDNN as PyTorch calls it (benchmark mode) against der_fast's kernel, with nothing fused.
 
-cuDNN's weight gradient stays in 16 bits, ours is float32: what a training step adds to cuDNN's (a cast to float32) is not counted here.
+cuDNN's weight gradient has 16 bits, der_fast's has 32: the cast to float32 that a training step adds to cuDNN's is not counted here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A residual block as one chain: conv, batch-norm × mask, ReLU, conv, batch-norm × mask, + identity, ReLU; forward, and both ways.
+"""A residual block as one chain: conv, batch-norm × mask, ReLU, conv, batch-norm × mask, + identity, ReLU; forward, and both passes.
 
 eager            cuDNN convolutions, eager batch-norm, product, sum and ReLU
-cudnn_masked_bn  cuDNN convolutions with our `masked_bn` between them
-ours             our convolutions: statistics in the first one's epilogue, its batch-norm and ReLU in the second one's prologue,
+cudnn_masked_bn  cuDNN convolutions with der_fast's `masked_bn` between them
+ours             der_fast's convolutions: statistics in the first one's epilogue, its batch-norm and ReLU in the second's prologue,
                  batch-norm's backward on load, ReLU's backward and the sums of the next batch-norm on store
 """
 
@@ -26,7 +26,7 @@ VECTORS = ("weight1", "bias1", "mask1", "weight2", "bias2", "mask2")
 
 
 def block(operation: norm.Operation, x: Tensor, w1: Tensor, w2: Tensor, vectors: list[Tensor], moments: list[Tensor]) -> Tensor:
-    """The block with PyTorch's convolutions and any batch-norm of the signature of `eager`."""
+    """The block with PyTorch's convolutions and any batch-norm with the signature of `eager`."""
     hidden = operation(F.conv2d(x, w1, None, 1, 1), *vectors[:3], None, *moments[:2], True)
     return operation(F.conv2d(hidden, w2, None, 1, 1), *vectors[3:], x, *moments[2:], True)
 
@@ -37,7 +37,7 @@ def eager_block(x: Tensor, w1: Tensor, w2: Tensor, vectors: list[Tensor], moment
 
 
 class Chain:
-    """The block on our primitives, both ways.
+    """The block on der_fast's primitives, forward and backward.
 
     Args:
         x, w1, w2: activations' dtype, channels-last.
@@ -51,7 +51,7 @@ class Chain:
         self.first, self.second = (weight1, bias1, mask1), (weight2, bias2, mask2)
 
     def forward(self) -> Tensor:
-        """Return the block's output and keep what the way back needs."""
+        """Return the block's output and keep what the backward pass needs."""
         backend = self.backend
         self.y1, partials = conv_forward(self.x, self.w1, stride=1, prologue=None, statistics=True, backend=backend)
         assert partials is not None
@@ -65,7 +65,7 @@ class Chain:
         return out
 
     def backward(self, g: Tensor) -> Tensors:
-        """Return every gradient, from that of the output."""
+        """Return every gradient, given that of the output."""
         backend, count = self.backend, g.numel() // g.shape[1]
         assert self.bits is not None
         sums, _, g_z = bn.backward_reduce(g, self.y2, self.affine2, relu_from=self.bits, write_gz=True, backend=backend)
@@ -96,7 +96,7 @@ class _Blocks:
     side: int
 
     def inputs(self, generator: torch.Generator) -> Tensors:
-        """Draw the input, the gradient of the output, and everything that is trained."""
+        """Draw the input, the output's gradient and all trained tensors."""
         shape, fan = (self.batch, self.channels, self.side, self.side), self.channels * 9
         tensors = {"x": drawn(generator, *shape), "g": drawn(generator, *shape)}
         tensors |= {name: drawn(generator, self.channels, self.channels, 3, 3, scale=fan**-0.5) for name in ("w1", "w2")}
@@ -134,7 +134,7 @@ class _Blocks:
         return run
 
     def chained(self, tensors: Tensors, dtype: torch.dtype) -> Run:
-        """Our chain, forward and backward by hand."""
+        """der_fast's chain, forward and backward by hand."""
         images, vectors, _, g = self._cast(tensors, dtype, True)
         x, w1, w2 = images
         chain = Chain(x, w1, w2, vectors, self.setting.backend)
@@ -156,11 +156,11 @@ def _case(setting: Setting, what: str, stage: int, batch: int) -> Case:
     variants = [
         Variant("eager_fp32", torch.float32, lambda i: runs.library(eager_block, i, torch.float32, False), True, note="contiguous"),
         *(Variant(f"eager_{short(d)}", d, lambda i, d=d: runs.library(eager_block, i, d), True) for d in (half, torch.float16)),
-        Variant("cudnn_masked_bn", half, lambda i: runs.library(mixed, i, half), note="cuDNN + our masked_bn"),
+        Variant("cudnn_masked_bn", half, lambda i: runs.library(mixed, i, half), note="cuDNN + der_fast's masked_bn"),
         Variant("ours", half, lambda i: runs.chained(i, half), deterministic=True),
         Variant("ours_fp16", torch.float16, lambda i: runs.chained(i, torch.float16), deterministic=True),
     ]
-    # Each compilation tries out many convolutions: one stage stands for the others.
+    # Each compilation tries many convolutions, so one stage represents all.
     if setting.scale != "quick" and stage == 1:
         once = compiled(eager_block, setting)
         variants.insert(3, Variant("compile", half, lambda i: runs.library(once, i, half), note="max-autotune"))
@@ -178,7 +178,7 @@ def _case(setting: Setting, what: str, stage: int, batch: int) -> Case:
 
 def _floors(setting: Setting) -> dict[torch.dtype, float]:
     if setting.smoke:
-        # Rounding decides a ReLU differently here and there; among so few numbers one such decision weighs percents.
+        # Rounding flips a ReLU here and there; among so few numbers one flip changes the result by percents.
         return {torch.bfloat16: 0.2, torch.float16: 0.1}
     # PyTorch's own setting lets cuDNN round float32 operands to TF32.
     return {torch.float32: 1e-3} if setting.cuda else {}

@@ -1,10 +1,11 @@
-"""One epoch of the representation stage as CIFAR-100 B0-10 has it: 5,000 new images, and 2,000 of the memory from the second step on.
+"""One epoch of the representation stage as in CIFAR-100 B0-10: 5,000 new images, plus 2,000 from the memory from the second step on.
 
-Augmentation is in it. Data of that shape, not CIFAR-100 itself. Times are per batch of 128, from one epoch after a warm-up epoch.
+Augmentation is included. The data have CIFAR-100's shape but are not CIFAR-100. Times are per batch of 128, from one epoch after a warm-up
+epoch.
 
-  eager_bf16     unpruned frozen networks in turn, images from a DataLoader with PIL in worker processes
-  eager_ready    the same step on ready batches on the device: what is left when the loader costs nothing
-  ours           the package's stage, augmentation on the device
+  eager_bf16     unpruned frozen networks one after another, images from a DataLoader with PIL in worker processes
+  eager_ready    the same step with batches ready on the device: what remains if the loader costs nothing
+  ours           der_fast's stage, augmentation on the device
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def batches_at(t: int, batch: int) -> int:
 
 
 def _counted(run: Callable[[], Tensors]) -> Run:
-    """Epochs draw their own random numbers: only that every loss was a finite number is compared."""
+    """Epochs draw their own random numbers, so the comparison only checks that every loss is finite."""
 
     def counted() -> Tensors:
         return {"finite": torch.isfinite(run()["loss"].detach().cpu()).double().reshape(1)}
@@ -72,8 +73,8 @@ def _case(setting: Setting, t: int) -> Case:
     task = Task(SharedNetworks(setting), t, batch, 2 if setting.smoke else batches_at(t, batch), augment=True)
     half = torch.bfloat16
     variants = (
-        Variant("eager_bf16", half, _warm(_from_loader, task), graphed=False, note="DataLoader with PIL, unpruned networks in turn"),
-        Variant("eager_ready", half, _warm(_ready, task), graphed=False, note="ready batches, unpruned networks in turn"),
+        Variant("eager_bf16", half, _warm(_from_loader, task), graphed=False, note="DataLoader with PIL, unpruned networks in a loop"),
+        Variant("eager_ready", half, _warm(_ready, task), graphed=False, note="ready batches, unpruned networks in a loop"),
         Variant("ours", half, _warm(_ours, task), graphed=False, note="augmentation on the device"),
     )
     return Case(

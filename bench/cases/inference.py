@@ -1,10 +1,10 @@
 """A finished model at step t: all frozen extractors and the classifier. One image (latency) and a large batch (throughput).
 
-eager_fp32, eager_bf16  as public code does it: unpruned networks in turn, launched from Python
-eager_compact           the compact ones in turn
-compile                 the unpruned networks by torch.compile(mode='max-autotune') with its CUDA graphs
-branches                the compact ones as parallel cuDNN branches of one CUDA graph
-ours                    the package's frozen bank, whichever way it measured as the fastest, in one CUDA graph
+eager_fp32, eager_bf16  as in public code: unpruned networks one after another, launched from Python
+eager_compact           the compact networks one after another
+compile                 the unpruned networks with torch.compile(mode='max-autotune') and its CUDA graphs
+branches                the compact networks as parallel cuDNN branches of one CUDA graph
+ours                    der_fast's frozen bank, with the strategy it measured as fastest, in one CUDA graph
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
     def full(tensors: Tensors, dtype: torch.dtype, graphs: bool = False) -> Run:
         nets = [networks.full(number).to(dtype).to(memory_format=torch.channels_last) for number in range(t)]  # type: ignore[call-overload]
         kept, width = networks.kept_features(t), networks.architecture.width(networks.architecture.features)
-        # Columns of pruned features are zero, so that nothing has to be picked out of the features.
+        # Columns of pruned features are zero, so no features have to be selected.
         weight = torch.zeros(t * CLASSES, t * width, device=setting.device).index_copy_(1, kept, tensors["weight"])
         return run_of(lambda x: torch.cat([net(x) for net in nets], 1), weight, tensors["images"], dtype, graphs)
 
@@ -72,8 +72,8 @@ def _case(setting: Setting, what: str, t: int, batch: int) -> Case:
 
     variants = [
         Variant("eager_fp32", torch.float32, lambda i: full(i, torch.float32), True, graphed=False),
-        Variant("eager_bf16", HALF, lambda i: full(i, HALF), True, graphed=False, note="unpruned networks in turn"),
-        Variant("eager_compact", HALF, in_turn, graphed=False, note="compact networks in turn"),
+        Variant("eager_bf16", HALF, lambda i: full(i, HALF), True, graphed=False, note="unpruned networks one after another"),
+        Variant("eager_compact", HALF, in_turn, graphed=False, note="compact networks one after another"),
         Variant("branches", HALF, graphed, graphed=False, needs_cuda=True, note="parallel cuDNN branches in one CUDA graph"),
         Variant("ours", HALF, own, graphed=False, note="frozen bank"),
     ]

@@ -1,7 +1,7 @@
 """Batch-norm × mask (+ residual) + ReLU: forward, backward and evaluation, at the shapes of ResNet-18's stages.
 
-Bytes, with Y = one activation tensor: forward 3Y (statistics read, apply reads and writes), backward 5Y, one more each with a residual;
-evaluation 2Y and 3Y. The eager rival is what a masked network looks like when it is written down: F.batch_norm, a product, a sum, F.relu.
+Bytes, with Y = one activation tensor: forward 3Y (statistics read, apply reads and writes), backward 5Y, each plus Y with a residual;
+evaluation 2Y and 3Y. The eager rival is the straightforward code of a masked network: F.batch_norm, a product, a sum, F.relu.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def eager(
 
 
 def ours(backend: str) -> Operation:
-    """Return der_fast's operation with the signature of `eager`."""
+    """Return der_fast's operation, with the signature of `eager`."""
 
     def run(
         x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, residual: Tensor | None, mean: Tensor, var: Tensor, training: bool
@@ -131,7 +131,7 @@ def _case(setting: Setting, what: str, batch: int, stage: int, residual: bool) -
         passes = {"forward": 3, "backward": 5, "eval": 2}[what] + residual
         return Work(bytes=float(passes * batch * channels * side**2 * dtype.itemsize), images=batch)
 
-    # Each compilation takes seconds: one stage stands for the others.
+    # Each compilation takes seconds, so one stage represents all.
     compiles = stage == 1
     params = {"stage": stage, "batch": batch, "residual": "yes" if residual else "no"}
     return Case(
@@ -148,5 +148,5 @@ def cases(setting: Setting) -> list[Case]:
         for stage in stages(setting)
         for residual in (False, True)
     ]
-    # Evaluation is folded into the convolution wherever speed matters: its first stage stands for the others.
+    # Where speed matters, evaluation folds batch-norm into the convolution, so the first stage represents all.
     return [case for case in every if case.name != "masked_bn.eval" or case.params["stage"] == 1]

@@ -1,15 +1,15 @@
-"""Training steps of ResNet-18 with masks, alone and as a full DER step beside t − 1 frozen extractors.
+"""Training steps of ResNet-18 with masks, alone and as a full DER step with t − 1 frozen extractors.
 
-Everything of a step is in it: masks, forward pass, loss with sparsity, backward pass, SGD, gradient compensation, clamp. One run is a
-short epoch; times are per step. What is trained after it is compared with the same in float64.
+A step includes masks, forward pass, loss with sparsity, backward pass, SGD, gradient compensation and clamping. One run is a short epoch;
+times are per step. The trained tensors after it are compared with those of the same epoch in float64.
 
   eager_fp32, eager_bf16, eager_fp16   public style; DER: unpruned frozen networks one after another
   eager_compact                        DER only: the compact frozen networks one after another
   compile                              torch.compile(mode='max-autotune'), which makes CUDA graphs, and fused SGD; DER: at the largest t,
-                                       of the new network and the loss, with the compact frozen networks one after another before it
-  ours                                 the package's stage, backend auto: the fastest of cuDNN and our kernels as measured
-  ours_fused                           our kernels wherever they can run
-  ours_fp32                            the same in float32, for the comparison's sake
+                                       for the new network and the loss, after the compact frozen networks one after another
+  ours                                 der_fast's stage, backend auto: the faster of cuDNN and der_fast's kernels as measured
+  ours_fused                           der_fast's kernels wherever they can run
+  ours_fp32                            the same in float32, for comparison
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ def _variants(task: Task, backend: str, compiles: bool) -> tuple[Variant, ...]:
     if task.setting.cuda:
         found.append(other("eager_fp16", torch.float16, True, note="autocast, gradient scaler, channels-last"))
     if task.t > 1:
-        found.append(other("eager_compact", half, frozen="compact", note="compact frozen networks in turn"))
+        found.append(other("eager_compact", half, frozen="compact", note="compact frozen networks one after another"))
     if compiles:
-        # With frozen networks inlined, each of whose convolutions has a shape of its own, it would compile for longer than all else takes.
-        beside = ", compact frozen networks in turn" if task.t > 1 else ""
+        # With the frozen networks inlined, whose convolutions all have different shapes, compiling would take longer than everything else.
+        beside = ", compact frozen networks one after another" if task.t > 1 else ""
         found.append(other("compile", half, frozen="compact", note=f"max-autotune with CUDA graphs, fused SGD{beside}", compile=True))
     if backend == "reference":
         return (*found, own("ours", "reference", "reference backend"), own("ours_fp32", "reference", "reference backend", "fp32"))
     fastest = own("ours", "auto", "fastest as measured, one CUDA graph") if task.setting.cuda else own("ours", "fused", "interpreted")
     everywhere = own("ours_fused", "fused", "der_fast's kernels everywhere", everywhere=True)
-    # Without 16 bits' rounding the comparison is a hundred times as sharp.
+    # Without rounding to 16 bits the comparison is a hundred times sharper.
     return (*found, fastest, everywhere, own("ours_fp32", "fused", "der_fast's kernels everywhere", "fp32", everywhere=True))
 
 
@@ -87,7 +87,7 @@ def _case(setting: Setting, name: str, t: int, batch: int) -> Case:
         cold=False,
         batches=task.batches,
         sets=1,
-        # Rounding decides ReLUs and, through batch-norm's statistics, everything behind them differently: few steps already part the ways.
+        # Rounding flips ReLUs and, through batch-norm's statistics, changes everything after them, so runs diverge within a few steps.
         floors={torch.float32: 0.02, torch.bfloat16: 0.1, torch.float16: 0.05},
         sanity=1.0,
     )

@@ -1,1 +1,1 @@
-"""What every measurement needs: cases, gates, timing, records."""
+"""Shared by all measurements: cases, gates, timing, records."""

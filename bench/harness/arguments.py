@@ -6,5 +6,5 @@ import argparse
 
 
 def study_parser(name: str, text: str | None) -> argparse.ArgumentParser:
-    """Return a parser for `python -m bench <name>`, described by the study's docstring as it is laid out there."""
+    """Return a parser for `python -m bench <name>`, with the study's docstring as its description, layout unchanged."""
     return argparse.ArgumentParser(prog=f"python -m bench {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter)

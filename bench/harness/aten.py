@@ -1,4 +1,4 @@
-"""What PyTorch's operations launch on a GPU: assumptions, since nothing here runs on one.
+"""The GPU launches of PyTorch's operations. These are assumptions, since nothing here runs on a GPU.
 
 * Views and uninitialised tensors launch nothing, nor does anything without elements, nor a copy of a tensor onto itself.
 * A pointwise operation, a fill, a copy or cast, a reduction, a scan, a gather and a matrix product are one kernel each. What cuBLAS, cuDNN
@@ -10,8 +10,9 @@
   values). Three: a sort of up to 4096 numbers (indices, copy, sort); a longer one seven (a radix sort of eight bits a pass).
 * A convolution is one kernel, its backward pass one per gradient.
 
-Bytes: every input is read once and every output written once, whatever caches do; of an expanded tensor what is stored; of a gather's
-source what is taken. FLOP: of matrix products and convolutions, as `torch.utils.flop_counter` counts them; others are bound by their bytes.
+Bytes: every input is read once and every output written once, ignoring caches. An expanded tensor counts as stored; a gather's source
+counts as far as it is read. FLOP: of matrix products and convolutions, as `torch.utils.flop_counter` counts them; others are bound by their
+bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 
 _UNINITIALISED = "empty empty_like empty_strided new_empty new_empty_strided"
 NOTHING = frozenset(f"{_UNINITIALISED} _reshape_alias _unsafe_view squeeze_ t_ transpose_ unsqueeze_".split())
-# What a GPU would have to be asked for, or what waits for it: no CUDA graph can hold them.
+# Operations that wait for the GPU: no CUDA graph can hold them.
 FORBIDDEN = frozenset(("_local_scalar_dense", "bincount", "equal", "is_nonzero", "masked_select", "nonzero", "unique_dim", "_unique2"))
 ELEMENTWISE, COPY, FILL, REDUCTION, PRODUCT, CONV, SORT, LISTS = (
     "elementwise",
@@ -52,12 +53,12 @@ _KINDS = {
 KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _TWO = frozenset(("constant_pad_nd", "masked_fill", "nll_loss_backward", "select_backward", "slice_backward"))
 _SMALL_SORT = 4096
-# Of `multi_tensor_apply`.
+# Limits of `multi_tensor_apply`.
 _CHUNK, _BLOCKS, _TENSORS = 65536, 320, (110, 64, 48, 36, 30)
 
 
 class UnknownOperation(ValueError):
-    """Nothing is assumed about an operation yet; the message names it."""
+    """There is no assumption about an operation yet; the message names it."""
 
 
 def name_of(operation: Any) -> str:
@@ -78,7 +79,7 @@ def kind_of(operation: Any) -> str:
         return KIND_OF[name]
     if torch.Tag.pointwise in operation.tags:
         return ELEMENTWISE
-    raise UnknownOperation(f"what {operation} launches on a GPU is not known: add it to the table in bench/harness/aten.py")
+    raise UnknownOperation(f"the GPU launches of {operation} are not known: add it to the table in bench/harness/aten.py")
 
 
 def count_of(operation: Any, args: Sequence[Any], result: Any) -> int:
@@ -118,7 +119,7 @@ def chunks_of(lists: Sequence[Sequence[Tensor]]) -> int:
             last = chunk == chunks - 1
             if blocks == _BLOCKS or (tensors == most and last):
                 launches += 1
-                # What remains of a tensor goes on in the next launch.
+                # The rest of a tensor continues in the next launch.
                 blocks, tensors = 0, 0 if last else 1
     return launches + (blocks > 0)
 
@@ -130,7 +131,7 @@ def bytes_of(operation: Any, args: Sequence[Any], kwargs: dict[str, Any], result
     moved = sum(map(extent, written))
     if name == "index_select":
         return 2 * moved + extent(args[2])
-    # A copy or a fill does not look at what was there before.
+    # A copy or a fill does not read the old content.
     given = args[1:] if name in ("copy_", "_foreach_copy_", "fill_", "zero_") else args
     return moved + sum(map(extent, unique(tensors_of((given, tuple(kwargs.values()))))))
 
@@ -151,7 +152,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def unique(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return tensors of different objects, in order."""
+    """Return the distinct tensors, in order."""
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 

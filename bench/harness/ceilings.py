@@ -1,6 +1,6 @@
-"""The two ceilings, measured in the run that they are compared with: memory bandwidth by a large copy, arithmetic by a large product.
+"""The two ceilings, measured in the same run as the results: memory bandwidth with a large copy, arithmetic with a large product.
 
-Random data: a product of zeros can run faster than any real one. Data sheets are not used.
+The data are random, since a product of zeros can run faster than any real one. Data sheets are not used.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this device reaches.
+    """What this device achieves.
 
     Attributes:
         gb_per_s: of a copy, bytes read and bytes written.
         tflop_per_s: of a square matrix product, by dtype: 'bf16' and 'fp16'. There is none for float32, which cuDNN and cuBLAS round to
-            TF32 in some places and not in others.
+            TF32 in some cases and not in others.
     """
 
     gb_per_s: float
     tflop_per_s: Mapping[str, float]
 
     def as_dict(self) -> dict[str, object]:
-        """Return what is written to a results file."""
+        """Return the entry for a results file."""
         return asdict(self)
 
 

@@ -13,21 +13,21 @@ Result = TypeVar("Result")
 
 
 def compiled(function: Callable[..., Result], setting: Setting, *, graphs: bool = False) -> Callable[..., Result]:
-    """Return `function` compiled at its first call; smoke runs only trace it, because compiling takes minutes.
+    """Return `function`, compiled on its first call; smoke runs only trace it, because compiling takes minutes.
 
     Args:
         function: of tensors and modules; static shapes.
-        setting: 'smoke' takes the backend aot_eager.
-        graphs: let torch.compile make the CUDA graphs, as it does for a user who asks for max-autotune; without, whoever times captures.
+        setting: its 'smoke' scale uses the backend aot_eager.
+        graphs: let torch.compile make the CUDA graphs, as it does for a user of max-autotune; otherwise the harness captures them.
     """
     made: list[Callable[..., Result]] = []
 
     def call(*args: Any) -> Result:
         if not made:
-            # All cases of a kind share one code object, and the compiler's cache for that is small.
+            # All cases of a kind share one code object, for which the compiler's cache is small.
             torch._dynamo.reset()
             torch._dynamo.config.fail_on_recompile_limit_hit = True
-            # A backward pass that is timed alone runs many times on one forward pass.
+            # A backward pass timed on its own runs many times on one forward pass.
             torch._functorch.config.donated_buffer = False
             made.append(torch.compile(function, dynamic=False, **_options(setting, graphs)))
         return made[0](*args)

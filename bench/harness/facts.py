@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: device, driver, versions, commit, clocks."""
+"""What a result depends on besides the code: device, driver, versions, commit, clocks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _QUERY = (
 
 
 def _output(command: Sequence[str]) -> str | None:
-    """Return what a command prints; None where it is not there or fails."""
+    """Return what a command prints; None if it does not exist or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -41,17 +41,17 @@ def _output(command: Sequence[str]) -> str | None:
 
 
 def commit() -> str:
-    """Return the commit, with '+' behind it where files differ from it; 'unknown' outside a repository."""
+    """Return the commit, followed by '+' if files differ from it; 'unknown' outside a repository."""
     name = _output(["git", "rev-parse", "--short=12", "HEAD"])
     if name is None:
         return "unknown"
-    # Results that are being written are no change of the code.
+    # Results being written are not a change of the code.
     changed = _output(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results"])
     return name + ("+" if changed else "")
 
 
 def clocks() -> dict[str, str]:
-    """Return what nvidia-smi says of the first GPU; {} without it."""
+    """Return what nvidia-smi reports for the first GPU; {} without it."""
     line = _output(["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader", "--id=0"])
     if not line:
         return {}
@@ -60,7 +60,7 @@ def clocks() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is measured."""
+    """Return the versions of all measured software."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 
 
 def facts_of(device: torch.device, commit_name: str | None = None) -> dict[str, object]:
-    """Return everything that belongs beside a figure measured on `device`; the commit may be given where there is no repository."""
+    """Return everything to record with a result measured on `device`; `commit` may name the commit if there is no repository."""
     found: dict[str, object] = {
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "device": processor_name(),

@@ -1,7 +1,7 @@
-"""The correctness gate: what does not compute the right thing is not timed.
+"""The correctness gate: a variant that computes a wrong result is not timed.
 
 An output passes if ‖out − exact‖ / ‖exact‖, both in float64, is at most twice eager PyTorch's own error in the same dtype, or a stated
-floor. Memory that a run should write is filled with NaN first, so that what it leaves out is seen.
+floor. Memory that a run should write is first filled with NaN, so that missing writes are noticed.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 from bench.harness.registry import FLOORS, Case, Run, Tensors, Variant
 
 FACTOR = 2.0
-# A race shows as bits that change from run to run.
+# A race shows up as bits that change from run to run.
 REPEATS = 3
 
 
-# Errors of the baselines, by dtype and output.
+# The baselines' errors, by dtype and output.
 Baselines = dict[torch.dtype, dict[str, float]]
 
 
 class GateError(AssertionError):
-    """A variant computes something else than the case says."""
+    """A variant computes something other than the case defines."""
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
     """Return ‖found − exact‖ / ‖exact‖ in float64; infinite where a number is not finite."""
     if found.shape != exact.shape:
-        raise GateError(f"has the shape {tuple(found.shape)} instead of {tuple(exact.shape)}")
+        raise GateError(f"has shape {tuple(found.shape)} instead of {tuple(exact.shape)}")
     one, other = found.detach().double(), exact.detach().double().to(found.device)
     if not bool(one.isfinite().all()):
         return float("inf")
@@ -43,7 +43,7 @@ def errors_of(found: Tensors, exact: Tensors) -> dict[str, float]:
     """Return the error of every output.
 
     Raises:
-        GateError: an output is missing, superfluous or of another shape.
+        GateError: an output is missing, superfluous or has the wrong shape.
     """
     if found.keys() != exact.keys():
         raise GateError(f"gives {', '.join(sorted(found)) or 'nothing'} instead of {', '.join(sorted(exact))}")
@@ -72,7 +72,7 @@ def refuse_above(case: Case, variant: Variant, errors: Mapping[str, float], boun
 
 
 def check_repeats(case: Case, variant: Variant, run: Run, first: Tensors) -> None:
-    """Raise GateError where a deterministic variant gives other bits the next times."""
+    """Raise GateError if a deterministic variant gives different bits when it runs again."""
     kept = {name: value.clone() for name, value in first.items()}
     for _ in range(REPEATS - 1):
         for name, value in run().items():
@@ -82,8 +82,8 @@ def check_repeats(case: Case, variant: Variant, run: Run, first: Tensors) -> Non
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Fill what `torch.empty` and its like return with NaN (integers: their largest value)."""
-    # A property of the module, which type checkers do not see.
+    """Fill the results of `torch.empty` and similar functions with NaN (integers: their largest value)."""
+    # A property of the module that type checkers do not see.
     memory: Any = torch.utils.deterministic
     before, mode = memory.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -97,7 +97,7 @@ def poisoned() -> Iterator[None]:
 
 
 def poison(outputs: Tensors) -> None:
-    """Overwrite outputs, so that a replay that writes nothing is seen."""
+    """Overwrite outputs, so that a replay that writes nothing is noticed."""
     with torch.no_grad():
         for value in outputs.values():
             value.fill_(float("nan") if value.is_floating_point() else 113)
@@ -107,9 +107,9 @@ def pass_gate(case: Case, variant: Variant, run: Run, exact: Tensors, baselines:
     """Run once and return the error of every output; a baseline's errors are noted in `baselines`.
 
     Raises:
-        GateError: the result is wrong, or changes from run to run where it must not.
+        GateError: the result is wrong, or changes from run to run although it must not.
     """
-    # Deterministic mode, which fills memory, would have libraries and torch.compile choose other kernels: that is for ours alone.
+    # Deterministic mode, which fills memory, makes libraries and torch.compile choose other kernels, so only der_fast's variants get it.
     with poisoned() if variant.deterministic else nullcontext():
         outputs = run()
     errors = errors_of(variant.shown(outputs), exact)
@@ -123,7 +123,7 @@ def pass_gate(case: Case, variant: Variant, run: Run, exact: Tensors, baselines:
 
 
 def gated(case: Case, variant: Variant, tensors: Tensors) -> Run:
-    """Return a variant ready to be timed, after it and the baselines of its dtype have passed the gate."""
+    """Return a variant ready for timing, once it and the baselines of its dtype have passed the gate."""
     exact, baselines = case.expected(tensors), Baselines()
     for baseline in case.variants:
         if baseline.baseline and baseline.dtype == variant.dtype:

@@ -1,8 +1,8 @@
 """Lists what a function launches on a GPU, without one: PyTorch's operations as they are dispatched, Triton's kernels as they are launched.
 
-CPU tensors stand for the GPU's, and the meta device for the host: whatever a function makes without saying where becomes a meta tensor, and
-is refused where it meets the others. PyTorch's operations run on the CPU; Triton's kernels do not run, so their results are whatever lay in
-memory. That makes no difference to a function that a CUDA graph can hold: it asks for no value.
+CPU tensors stand for the GPU's, and the meta device for the host: a tensor that a function makes without naming a device becomes a meta
+tensor, and is refused when it is used with the others. PyTorch's operations run on the CPU; Triton's kernels do not run, so their results
+are uninitialised memory. That makes no difference to a function that a CUDA graph can hold, since it reads no values.
 
 A launch takes at least what its bytes take at the memory's speed, what its FLOP take at the peak, and 1.5 µs: a model, not a measurement.
 Caches are ignored (activations may stay in the L2 cache), and so are narrow kernels that cannot fill the GPU.
@@ -26,13 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.harness import aten
 from der_fast.kernels import triton_runtime
 
-# Published for the H100 SXM, without sparsity: bytes and FLOP per second, matrix products on tensor cores but for float32.
+# Published for the H100 SXM, without sparsity: bytes and FLOP per second; matrix products on tensor cores, except float32.
 BANDWIDTH = 3.35e12
 PEAK = {torch.bfloat16: 989.4e12, torch.float16: 989.4e12, torch.float32: 66.9e12, torch.float64: 66.9e12}
-# A kernel in a CUDA graph takes no less.
+# The least time of a kernel in a CUDA graph.
 LEAST_SECONDS = 1.5e-6
 
-# Of Triton's kernels, those that are not counted by the package they are in.
+# Triton kernels that are not counted under their package.
 _KINDS = {
     "conv_forward": "conv forward",
     "conv_dgrad": "conv dgrad",
@@ -45,7 +45,7 @@ _KINDS = {
 
 
 class HostAccess(RuntimeError):
-    """The function asks the device for a value, or uses the host's memory; the message says where."""
+    """The function reads a value from the device or uses host memory; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Launch:
     Attributes:
         name: 'aten.mul.Tensor', 'conv.conv_forward'.
         kind: for sums.
-        where: the function that asked for it, 'autograd' for PyTorch's own backward pass.
+        where: the function that launched it, 'autograd' for PyTorch's own backward pass.
         shape: of the largest tensor.
         bytes, flops: the least that it moves and computes.
         dtype: that it computes in.
@@ -76,7 +76,7 @@ class Launch:
 
 
 def launches_of(body: Callable[[], object]) -> list[Launch]:
-    """Run `body` and return what it would launch, in order. Call it once before, under `no_kernels`: first calls prepare things.
+    """Run `body` and return what it would launch, in order. First call `body` once under `no_kernels`, since first calls prepare things.
 
     Raises:
         HostAccess: it asks the device for a value, or uses the host's memory.
@@ -90,7 +90,7 @@ def launches_of(body: Callable[[], object]) -> list[Launch]:
 
 @contextlib.contextmanager
 def no_kernels() -> Iterator[None]:
-    """Within it, Triton's kernels count as usable and are not run: what they should write is not written."""
+    """In this context, Triton's kernels count as usable but do not run, so their results are not written."""
     with _kernels_go_to(lambda launch: None):
         yield
 
@@ -111,7 +111,7 @@ def _triton_launch(kernel: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     given = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
     package = kernel.fn.__module__.split(".")[-2]
     name = kernel.fn.__name__.strip("_").removesuffix("_kernel")
-    # Arguments that a kernel does not need may be given twice, and views of one buffer beside one another.
+    # Arguments that a kernel does not need may be passed twice, and so may several views of one buffer.
     tensors = list({(one.data_ptr(), one.shape): one for one in given.values() if isinstance(one, Tensor)}.values())
     first = next(iter(tensors))
     moved = sum(map(aten.extent, tensors))
@@ -119,7 +119,7 @@ def _triton_launch(kernel: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def _flops(name: str, given: Mapping[str, Any]) -> float:
-    """Of a kernel with a matrix product; the others are bound by their bytes."""
+    """Return the FLOP of a kernel with a matrix product; the others are bound by their bytes."""
     products = 0
     if name == "conv_forward":
         products = given["rows"] * given["weight"].numel()
@@ -133,7 +133,7 @@ def _flops(name: str, given: Mapping[str, Any]) -> float:
 
 
 class _Reads(TorchFunctionMode):
-    """Refuses what reads a CPU tensor without dispatching an operation."""
+    """Refuses code that reads a CPU tensor without dispatching an operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.cpu, Tensor.numpy, Tensor.tolist):
@@ -164,9 +164,9 @@ class _Operations(TorchDispatchMode):
 def _refuse_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     tensors = list(aten.tensors_of((args, tuple(kwargs.values()))))
     name = aten.name_of(func)
-    # Tensors made of the caller's numbers are lifted, and would be copied to the GPU.
+    # Tensors made from the caller's numbers are lifted, and would be copied to the GPU.
     host = name == "lift_fresh" or any(tensor.device.type == "meta" for tensor in tensors)
-    # An index that is a mask asks how many elements it has.
+    # A mask as an index needs to know how many elements it selects.
     counted = name in ("index", "index_put_") and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in aten.tensors_of(args[1]))
     if host or counted or name in aten.FORBIDDEN:
         raise _refusal(func, "uses a tensor in the host's memory" if host else "asks the device for a value")
@@ -181,7 +181,7 @@ def _largest(tensors: list[Tensor]) -> tuple[int, ...]:
 
 
 def _caller() -> str:
-    """The innermost function of the package outside its kernels; 'autograd' where that began a backward pass of PyTorch's own nodes."""
+    """Return the package's innermost function outside its kernels; 'autograd' where it started a backward pass of PyTorch's own nodes."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")

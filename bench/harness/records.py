@@ -1,4 +1,4 @@
-"""Reading results: JSON lines as the runner writes them."""
+"""Reads results: JSON lines as the runner writes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read(path: Path) -> list[Record]:
     """Return every record of a file, in order.
 
     Raises:
-        ResultsError: the file is missing, or a line is no record.
+        ResultsError: the file is missing, or a line is not a record.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -32,18 +32,18 @@ def read(path: Path) -> list[Record]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            # A run that was stopped may leave half a line at the end; everything before it counts.
+            # An interrupted run may leave half a line at the end; everything before it counts.
             if number == len(lines):
                 break
-            raise ResultsError(f"{path}, line {number}: no JSON ({error}); the file is damaged") from error
+            raise ResultsError(f"{path}, line {number}: not JSON ({error}); the file is damaged") from error
         if not isinstance(record, dict) or record.get("kind") not in ("run", "result"):
-            raise ResultsError(f'{path}, line {number}: no record of this benchmark ("kind" must be "run" or "result")')
+            raise ResultsError(f'{path}, line {number}: not a record of this benchmark ("kind" must be "run" or "result")')
         found.append(record)
     return found
 
 
 def runs(records: Iterable[Record]) -> list[Record]:
-    """Return the headers."""
+    """Return the runs' own records."""
     return [record for record in records if record["kind"] == "run"]
 
 
@@ -53,7 +53,7 @@ def key_of(record: Record) -> Key:
 
 
 def latest(records: Iterable[Record]) -> dict[Key, Record]:
-    """Return the last record of every measurement that succeeded; a later failure takes an earlier figure away."""
+    """Return the last record of every measurement that succeeded; a later failure removes an earlier result."""
     found: dict[Key, Record] = {}
     for record in records:
         if record["kind"] != "result":
@@ -66,7 +66,7 @@ def latest(records: Iterable[Record]) -> dict[Key, Record]:
 
 
 def failures(records: Iterable[Record]) -> list[Record]:
-    """Return what failed and was not measured successfully later on."""
+    """Return what failed and was not measured successfully later."""
     last: dict[Key, Record] = {}
     for record in records:
         if record["kind"] == "result":
@@ -75,7 +75,7 @@ def failures(records: Iterable[Record]) -> list[Record]:
 
 
 def select(records: Iterable[Record], case: str, variant: str | None = None, **params: object) -> list[Record]:
-    """Return the measurements of a case whose parameters are as given."""
+    """Return the measurements of a case with the given parameters."""
     wanted = {name: str(value) for name, value in params.items()}
     return [
         record

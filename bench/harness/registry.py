@@ -1,8 +1,8 @@
-"""What is measured: cases, each with the variants that are compared in it.
+"""What is measured: cases, each with the variants that it compares.
 
-A case draws inputs, knows the exact result in float64 and the least work that has to be done. A variant is one way of computing it. All
-variants of a case see the same inputs; these are drawn so that bfloat16 holds them exactly (`drawn`), and whatever error is measured is
-the variant's own and not that of rounding its inputs.
+A case draws inputs and knows the exact result in float64 and the minimum of work. A variant is one implementation. All variants of a case
+see the same inputs, drawn so that bfloat16 holds them exactly (`drawn`): any measured error is the variant's own, not that of rounding its
+inputs.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 Run = Callable[[], Tensors]
 
-# Folders of cases, in the order in which they are run: kernels first, whole steps last.
+# The groups of cases in the order in which they run: kernels first, whole steps last.
 GROUPS = ("masked_bn", "channel_masks", "conv", "conv_chain", "bank", "augment", "compact", "step", "inference", "epoch")
 OURS = "ours"
-# Relative error in the 2-norm that is accepted of any variant, whatever eager PyTorch's own error.
+# Relative error in the 2-norm that is always accepted, whatever eager PyTorch's own error is.
 FLOORS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.uint8: 0.0}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large cases are.
+    """Where cases run and how large they are.
 
     Attributes:
         device: where everything runs.
-        scale: 'full'; 'quick': fewer and the telling cases; 'smoke': tiny shapes, to see that everything runs, never for a figure.
-        backend: of what is ours, 'fused' or 'reference'.
+        scale: 'full'; 'quick': only the most informative cases; 'smoke': tiny shapes, to check that everything runs, never for a result.
+        backend: of der_fast's variants, 'fused' or 'reference'.
         interpreted: "fused" runs in the interpreter, on the CPU; records say so.
     """
 
@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def cuda(self) -> bool:
-        """Whether a GPU is measured."""
+        """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
     @property
@@ -52,18 +52,18 @@ class Setting:
         return self.scale == "smoke"
 
     def pick(self, full: tuple[int, ...], quick: tuple[int, ...], smoke: tuple[int, ...]) -> tuple[int, ...]:
-        """Return what belongs to the scale."""
+        """Return the value for the current scale."""
         return {"full": full, "quick": quick, "smoke": smoke}[self.scale]
 
 
 @dataclass(frozen=True)
 class Work:
-    """The least that has to be done, whoever does it.
+    """The minimum of work, for any implementation.
 
     Attributes:
-        bytes: through device memory: each input read once, each output written once, what the method needs a second time read again.
+        bytes: through device memory: each input read once, each output written once, plus what the method must read a second time.
         flops: multiplications and additions.
-        images: handled by one run; gives images/s.
+        images: processed by one run; for images/s.
     """
 
     bytes: float = 0.0
@@ -72,24 +72,24 @@ class Work:
 
 
 def no_work(dtype: torch.dtype) -> Work:
-    """For cases of which only the time is of interest."""
+    """For cases where only the time matters."""
     return Work()
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of computing a case.
+    """One implementation of a case.
 
     Attributes:
         name: 'eager', 'eager_fp16', 'compile', 'ours' ...
-        dtype: that activations are in.
+        dtype: of the activations.
         prepare: takes one set of inputs (as drawn) and returns what is timed; casts, copies and allocations of networks belong here.
-        baseline: sets the error that others of its dtype may have (twice its own).
-        graphed: captured in a CUDA graph by the harness, where the case is timed so; False for what makes graphs of its own.
-        deterministic: must give the same bits every time.
-        needs_cuda: cannot run on the CPU.
-        result: makes of a run's outputs what is compared with the expected ones (drops padding, joins parts); not timed.
-        note: how it is done, for the table.
+        baseline: whether it sets the error allowed to others of its dtype (twice its own).
+        graphed: whether the harness captures it in a CUDA graph if the case is timed that way; False if it makes its own graphs.
+        deterministic: whether it must give the same bits every time.
+        needs_cuda: whether it cannot run on the CPU.
+        result: turns a run's outputs into what is compared with the expected ones (drops padding, joins parts); not timed.
+        note: how it works, for the table.
     """
 
     name: str
@@ -109,23 +109,23 @@ class Variant:
 
 @dataclass(frozen=True)
 class Case:
-    """Something that is computed in several ways.
+    """Something that several variants compute.
 
     Attributes:
-        name: group and what is done, 'masked_bn.forward'.
-        params: what distinguishes cases of one name, in the order in which it is shown.
+        name: group and operation, e.g. 'masked_bn.forward'.
+        params: what distinguishes cases of one name, in display order.
         inputs: draws one set, on the case's device, from a generator on it.
         expected: the outputs in float64, from inputs as drawn.
         variants: baselines first.
         work: by dtype of the activations.
-        timing: 'graph': each run replayed as a CUDA graph, as it is inside a captured training step; 'launch': called from Python, many in
-            a row, launch overhead included; 'once': one run, by the clock.
-        cold: the L2 cache is flushed before every timed run.
+        timing: 'graph': each run is replayed as a CUDA graph, as inside a captured training step; 'launch': called from Python, many in a
+            row, launch overhead included; 'once': one run, wall time.
+        cold: whether the L2 cache is flushed before every timed run.
         inner: runs per timed sample.
-        batches: training steps that one run makes; times and work are per step.
-        floors: by dtype, relative errors that are accepted where they exceed FLOORS; the case says why.
+        batches: training steps in one run; times and work are per step.
+        floors: by dtype, accepted relative errors that exceed FLOORS; the case says why.
         sanity: largest relative error of a baseline; above it the case itself is broken.
-        sets: most input sets that are rotated.
+        sets: maximum number of input sets to rotate through.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """Name and parameters: 'masked_bn.forward[stage=1,batch=128]'."""
+        """Name and parameters, e.g. 'masked_bn.forward[stage=1,batch=128]'."""
         inner = ",".join(f"{key}={value}" for key, value in self.params.items())
         return f"{self.name}[{inner}]"
 
@@ -155,7 +155,7 @@ class Case:
 
 
 def cases_of(setting: Setting, groups: Iterable[str] = GROUPS) -> list[Case]:
-    """Return every case of the groups, none of them built yet.
+    """Return every case of the groups; none is built yet.
 
     Raises:
         KeyError: an unknown group.
@@ -170,7 +170,7 @@ def cases_of(setting: Setting, groups: Iterable[str] = GROUPS) -> list[Case]:
 
 
 def chosen(cases: Iterable[Case], patterns: Iterable[str]) -> list[Case]:
-    """Return the cases whose id or name fits one of the patterns (`*` for anything); all where there are no patterns."""
+    """Return the cases whose id or name matches one of the patterns (`*` for anything); all cases if there are no patterns."""
     wanted = list(patterns)
     return [case for case in cases if not wanted or any(_fits(case, pattern) for pattern in wanted)]
 
@@ -182,7 +182,7 @@ def _fits(case: Case, pattern: str) -> bool:
 
 
 def seeded(device: torch.device, seed: int) -> torch.Generator:
-    """Return a generator on the device: drawing there is faster than the kernels' inputs could be copied."""
+    """Return a generator on the device: drawing inputs there is faster than copying them."""
     return torch.Generator(device).manual_seed(seed)
 
 

@@ -1,8 +1,8 @@
-"""Runs cases: gate, then time, then a record per variant.
+"""Runs cases: first the gate, then timing, then a record per variant.
 
 A record is one JSON object. The first of a run has "kind": "run" with facts and ceilings; every other has "kind": "result" and the run's
-number, device and commit, so that it can stand alone. "status" is 'ok', 'failed' (wrong result or an error; the run goes on and ends with
-exit code 1) or 'unavailable' (needs what is not here).
+number, device and commit, so that it is complete on its own. "status" is 'ok', 'failed' (wrong result or an error; the run continues and
+ends with exit code 1) or 'unavailable' (something it needs is missing).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from der_fast.errors import BackendError
 
 
 class Unavailable(Exception):
-    """A variant needs what is not here; the message says what."""
+    """A variant needs something that is missing; the message says what."""
 
 
 @dataclass
@@ -34,10 +34,10 @@ class Runner:
     """Runs cases in one setting.
 
     Attributes:
-        setting: device, scale, backend of ours.
+        setting: device, scale and der_fast's backend.
         ceilings: of the same run.
         facts: of the same run; device and commit go into every record.
-        variants: names of the variants that are timed; empty for all. Baselines are always computed, for the gate.
+        variants: names of the variants to time; empty for all. Baselines are always computed, for the gate.
         seed: of the inputs.
     """
 
@@ -66,13 +66,13 @@ class Runner:
         return f"{self.facts['time']}-{self.facts['commit']}"
 
     def run(self, cases: Iterable[Case]) -> Iterator[Record]:
-        """Yield a record per variant of every case, on a stream of its own (graphs cannot be captured on the default one)."""
+        """Yield a record per variant of every case, on a separate stream (graphs cannot be captured on the default one)."""
         for case in cases:
             if self.setting.cuda:
                 with torch.cuda.stream(torch.cuda.Stream(self.setting.device)):
                     yield from self._case(case)
                 if not self._alive():
-                    self.say(f"{case.id} broke the GPU's context: nothing after it can run in this process")
+                    self.say(f"{case.id} broke the GPU's context: nothing else can run in this process")
                     return
                 torch.cuda.empty_cache()
             else:
@@ -80,7 +80,7 @@ class Runner:
             gc.collect()
 
     def _alive(self) -> bool:
-        """Whether the GPU still answers; after an illegal access it never does again."""
+        """Return whether the GPU still answers; after an illegal access it never does again."""
         try:
             torch.cuda.synchronize(self.setting.device)
         except RuntimeError:
@@ -189,7 +189,7 @@ class Runner:
 
 
 def rates(case: Case, variant: Variant, timing: Timing, ceilings: Ceilings) -> Record:
-    """Return GB/s, TFLOP/s, images/s and the shares of the measured ceilings, as far as the case states its work."""
+    """Return GB/s, TFLOP/s, images/s and the shares of the measured ceilings, if the case states its work."""
     work = case.work(variant.dtype)
     found: Record = {}
     seconds = timing.median / 1e3
@@ -207,7 +207,7 @@ def rates(case: Case, variant: Variant, timing: Timing, ceilings: Ceilings) -> R
 
 
 def line_of(record: Record) -> str:
-    """Return one line for people."""
+    """Return one line of text."""
     inner = ",".join(f"{key}={value}" for key, value in record["params"].items())
     begin = f"{record['case']}[{inner}] {record['variant']:<16}"
     if record["status"] != "ok":
@@ -224,7 +224,7 @@ def line_of(record: Record) -> str:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add a record to a file at once, so that what was measured survives whatever comes next."""
+    """Append a record to a file at once, so that it survives any later failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

@@ -1,7 +1,7 @@
-"""Timing: median and spread of many runs, on the device's own clock.
+"""Timing: median and spread of many runs, by the device's own clock.
 
-On a GPU three ways, see `Case.timing`: replays of a CUDA graph, each between two events; blocks of calls from Python between two
-synchronisations, launch overhead included; one run by the clock. On the CPU the clock around every run.
+On a GPU there are three modes, see `Case.timing`: replays of a CUDA graph, each between two events; blocks of calls from Python between two
+synchronisations, launch overhead included; wall time of one run. On the CPU it is wall time of every run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.harness.registry import Case, Run, Setting, Tensors
 from der_fast.kernels.capture import record, warm_up
 
 _WARM_UP = 3
-# Milliseconds spent per variant and the number of samples that are taken in that time.
+# Milliseconds spent per variant, and the number of samples taken in that time.
 _BUDGET = {"full": 400.0, "quick": 120.0, "smoke": 0.0}
 _FEWEST = {"full": 11, "quick": 7, "smoke": 1}
 _MOST = 200
@@ -26,7 +26,7 @@ _MOST = 200
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds per run: median, 20th and 80th percentile over `samples`, and how they were taken."""
+    """Milliseconds per run: median, 20th and 80th percentile over `samples`, and how they were measured."""
 
     median: float
     p20: float
@@ -46,7 +46,7 @@ def summary(milliseconds: Sequence[float], how: str) -> Timing:
 class Flush:
     """Empties the L2 cache by reading twice its size.
 
-    Reading and not writing: lines that were written would have to go back to memory while the timed kernel runs.
+    It reads instead of writing, since written lines would have to go back to memory while the timed kernel runs.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -96,7 +96,7 @@ def measure(runs: Sequence[Callable[[], object]], case: Case, setting: Setting, 
 
     Args:
         runs: one per input set; with how = 'graph' each holds `case.inner` runs.
-        case: says what is flushed and how many runs make a sample.
+        case: defines what is flushed and how many runs make a sample.
         setting: device and scale.
         how: 'graph', 'launch' or 'once'.
     """
@@ -121,7 +121,7 @@ def _synchronise(setting: Setting) -> None:
 
 
 def samples_for(estimate: float, setting: Setting) -> int:
-    """Return how many samples of `estimate` milliseconds are taken."""
+    """Return how many samples of `estimate` milliseconds to take."""
     return int(min(max(_BUDGET[setting.scale] / max(estimate, 1e-3), _FEWEST[setting.scale]), _MOST))
 
 

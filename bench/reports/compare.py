@@ -1,4 +1,4 @@
-"""Two results files side by side: how much faster or slower every measurement became."""
+"""Compares two results files: how much faster or slower every measurement became."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Change:
     """One measurement in both files.
 
     Attributes:
-        case, params, variant: which.
+        case, params, variant: identify the measurement.
         before, after: milliseconds.
         ratio: before / after; above 1 is faster.
-        clear: the 20th to 80th percentiles do not overlap; without that a difference may be noise.
+        clear: whether the 20th to 80th percentiles do not overlap; otherwise the difference may be noise.
     """
 
     case: str
@@ -30,7 +30,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two files have in common, and what only one of them has, as texts."""
+    """What two files have in common, and what is only in one of them, as texts."""
 
     changes: list[Change]
     only_before: list[str]
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
-    """Compare the last successful measurement of everything."""
+    """Compare the last successful measurement of every variant."""
     one, other = latest(before), latest(after)
     changes = []
     for key in one.keys() & other.keys():
@@ -59,20 +59,20 @@ def _name(record: Record) -> str:
 
 
 def _warnings(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
-    """Say what makes figures incomparable."""
+    """Return what makes results incomparable."""
     found = []
     devices = [{record["device"] for record in records if record["kind"] == "result"} for records in (before, after)]
     if devices[0] != devices[1]:
         found.append(f"different devices: {', '.join(sorted(devices[0]))} and {', '.join(sorted(devices[1]))}")
     if any(record["facts"]["kind"] == "cpu" for record in runs([*before, *after])):
-        found.append("measured on a CPU: nothing about a GPU follows")
+        found.append("measured on a CPU: this says nothing about a GPU")
     if any(record["scale"] == "smoke" for record in runs([*before, *after])):
-        found.append("smoke runs are no measurements: tiny shapes, one sample")
+        found.append("smoke runs are not measurements: tiny shapes, one sample")
     return found
 
 
 def text(comparison: Comparison) -> str:
-    """Return the comparison for people."""
+    """Return the comparison as text."""
     lines = [f"warning: {warning}" for warning in comparison.warnings]
     if comparison.changes:
         lines.append("time before / after; above 1 is faster; ~ where the 20th to 80th percentiles overlap")
@@ -80,6 +80,6 @@ def text(comparison: Comparison) -> str:
         mark = " " if change.clear else "~"
         where = f"{change.case}[{change.params}]"
         lines.append(f"{mark}{change.ratio:7.3f}  {change.before:11.4f} → {change.after:11.4f} ms  {where} {change.variant}")
-    for title, names in (("only in the first", comparison.only_before), ("only in the second", comparison.only_after)):
+    for title, names in (("only in the first file", comparison.only_before), ("only in the second file", comparison.only_after)):
         lines += [f"{title}: {name}" for name in names]
-    return "\n".join(lines) or "nothing in common"
+    return "\n".join(lines) or "the files have nothing in common"

@@ -1,4 +1,4 @@
-"""The table of what was measured on a CPU: one row per claim, each from its results file."""
+"""The table of CPU measurements: one row per claim, each from its results file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _VARIANTS = {
     "without auxiliary loss": "the same, unpruned, without the auxiliary loss",
     "without expansion": "the same, without expansion (one extractor, same memory)",
 }
-_READERS = {"ours": "DALI through ours", "dali_bare": "DALI alone", "resident_cache": "resident cache"}
+_READERS = {"ours": "DALI through der_fast", "dali_bare": "DALI alone", "resident_cache": "resident cache"}
 _CIFAR10 = "CIFAR-10, 5 × 2 classes, 1000 images per class, 200 exemplars, ResNet-32, pruned"
 
 
 def table(results: Path) -> str:
-    """Return the table, from the files that are there."""
+    """Return the table, from the files that exist."""
     rows: list[str] = []
     for name, make in (
         ("cifar10.jsonl", _cifar10),
@@ -44,7 +44,7 @@ def row(what: str, accuracy: str = "", parameters: str = "", how: str = "") -> s
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation, or the one value."""
+    """Return mean ± standard deviation, or the only value."""
     mean = f"{statistics.mean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
@@ -140,7 +140,7 @@ def _growth(found: Mapping[str, Any]) -> list[str]:
             f"the same: a training step at {when}",
             how=(
                 f"{ours} the time at t = 1 (eager, unpruned: {eager}); peak memory at most × {memory}. Once the masks have settled, the "
-                f"compact network trains {faster:.1f} times as fast at t = 1, and the frozen ones weigh more: {settled}"
+                f"compact network trains {faster:.1f} times as fast at t = 1, and the frozen ones cost more in proportion: {settled}"
             ),
         )
     )

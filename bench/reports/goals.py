@@ -1,6 +1,6 @@
-"""The figures that this project set out to reach on one H100, and what a results file says about each.
+"""The project's performance goals on one H100, and what a results file says about each.
 
-A goal is met, missed, or not measured; nothing else. A ratio is formed within one run on one device, never across files.
+A goal is either met, missed or not measured. A ratio is computed within one run on one device, never across files.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Found = list[tuple[str, float]]
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure to reach.
+    """A performance goal.
 
     Attributes:
-        text: what is wanted.
+        text: what is measured.
         wanted: at least this (`most`: at most).
         unit: '×' or '%'.
-        measure: returns where and how much, one pair per place where it is to hold.
-        most: smaller is better.
+        measure: returns (where, value), one pair for every case that must meet the goal.
+        most: whether smaller is better.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Goal:
     most: bool = False
 
     def met(self, value: float) -> bool:
-        """Whether a value reaches the goal."""
+        """Return whether a value meets the goal."""
         return value <= self.wanted if self.most else value >= self.wanted
 
 
@@ -61,7 +61,7 @@ def _shares(key: str, case: str, **params: Any) -> Callable[[Sequence[Record]], 
 
 
 def _ratios(case: str, rival: str, **params: Any) -> Callable[[Sequence[Record]], Found]:
-    """Return time of the rival over ours, wherever both were measured in the same run."""
+    """Return the rival's time over der_fast's, wherever both were measured in the same run."""
 
     def measure(records: Sequence[Record]) -> Found:
         found = []
@@ -78,7 +78,7 @@ def _several(*measures: Callable[[Sequence[Record]], Found]) -> Callable[[Sequen
 
 
 def _growth(records: Sequence[Record]) -> Found:
-    """Return the time of a DER step at t = 10 over t = 1, ours, pruned."""
+    """Return the time of der_fast's pruned DER step at t = 10 over t = 1."""
     found = []
     for record, late in _value(records, "step.der", "ours", t=10):
         others = {**record["params"], "t": 1}
@@ -93,7 +93,7 @@ GOALS = (
     Goal("masked_bn over eager bf16 batch-norm, mask, add, ReLU", 2, "×", _several(
         *(_ratios(f"masked_bn.{what}", "eager_bf16") for what in ("forward", "backward")))),
     Goal("channel_masks over the eager per-layer code", 20, "×", _ratios("channel_masks.both", "eager", how="launch")),
-    Goal("our convolution over cuDNN, nothing fused (share of its speed)", 0.8, "×", _several(
+    Goal("der_fast's convolution over cuDNN, nothing fused (share of its speed)", 0.8, "×", _several(
         *(_ratios(f"conv.{what}", "eager_bf16") for what in ("forward", "dgrad", "wgrad")))),
     Goal("conv chain over cuDNN and batch-norm, stages 1 and 2", 1.1, "×", _several(
         *(_ratios("conv_chain.both", "eager_bf16", stage=stage) for stage in (1, 2)))),
@@ -109,7 +109,7 @@ GOALS = (
 
 
 def verdicts(records: Sequence[Record]) -> list[tuple[Goal, Found]]:
-    """Return what was found for every goal, from measurements on GPUs at full or quick scale only."""
+    """Return the results for every goal, only from measurements on GPUs at full or quick scale."""
     usable = {record["run"] for record in records if record["kind"] == "run" and _counts(record)}
     chosen = [record for record in records if record["run"] in usable]
     return [(goal, goal.measure(chosen)) for goal in GOALS]
@@ -120,7 +120,7 @@ def _counts(header: Record) -> bool:
 
 
 def line(goal: Goal, found: Found) -> tuple[str, str, str]:
-    """Return (goal, measured, verdict) as texts; the measured value is the range over all places where the goal is to hold."""
+    """Return (goal, measured, verdict) as texts; the measured value is the range over all cases that must meet the goal."""
     word = "at most" if goal.most else "at least"
     wanted = f"{goal.text}: {word} {goal.wanted:g} {goal.unit}"
     if not found:

@@ -1,4 +1,4 @@
-"""The README's table of what was measured on a GPU, and the longer one that ends a run: every case, every variant."""
+"""The table of GPU measurements in bench/README.md, and the longer one at the end of a run with every case and variant."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from bench.harness.records import Record, by_variant, failures, read, runs
 from bench.reports.goals import line, verdicts
 
 NOTHING = (
-    "No result of a GPU is in `bench/results/`: none was at hand. The commands are in [bench/GPU_TODO.md](bench/GPU_TODO.md); "
+    "`bench/results/` holds no GPU results: no GPU was available. The commands are in [bench/GPU_TODO.md](bench/GPU_TODO.md); "
     "no speed on a GPU is claimed until they have run."
 )
 HEAD = "| goal | measured | verdict |\n|---|---|---|"
 
 
 def gpu_files(results: Path) -> list[Path]:
-    """Return the results files whose runs were on a GPU, at a scale that counts."""
+    """Return the results files with runs on a GPU, at a scale that counts."""
     return [path for path in sorted(results.glob("gpu*.jsonl")) if any(record["facts"]["kind"] == "cuda" for record in runs(read(path)))]
 
 
 def table(results: Path) -> str:
-    """Return a table of goals per GPU, each from the files of that GPU; or the sentence that there is none."""
+    """Return a table of goals per GPU, each from that GPU's files; or a sentence that there are none."""
     by_device: dict[str, list[Record]] = {}
     for path in gpu_files(results):
         records = read(path)
@@ -44,7 +44,7 @@ def _goals(device: str, records: Sequence[Record]) -> str:
 
 
 def full_table(records: Sequence[Record]) -> str:
-    """Return every measurement as Markdown, and what failed."""
+    """Return every measurement as Markdown, and the failures."""
     lines = ["| case | variant | ms (p20–p80) | over eager bf16 | GB/s (of copy) | TFLOP/s (of matmul) | images/s | peak MB |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
     for (case, params), variants in by_variant(records).items():
@@ -75,7 +75,7 @@ def _rate(record: Record) -> str:
 
 
 def goals_table(records: Sequence[Record]) -> str:
-    """Return the table of goals, or why there is none."""
+    """Return the table of goals, or the reason why there is none."""
     if not any(header["facts"]["kind"] == "cuda" for header in runs(records)):
-        return "No goal is judged: nothing here was measured on a GPU."
+        return "No goals are judged: none of these results come from a GPU."
     return "\n".join([HEAD, *(f"| {' | '.join(line(goal, found))} |" for goal, found in verdicts(records))])

@@ -13,7 +13,7 @@ Case = tuple[int, str, str]
 
 
 def summary(seconds: Mapping[Case, Sequence[float]], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the ratios of interest; those of times are medians of the ratio within a round."""
+    """Return the ratios of interest; ratios of times are medians of the ratio within a round."""
 
     def over(case: Case, other: Case) -> float:
         return statistics.median(a / b for a, b in zip(seconds[case], seconds[other], strict=True))

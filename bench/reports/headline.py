@@ -1,4 +1,4 @@
-"""The README's five rows: what is reached, and how each number was obtained."""
+"""The README's five rows: each result, and how it was obtained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VARIANTS = {
 
 
 def table(results: Path) -> str:
-    """Return the table, from the files that are there."""
+    """Return the table, from the files that exist."""
     rows: list[str] = []
     demo, cifar10, growth = (results / name for name in ("demo.json", "cifar10.jsonl", "growth.json"))
     if demo.exists():

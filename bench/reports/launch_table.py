@@ -1,4 +1,4 @@
-"""The table of what a batch launches on a GPU, from results/launches.jsonl: counted and modelled, not measured."""
+"""The table of a batch's GPU launches, from results/launches.jsonl: counted and modelled, not measured."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _STAGES = {
     "settled": "t = {steps}, masks settled",
     "classifier": "the classifier stage after step {steps} (not captured)",
 }
-# Of a captured step.
+# The goal for a captured step.
 GOAL = 200
 
 
 def table(results: Path) -> str:
-    """Return the table, launches above the goal in bold, and the kinds of launches of the step that has most."""
+    """Return the table, with launches above the goal in bold, and the kinds of launches of the step that has most."""
     path = results / "launches.jsonl"
     if not path.exists():
         return HEAD

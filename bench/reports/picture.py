@@ -1,4 +1,4 @@
-"""The README's picture: accuracy and parameters over the steps, from bench/results/cifar10.jsonl, for light and for dark pages."""
+"""The README's picture: accuracy and parameters over the steps, from bench/results/cifar10.jsonl, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES_PER_STEP = 2
 
 
 def curves(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[list[float]]]:
-    """Return variant → for every step the values of all seeds."""
+    """Return the values of all seeds, variant → step → values."""
     found: dict[str, list[list[float]]] = {}
     for variant in NAMES:
         seeds = [row[key] for row in rows if row["variant"] == variant]
@@ -36,7 +36,7 @@ def curves(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[list[f
 
 
 def svg(rows: Sequence[Mapping[str, Any]], theme: Mapping[str, str]) -> str:
-    """Return the picture as SVG, the same text for the same rows: no date, no random names."""
+    """Return the picture as SVG. The same rows give the same text: no date, no random names."""
     style: Any = {"svg.hashsalt": "der_fast", "svg.fonttype": "path", "font.family": ["DejaVu Sans"], "font.size": 10}
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme["ink"])
     style |= {"axes.edgecolor": theme["faint"], "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}

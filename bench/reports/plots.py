@@ -1,4 +1,4 @@
-"""Pictures of a results file: one PNG per group of cases, a bar per variant, relative to eager bf16 (or plain eager)."""
+"""Pictures of a results file: one PNG per group of cases, one bar per variant, relative to eager bf16 (or plain eager)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.harness.records import Record, by_variant, runs
 
 
 def plot(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write the pictures and return where they lie; what has no baseline is left out."""
+    """Write the pictures and return their paths; cases without a baseline are left out."""
     groups: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for (case, params), variants in by_variant(records).items():
         baseline = variants.get("eager_bf16", variants.get("eager"))
@@ -28,7 +28,7 @@ def _title(records: Sequence[Record]) -> str:
     headers = runs(records)
     device = headers[-1]["facts"]["device"] if headers else "unknown device"
     smoke = any(header["scale"] == "smoke" for header in headers)
-    return f"{device}{' – smoke run, no measurement' if smoke else ''}"
+    return f"{device}{' – smoke run, not a measurement' if smoke else ''}"
 
 
 def _picture(path: Path, title: str, rows: Sequence[tuple[str, dict[str, float]]]) -> Path:
@@ -42,7 +42,7 @@ def _picture(path: Path, title: str, rows: Sequence[tuple[str, dict[str, float]]
     axes.set_yticks([place + 0.4 - thickness / 2 for place in range(len(rows))], [label for label, _ in rows], fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xlabel("speed relative to the eager baseline (time of the baseline / time)")
+    axes.set_xlabel("speed relative to the eager baseline (baseline's time / time)")
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)

@@ -1,6 +1,6 @@
-"""The results tables of README.md and bench/README.md and the picture, written from the files in bench/results/ and never by hand.
+"""Writes the results tables of README.md and bench/README.md and the picture from the files in bench/results/, never by hand.
 
-`python -m bench readme` rewrites what stands between the markers, and the picture; `--check` only says whether a table would change.
+`python -m bench readme` rewrites the text between the markers, and the picture; `--check` only checks whether a table would change.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.harness.facts import ROOT
 from bench.reports import cpu_table, gpu_table, headline, launch_table
 
-# Where the pages lie.
+# The folder that holds the pages.
 PLACE = ROOT
 RESULTS = ROOT / "bench" / "results"
 PAGES: dict[str, Mapping[str, Callable[[Path], str]]] = {
@@ -25,15 +25,15 @@ class MarkerError(ValueError):
 
 
 def markers(name: str) -> tuple[str, str]:
-    """Return the lines between which a table stands."""
+    """Return the lines that enclose a table."""
     return f"<!-- {name}: written by `python -m bench readme` from bench/results/ -->", f"<!-- end of {name} -->"
 
 
 def replaced(text: str, name: str, table: str) -> str:
-    """Return `text` with another table between the markers.
+    """Return `text` with a new table between the markers.
 
     Raises:
-        MarkerError: a marker is missing, or stands there twice.
+        MarkerError: a marker is missing or appears twice.
     """
     begin, end = markers(name)
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
@@ -43,7 +43,7 @@ def replaced(text: str, name: str, table: str) -> str:
 
 
 def written() -> dict[Path, tuple[str, str]]:
-    """Return every page as it is, and with its tables as the results say; links lead from where the page lies."""
+    """Return every page as it is, and with its tables as the results say; links are relative to the page."""
     pages = {}
     for page, tables in PAGES.items():
         path = PLACE / page

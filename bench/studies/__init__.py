@@ -1,1 +1,1 @@
-"""Measurements with a command of their own: `python -m bench <study>`."""
+"""Measurements with their own commands: `python -m bench <study>`."""

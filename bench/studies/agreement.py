@@ -2,8 +2,8 @@
 
     python -m bench agreement --device cuda
 
-They draw the same random numbers and differ in rounding only, so that accuracies agree within what another seed would change. The first
-epoch's loss is compared more closely: 2 % in bfloat16.
+They draw the same random numbers and differ only in rounding, so accuracies agree within the spread over seeds. The first epoch's loss
+is compared more closely: 2 % in bfloat16.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def trained(backend: str, device: str, epochs: int, changes: Mapping[str, Any]) 
 
 
 def complaints(reference: tuple[list[float], float], fused: tuple[list[float], float]) -> list[str]:
-    """Return what does not agree."""
+    """Return a message for everything that does not agree."""
     found = []
     one, other = reference[0][0], fused[0][0]
     if not abs(one - other) <= LOSS * abs(one):
@@ -59,7 +59,7 @@ def complaints(reference: tuple[list[float], float], fused: tuple[list[float], f
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train with both and compare; returns 1 where they do not agree."""
+    """Train with both backends and compare; return 1 if they do not agree."""
     parser = study_parser("agreement", __doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--epochs", type=int, default=8)

@@ -3,8 +3,8 @@
     python -m bench cifar10 PATH/cifar10 --seeds 1 2 3 --out bench/results/cifar10.jsonl
     python -m bench cifar10 --table bench/results/cifar10.jsonl
 
-The recipe is the preset cifar10-5x2; a single run of it is `der-fast train PATH/cifar10 --preset cifar10-5x2 --seed 1`. The three
-unpruned variants have the same first step (there is nothing to expand and no auxiliary loss yet), which is therefore learned once.
+The recipe is the preset cifar10-5x2; a single run is `der-fast train PATH/cifar10 --preset cifar10-5x2 --seed 1`. The three unpruned
+variants share their first step (nothing is expanded yet and there is no auxiliary loss), so it is learned only once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_variant(config: Config, train: ImageSource, test: ImageSource, first: Pa
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Run every variant with every seed and append a JSON line each."""
+    """Run every variant with every seed and append a JSON line for each run."""
     base = resolve_config(args.data, None, preset="cifar10-5x2")
     train, test = load_dataset(base.data)
     for seed in args.seeds:
@@ -98,13 +98,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _expanded(row: dict[str, Any]) -> list[float]:
-    """Parameters of the unpruned network with one extractor per step, also for the variant that has only one."""
+    """Return the parameters of the unpruned network with one extractor per step, also for the variant that has only one."""
     unpruned: list[float] = row["params_unpruned"]
     return [(i + 1) * unpruned[0] for i in range(len(unpruned))] if row["variant"] == "without expansion" else unpruned
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, or print the table of what was measured."""
+    """Measure, or print the table of earlier measurements."""
     parser = study_parser("cifar10", __doc__)
     parser.add_argument("data", nargs="?", help="the folder of CIFAR-10's class folders, with train/ and test/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -112,11 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--out", type=Path, default=Path("cifar10.jsonl"))
-    parser.add_argument("--table", type=Path, help="print the table of this file and do nothing else")
+    parser.add_argument("--table", type=Path, help="only print the table of this file")
     args = parser.parse_args(arguments)
     if args.table is None:
         if args.data is None:
-            parser.error("give the folder of CIFAR-10, or --table FILE")
+            parser.error("pass the folder of CIFAR-10, or --table FILE")
         measure(args)
     rows = [json.loads(line) for line in (args.table or args.out).read_text().splitlines()]
     print(table(rows))

@@ -3,9 +3,9 @@
     python -m bench cifar10-gpu FOLDER --device cuda --epochs 30 --out bench/results/cifar10-gpu.jsonl
     python -m bench cifar10-gpu --table bench/results/cifar10-gpu.jsonl
 
-The recipe is the paper's for CIFAR-100 (170 epochs, × 0.1 at 110 and 130, 10 of warm-up; 30 epochs of the classifier stage), all of it
-shortened in proportion to --epochs. Backends draw the same random numbers, so that what they reach differs by rounding and its
-consequences only: compare with the spread over seeds.
+The recipe is the paper's for CIFAR-100 (170 epochs, × 0.1 at 110 and 130, 10 of warm-up; 30 epochs of the classifier stage), shortened in
+proportion to --epochs. Backends draw the same random numbers, so their results differ only through rounding: compare the difference with
+the spread over seeds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def config_of(data: str, args: argparse.Namespace, backend: str, seed: int, vari
         return round(number * share)
 
     keys: dict[str, Any] = {**VARIANTS[variant], "runtime.seed": seed, "runtime.backend": backend, "runtime.device": args.device}
-    # The paper's orders are of 100 classes.
+    # The paper's orders are for 100 classes.
     keys["protocol.class_order_seed"] = 1993
     keys |= {"runtime.precision": args.precision, "data.train_per_class": args.per_class, "data.test_per_class": None}
     for stage in ("first", "later"):
@@ -54,7 +54,7 @@ def config_of(data: str, args: argparse.Namespace, backend: str, seed: int, vari
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run every variant with every backend and seed; append a JSON line each."""
+    """Run every variant with every backend and seed; append a JSON line for each run."""
     rows = []
     device = resolve_device(args.device)
     for seed in args.seeds:
@@ -80,13 +80,13 @@ def _one(args: argparse.Namespace, device: torch.device, backend: str, seed: int
     kept = ("top1", "average_top1", "last_top1", "params", "params_unpruned", "kept_share", "seconds", "latency_ms", "backend", "versions")
     row = {"variant": variant, "seed": seed, "asked_backend": backend, "precision": args.precision, "epochs": args.epochs}
     row |= {"wall_seconds": wall, "peak_mb": peak, "facts": facts_of(device, args.commit)}
-    # Epochs of a step over all of its seconds (compaction, classifier stage and herding included), memory not counted as images.
+    # A step's epochs over all of its seconds (including compaction, classifier stage and herding); memory images do not count.
     row["images_per_s"] = [args.epochs * count / seconds for count, seconds in zip(images, metrics["seconds"], strict=True)]
     return row | {key: metrics[key] for key in kept}
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """Return one run for people."""
+    """Return one run as a table row."""
     share = 100 * sum(row["params"]) / sum(row["params_unpruned"])
     memory = "" if row["peak_mb"] is None else f", {row['peak_mb']:.0f} MB"
     return (
@@ -103,7 +103,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, or print the table of what was measured."""
+    """Measure, or print the table of earlier measurements."""
     parser = study_parser("cifar10-gpu", __doc__)
     parser.add_argument("data", nargs="?", help="CIFAR-10 as class folders below train/ and test/")
     parser.add_argument("--device", default="auto")
@@ -115,11 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--width", type=int, help="channels of the first stage; default: ResNet-18's 64")
     parser.add_argument("--out", type=Path, default=Path("cifar10-gpu.jsonl"))
-    parser.add_argument("--commit", help="name of the commit, where this is a copy without its repository")
-    parser.add_argument("--table", type=Path, help="print the table of this file and do nothing else")
+    parser.add_argument("--commit", help="name of the commit, for a copy without its repository")
+    parser.add_argument("--table", type=Path, help="only print the table of this file")
     args = parser.parse_args(arguments)
     if args.table is None and args.data is None:
-        parser.error("give the folder of CIFAR-10, or --table FILE")
+        parser.error("pass the folder of CIFAR-10, or --table FILE")
     rows = [json.loads(line) for line in args.table.read_text(encoding="utf-8").splitlines()] if args.table else measure(args)
     print(table(rows))
     return 0

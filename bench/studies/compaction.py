@@ -3,8 +3,8 @@
     python -m bench compaction --rounds 20 --json bench/results/compaction.json
 
 For ResNet-18 and ResNet-50, whole and with about 1/12 of their parameters kept: `plan` and `pack` (fp32, channels last; bf16 padded to 8),
-and `Arena.load` of the saved file, with the checksum inside it compared and, as a lower bound, merely mapped by safetensors. Everything is
-reported as the median over rounds with the 20th and 80th percentile, in milliseconds.
+and loading the saved file: `Arena.load`, which verifies the checksum, and as a lower bound merely mapping it with safetensors. Each time
+is the median over rounds with the 20th and 80th percentile, in milliseconds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAPER_SHARE = 1 / 12
 
 
 def random_masks(layout: MaskLayout, share: float, generator: torch.Generator) -> Tensor:
-    """Return binary masks (C,) that leave about `share` of the parameters, every group thinned alike."""
+    """Return binary masks (C,) that leave about `share` of the parameters, thinning every group equally."""
     draw = torch.rand(layout.channels, generator=generator)
     low, high = 0.0, 1.0
     for _ in range(30):
@@ -45,7 +45,7 @@ def random_masks(layout: MaskLayout, share: float, generator: torch.Generator) -
 
 
 def milliseconds(call: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Time `call` after one round of warming up."""
+    """Time `call` after one warm-up round."""
     call()
     times = []
     for _ in range(rounds):
@@ -57,7 +57,7 @@ def milliseconds(call: Callable[[], object], rounds: int) -> dict[str, float]:
 
 
 def mapped(path: Path) -> Tensor:
-    """Map a file without looking at its content."""
+    """Map a file without reading its content."""
     with safe_open(path, framework="pt") as file:
         tensor: Tensor = file.get_tensor("arena")
         return tensor
@@ -90,7 +90,7 @@ def measure(backbone: str, share: float, rounds: int, folder: Path) -> list[dict
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("compaction", __doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch uses")
+    parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's number")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     if options.threads:

@@ -1,9 +1,9 @@
-"""What `der-fast demo` reaches, over seeds and numbers of threads, and how long it takes.
+"""The accuracy of `der-fast demo` over seeds and numbers of threads, and how long it takes.
 
     python -m bench demo --seeds 1993 1 2 --thread-counts 1 2 --json bench/results/demo.json
 
-The number of threads changes the order of sums, and through it which images are learned by the end: as much as a seed does. Runs that
-FILE holds are not repeated. Seconds are wall time, so measure them on a machine that does nothing else (`--again` measures again).
+The number of threads changes the order of sums, which changes the result as much as another seed does. Runs that FILE already holds are
+not repeated. Seconds are wall time, so measure them on an idle machine (`--again` measures again).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from der_fast.machine import processor_name
 
 
 def run(seed: int, threads: int) -> dict[str, Any]:
-    """Run the demo in a process of its own and return what it reached."""
+    """Run the demo in a separate process and return its results."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "demo"
         options = ["--quiet", "--out", str(out), "--seed", str(seed), "--set", f"runtime.threads={threads}"]
@@ -36,12 +36,12 @@ def run(seed: int, threads: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing and write the file after every run."""
+    """Run the missing combinations and write the file after every run."""
     parser = study_parser("demo", __doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1993], help="the demo's own is 1993")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1993], help="the demo's default is 1993")
     parser.add_argument("--thread-counts", type=int, nargs="+", default=[1])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--again", action="store_true", help="repeat runs that FILE holds")
+    parser.add_argument("--again", action="store_true", help="repeat runs that FILE already holds")
     args = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = json.loads(args.json.read_text(encoding="utf-8")) if args.json and args.json.exists() else []
     for seed in args.seeds:

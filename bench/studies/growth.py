@@ -1,22 +1,22 @@
-"""What another step costs: images/s and peak memory against the number of steps, ours and as public implementations do it.
+"""The cost of another step: images/s and peak memory against the number of steps, for der_fast and for public implementations.
 
     python -m bench growth --json bench/results/growth.json --rounds 5
     python -m bench growth --json FILE --steps 1,10          # the short run
 
-Variants, all with the same allocator settings and threads, timed in turn within each round:
-  eager_unpruned  one full network per step out of torch.nn modules, looped, contiguous, eager (as the public implementations of DER)
+The variants have the same allocator settings and threads and take turns within each round:
+  eager_unpruned  one full network of torch.nn modules per step, looped, contiguous, eager (like the public implementations of DER)
   dense_single    one such network, whatever the number of steps
-  ours            infer: every step's compact extractor in the frozen bank. train: a batch of the representation stage with a dense
-                  extractor, soft masks and sparsity loss, before the masks settle, the bank of the earlier steps beside it
+  ours            infer: der_fast's frozen bank of every step's compact extractor. train: a batch of the representation stage with a
+                  dense extractor, soft masks and sparsity loss, before the masks settle, plus the bank of the earlier steps
   ours_settled    train only: the same after the masks have settled, when the compact network is trained
   onnx_unpruned, onnx_ours  infer only, up to ten steps: both as exported .onnx graphs, batch-norm folded, in ONNX Runtime
   onnx_blocks    the same with masks rounded to whole blocks of channels within the same parameters, as `masks.multiple=32` rounds them
 
-A training step of the others is cross-entropy with auxiliary loss and SGD on ready float batches; ours adds augmentation, metering and
+A rival's training step is cross-entropy with auxiliary loss and SGD on ready float batches; der_fast's adds augmentation, metering and
 the decay of weights that were cut. Masks keep the same share of every channel group, √(1/12), which is about 1/12 of the parameters
-per extractor, the paper's density. Rates are medians over rounds. Peak memory is that of a process of its own (VmHWM), with PyTorch,
+per extractor, the paper's density. Rates are medians over rounds. Peak memory is that of a separate process (VmHWM), including PyTorch,
 after one batch of inference, or after twelve batches of training, when the heap has stopped growing (three for eager_unpruned, which
-would take minutes). Beside FILE, a picture and a table are written.
+would take minutes). A picture and a table are written next to FILE.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ Run = Callable[[], object]
 
 
 class GrowthSetup:
-    """Everything the variants are built from; extractors are made once and shared."""
+    """Everything that the variants are built from; extractors are made once and shared."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         apply_runtime(resolve_config("digits").runtime)
@@ -95,7 +95,7 @@ class GrowthSetup:
         return self._plain[:count]
 
     def compact(self, count: int, masks: str = "ours") -> list[CompactExtractor]:
-        """Compact extractors, as steps leave them."""
+        """Compact extractors, as a step leaves them."""
         there = self._compact[masks]
         while len(there) < count:
             dense = Extractor(self.architecture).initialise(torch.Generator().manual_seed(len(there)))
@@ -103,7 +103,7 @@ class GrowthSetup:
         return there[:count]
 
     def whole(self, count: int) -> list[Arena]:
-        """Full networks as exports hold them: folded, nothing cut."""
+        """Full networks as in exports: folded, with nothing cut."""
         while len(self._whole) < count:
             self._whole.append(pack(Extractor(self.architecture).initialise(torch.Generator().manual_seed(len(self._whole))).eval()))
         return self._whole[:count]
@@ -126,7 +126,7 @@ def infer(setup: GrowthSetup, variant: str, steps: int) -> Run:
 
 
 def train_plain(setup: GrowthSetup, variant: str, steps: int) -> Run:
-    """Return a function that trains one batch as the public implementations do."""
+    """Return a function that trains one batch like the public implementations."""
     frozen = setup.plain(0 if variant == "dense_single" else steps - 1)
     new = copy.deepcopy(setup.plain(1)[0]).train().requires_grad_(True)
     width = setup.architecture.width(setup.architecture.features)
@@ -176,7 +176,7 @@ def train_ours(setup: GrowthSetup, variant: str, steps: int) -> Run:
 
 
 def build(setup: GrowthSetup, mode: str, variant: str, steps: int) -> Run:
-    """Return what one measurement runs: one batch."""
+    """Return the function that one measurement runs: one batch."""
     if mode == "infer":
         return infer(setup, variant, steps)
     return (train_ours if variant.startswith("ours") else train_plain)(setup, variant, steps)
@@ -189,7 +189,7 @@ def parameter_shares(args: argparse.Namespace) -> dict[str, float]:
 
 
 def cases_of(args: argparse.Namespace) -> list[tuple[int, str, str]]:
-    """Return what is measured, as (steps, variant, mode)."""
+    """Return the measurements, as (steps, variant, mode)."""
     every = [(steps, name, mode) for mode in args.modes for name in MODES[mode] for steps in args.steps]
     within = [case for case in every if case[0] <= growth_onnx.MOST_STEPS or case[1] not in ONNX]
     # One dense network is the same whatever the number of steps.
@@ -215,7 +215,7 @@ def measure(args: argparse.Namespace) -> dict[tuple[int, str, str], list[float]]
 
 
 def peak_memory(args: argparse.Namespace, case: tuple[int, str, str]) -> float:
-    """Return the peak of a fresh process that runs some batches, in MB."""
+    """Return the peak memory of a fresh process that runs some batches, in MB."""
     steps, variant, mode = case
     own = ["--probe", mode, variant, "--steps", str(steps), "--threads", str(args.threads), "--batch", str(args.batch)]
     done = subprocess.run(
@@ -230,7 +230,7 @@ def peak_memory(args: argparse.Namespace, case: tuple[int, str, str]) -> float:
 
 
 def probe(args: argparse.Namespace) -> None:
-    """Run some batches and print the peak of this process in MB."""
+    """Run some batches and print this process's peak memory in MB."""
     mode, variant = args.probe
     run = build(GrowthSetup(args), mode, variant, args.steps[0])
     batches = 1 if mode == "infer" else 3 if variant == "eager_unpruned" else 12
@@ -243,7 +243,7 @@ def probe(args: argparse.Namespace) -> None:
 def merged(
     before: dict[str, Any], modes: list[str], rows: list[dict[str, Any]], ratios: dict[str, float]
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Return rows and ratios with those of the modes that were not run taken from an earlier file."""
+    """Return rows and ratios, taking those of modes that were not run from an earlier file."""
     words = {"train": "training at", "infer": "inference at"}
     old = {name: value for name, value in before["ratios"].items() if not name.startswith(tuple(words[mode] for mode in modes))}
     return [row for row in before["rows"] if row["mode"] not in modes] + rows, {**old, **ratios}
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="of the other, what FILE has stays")
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="FILE keeps its rows of the other mode")
     parser.add_argument("--probe", nargs=2, metavar=("MODE", "VARIANT"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.probe:

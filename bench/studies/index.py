@@ -1,10 +1,10 @@
-"""What a data set of ImageNet's size costs before the first image is decoded, and what herding over it holds at a time.
+"""The cost of a data set of ImageNet's size before the first image is decoded, and the memory of herding over it.
 
     python -m bench index --json FILE
 
-A tree of empty files is laid out (`train/<class>/` and `val/<class>/`), listed, kept and read back. Then the list of a step is made as a
-run makes it: new classes out of all, put together with a rehearsal memory, and its checksum. At last the memory is filled by herding over
-every image of the tree, with features out of a random generator, because what a network would take is not asked here.
+A tree of empty files is created (`train/<class>/` and `val/<class>/`), listed, saved and read back. Then a step's list is made as in a
+run: a choice of classes, joined with a rehearsal memory, and its checksum. Finally the memory is filled by herding over every image of the
+tree, with features from a random generator, since the network's time is not measured here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from bench.harness.arguments import study_parser
 from der_fast.compaction.bank import FrozenBank
 from der_fast.config.schema import Config, DataConfig, MemoryConfig, RuntimeConfig
 from der_fast.data import load_dataset, transforms_for
-from der_fast.data.catalogue.index import build_index, open_index, save_index
+from der_fast.data.catalogue.cache import save_index
+from der_fast.data.catalogue.index import build_index, open_index
 from der_fast.data.photos import PhotoSource
 from der_fast.data.read.library import Library
 from der_fast.data.read.walk import Loaded, Reader, Walk
@@ -42,7 +43,7 @@ SIDE = 8
 
 
 def lay_out(place: Path, images: int, classes: int) -> None:
-    """Write the tree: empty files with names as ImageNet has them, an eighth as many in val/ as in train/, at most 50 a class."""
+    """Write the tree: empty files named like ImageNet's, with an eighth as many in val/ as in train/, at most 50 per class."""
 
     def fill(number: int) -> None:
         for part, count in (("train", len(range(number, images, classes))), ("val", min(50, images // classes // 8 + 1))):
@@ -50,7 +51,7 @@ def lay_out(place: Path, images: int, classes: int) -> None:
             folder.mkdir(parents=True)
             for index in range(count):
                 (folder / f"n{number:08d}_{index:08d}.JPEG").touch()
-            # A folder that was changed a moment ago counts as one that may still change, and would be listed again.
+            # A folder changed a moment ago counts as one that may still change, and would be listed again.
             os.utime(folder, (1e9, 1e9))
 
     with ThreadPoolExecutor(4) as pool:
@@ -58,7 +59,7 @@ def lay_out(place: Path, images: int, classes: int) -> None:
 
 
 class NoReader:
-    """Gives images without reading any; see `Reader`."""
+    """Returns images without reading any; see `Reader`."""
 
     name = "none"
 
@@ -68,19 +69,19 @@ class NoReader:
             yield Loaded(torch.zeros(1, 1, 1, 3).expand(len(positions), *walk.transform.size, 3), positions, number)
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
 
 class UnreadLibrary(Library):
     """A library whose files are never opened."""
 
     def reader(self) -> Reader:
-        """Return what gives black images."""
+        """Return a reader of black images."""
         return NoReader()
 
 
 class RandomFeatures(nn.Module):
-    """Any images' features out of a generator.
+    """Features from a random generator, for any images.
 
     Args:
         features: how many.
@@ -96,7 +97,7 @@ class RandomFeatures(nn.Module):
 
 
 def timed(work: Callable[[], Any], repeat: int = 3) -> tuple[float, Any]:
-    """Return the median seconds of a call, and what the last one returned."""
+    """Return the median seconds of a call, and the last call's result."""
     seconds = []
     for _ in range(repeat):
         started = time.perf_counter()
@@ -106,7 +107,7 @@ def timed(work: Callable[[], Any], repeat: int = 3) -> tuple[float, Any]:
 
 
 def peak_mib(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return by how many MiB resident memory grew at most during a call, and what it returned (Linux)."""
+    """Return the largest growth of resident memory during a call, in MiB, and the call's result (Linux)."""
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")
     before = int(status.read_text().split("VmHWM:")[1].split()[0])
@@ -115,7 +116,7 @@ def peak_mib(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def step_list(train: PhotoSource, memory: PhotoSource, known: list[str], new: list[str]) -> PhotoSource:
-    """Return new classes and memory as a run puts them together for a step, up to the checksum that names the task."""
+    """Return new classes and memory joined as in a run's step, up to the checksum that names the task."""
     images = train.of_classes(new)
     images.fingerprint()
     model = Model(Network(build_architecture("resnet20")), memory=memory, class_sets=[tuple(known)])
@@ -172,9 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("index", __doc__)
     parser.add_argument("--images", type=int, default=1_281_167, help="training images")
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--memory", type=int, default=20_000, help="exemplars in all")
-    parser.add_argument("--features", type=int, default=512, help="of every image, for herding; 0 leaves herding out")
-    parser.add_argument("--tree", type=Path, help="a folder for the tree, which is left there and used again; default: a temporary one")
+    parser.add_argument("--memory", type=int, default=20_000, help="exemplars in total")
+    parser.add_argument("--features", type=int, default=512, help="features per image, for herding; 0 skips herding")
+    parser.add_argument("--tree", type=Path, help="a folder for the tree, which is kept for the next run; default: a temporary one")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,15 +1,15 @@
-"""What one batch of every stage launches on a GPU, and how long that would take in a simple model; needs no GPU and measures nothing.
+"""The GPU launches of one batch of every stage, and their time in a simple model; needs no GPU and measures nothing.
 
     python -m bench launches --json bench/results/launches.jsonl
 
 ResNet-18, 32 × 32 pixels, batch 128, bf16, backend 'fused', frozen bank grouped: step 1 and step 10 while masks are learned and once they
 have settled, and the classifier stage, each with and without a parameter target. Listed is the function that a CUDA graph captures (the
-classifier stage is not captured, but its body is the same kind of function): from normalised images and labels on the device to moved
-weights. Outside of it lie, per batch, the copies of images and labels into the graph's own, the mask scale, the number of the batch, and
-everything that the data source does.
+classifier stage is not captured, but its body is the same kind of function): from normalised images and labels on the device to updated
+weights. Not included, per batch, are the copies of images and labels into the graph's tensors, the mask scale, the number of the batch, and
+the work of the data source.
 
-Modelled: of every launch the longest of its bytes at 3.35 TB/s, its FLOP at the peak of its dtype, and 1.5 µs; one after another.
-How launches are counted and what is assumed about PyTorch's operations is in bench/harness/launches.py and bench/harness/aten.py.
+The model takes, for every launch, the longest of its bytes at 3.35 TB/s, its FLOP at the peak of its dtype, and 1.5 µs, one after another.
+bench/harness/launches.py and bench/harness/aten.py describe how launches are counted and what is assumed about PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def listed(bodies: Bodies, moment: Moment) -> list[Launch]:
     """Return the launches of a batch, in order."""
     with no_kernels():
         body = bodies.at(moment)
-        # Choices are made, and tables moved to the device, in a first batch.
+        # The first batch makes choices and moves tables to the device.
         body()
     return launches_of(body)
 
 
 def row(moment: Moment, launches: Sequence[Launch]) -> dict[str, Any]:
-    """Return the line of the results file: counts and modelled milliseconds, as a whole, by kind and by the function that launches."""
+    """Return the line for the results file: counts and modelled milliseconds, in total, by kind and by launching function."""
     return {
         "stage": moment.stage,
         "steps": moment.steps,
@@ -64,7 +64,7 @@ def _milliseconds(launches: Sequence[Launch]) -> float:
 
 
 def _each(launches: Sequence[Launch]) -> list[dict[str, Any]]:
-    """Every launch, to be laid beside a profiler's list."""
+    """Every launch, for comparison with a profiler's list."""
     return [
         {
             "name": launch.name,
@@ -98,7 +98,7 @@ def _print_details(moment: Moment, launches: Sequence[Launch]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = study_parser("launches", __doc__)
     parser.add_argument("--json", type=Path, help="write a line per stage to this file")
-    parser.add_argument("--each", action="store_true", help="with --json: every launch in its order, too")
+    parser.add_argument("--each", action="store_true", help="with --json: also every launch, in order")
     parser.add_argument("--batch", type=int, default=128, help="images per batch")
     parser.add_argument("--smoke", action="store_true", help="a narrow network and small images")
     options = parser.parse_args(arguments)

@@ -3,11 +3,12 @@
     python -m bench loading --photos FOLDER_OR_TAR --json FILE
 
 All variants read the same files with the same two cores and give the same output: random-resized crops of 224 pixels, half of them
-mirrored, normalised, float32. The variants take turns, so that whatever else the machine does falls on all of them alike.
+mirrored, normalised, float32. The variants take turns, so that other load on the machine affects all of them equally.
 
     python -m bench loading --train FOLDER --photos … --json FILE
 
-also trains ResNet-18 on a folder of class folders (two steps, the photos in their files) and says which part of it was waiting for images.
+also trains ResNet-18 on a folder of class folders (two steps, reading the photos from their files) and reports the share of the time that
+it waited for images.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from der_fast.seeds import generator
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE = 224
 CLASSES = 2
-# Batches that are not timed: as many as any variant reads ahead.
+# Untimed batches at the start: as many as any variant reads ahead.
 AHEAD = 4
 
 
 def unpack(photos: Path, place: Path, repeat: int) -> Path:
-    """Lay the photos out as class folders, every one `repeat` times; returns the folder."""
+    """Lay the photos out as class folders, each photo `repeat` times; return the folder."""
     if photos.is_file():
         with tarfile.open(photos) as archive:
             archive.extractall(place / "photos", filter="data")
@@ -61,7 +62,7 @@ def unpack(photos: Path, place: Path, repeat: int) -> Path:
 
 
 class PillowFiles(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """What a training script without der_fast does: open, crop, resize, mirror, normalise, one image at a time."""
+    """What a training script does without der_fast: open, crop, resize, mirror, normalise, one image at a time."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -83,13 +84,13 @@ class PillowFiles(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
 
 
 def dataloader_pillow(files: list[Path], batch: int, threads: int) -> Callable[[], Iterator[Any]]:
-    """Return what goes through the images once."""
+    """Return a function that iterates over the images once."""
     loader = torch.utils.data.DataLoader(PillowFiles(files), batch_size=batch, shuffle=True, num_workers=threads, persistent_workers=True)
     return lambda: (images for images, _ in loader)
 
 
 def dali_bare(files: list[Path], batch: int, threads: int) -> Callable[[], Iterator[Any]]:
-    """Return what goes through the images once: DALI's own reader and iterator, nothing of ours."""
+    """Return a function that iterates over the images once with DALI's own reader and iterator, without der_fast."""
     import nvidia.dali.fn as fn
     import nvidia.dali.types as types
     from nvidia.dali.pipeline import Pipeline
@@ -116,7 +117,7 @@ def dali_bare(files: list[Path], batch: int, threads: int) -> Callable[[], Itera
 
 
 def source_of(folder: Path, batch: int, threads: int, cache_gib: float, device: str = "cpu") -> Callable[[], Iterator[Any]]:
-    """Return what goes through the images once with der_fast; on a GPU DALI decodes there, and the batches are made and stay there."""
+    """Return a function that iterates over the images once with der_fast; for a GPU, DALI decodes there and batches are made there."""
     config = DataConfig(
         name=str(folder),
         image_size=SIDE,
@@ -142,9 +143,9 @@ def source_of(folder: Path, batch: int, threads: int, cache_gib: float, device: 
 
 
 def measure(once: Callable[[], Iterator[Any]]) -> float:
-    """Return images per second of one pass; every batch is looked at.
+    """Return images per second of one pass; every batch is read.
 
-    The clock starts after the first batches: some of the variants read them ahead while another one has its turn.
+    The clock starts after the first batches, since some variants read them ahead during another variant's turn.
     """
     started, count = 0.0, 0
     for number, images in enumerate(once(), 1):
@@ -156,7 +157,7 @@ def measure(once: Callable[[], Iterator[Any]]) -> float:
 
 
 def train(folder: Path, side: int, epochs: int, threads: int) -> dict[str, Any]:
-    """Return how long a run over a folder of photos trained, and how long of that it waited for images."""
+    """Return how long a run over a folder of photos trained, and how much of that it waited for images."""
     settings: dict[str, Any] = {
         "data.image_size": side,
         "data.random_resized_crop": True,
@@ -174,7 +175,7 @@ def train(folder: Path, side: int, epochs: int, threads: int) -> dict[str, Any]:
 
 
 def keep_to(cores: int) -> None:
-    """Let this process and all that it starts use so many cores and no more: threads that a variant does not count are paid for, too."""
+    """Limit this process and its children to this many cores, so that threads that a variant does not count have their cost too."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
@@ -183,14 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = study_parser("loading", __doc__)
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/imagenet_photos.tar"), help="folder or tar of JPEGs")
-    parser.add_argument("--repeat", type=int, default=16, help="how often every photo is in an epoch")
+    parser.add_argument("--repeat", type=int, default=16, help="how often every photo occurs in an epoch")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2, help="cores, for every variant")
+    parser.add_argument("--threads", type=int, default=2, help="cores for every variant")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--train", type=Path, help="also train on this folder of class folders and say how long it waited for images")
+    parser.add_argument("--train", type=Path, help="also train on this folder of class folders and report how long it waited for images")
     parser.add_argument("--side", type=int, default=112, help="pixels, for --train")
-    parser.add_argument("--epochs", type=int, default=2, help="of every stage, for --train")
-    parser.add_argument("--gpu", action="store_true", help="also decode, and cache, on the GPU")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of every stage, for --train")
+    parser.add_argument("--gpu", action="store_true", help="also decode and cache on the GPU")
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = unpack(options.photos, Path(scratch), options.repeat)
         files = sorted((folder / "train").rglob("*.jpg"))
         if len(files) < 4 * AHEAD * options.batch:
-            raise SystemExit(f"{len(files)} images are too few for batches of {options.batch}: repeat them more often, or give more")
+            raise SystemExit(f"{len(files)} images are too few for batches of {options.batch}: repeat them more often, or pass more")
         sizes = (options.batch, options.threads)
         variants = {"dataloader_pillow": dataloader_pillow(files, *sizes)}
         if is_installed():

@@ -1,4 +1,4 @@
-"""Which of the packages that pyproject.toml names are here: `python -m bench needed`. Needs nothing but the standard library and pip's."""
+"""Which packages named in pyproject.toml are installed: `python -m bench needed`. Needs only the standard library and pip's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.harness.arguments import study_parser
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-# Of the extra `test`: what the GPU tests and the benchmark need; linters and exporters can be missing.
+# Those of the extra `test` that the GPU tests and the benchmark need; linters and exporters may be missing.
 FOR_TESTS = ("pytest", "hypothesis", "pytest-timeout", "pytest-benchmark")
 
 
@@ -22,7 +22,7 @@ def listed(text: str, name: str) -> list[str]:
 
 
 def name_of(requirement: str) -> str:
-    """Return a requirement's package."""
+    """Return the name of a requirement's package."""
     found = re.match(r"[\w.-]+", requirement)
     return found[0] if found else requirement
 
@@ -33,7 +33,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def state(requirement: str) -> tuple[str, str, bool]:
-    """Return (requirement, installed version or what is wrong, whether something is wrong)."""
+    """Return (requirement, installed version or the problem, whether there is a problem)."""
     plain, _, marker = requirement.partition(";")
     if "python_version <" in marker and sys.version_info >= (3, 11):
         return plain.strip(), "not needed by this Python", False
@@ -47,7 +47,7 @@ def state(requirement: str) -> tuple[str, str, bool]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print every requirement; returns 1 where one is missing or too old."""
+    """Print every requirement; return 1 if one is missing or too old."""
     study_parser("needed", __doc__).parse_args(arguments)
     text = PYPROJECT.read_text(encoding="utf-8")
     wanted = [*listed(text, "requires"), *listed(text, "dependencies")]
@@ -58,6 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name_of(requirement) for requirement, _, absent in rows if absent]
     if missing:
         print(f"\nmissing or too old: {' '.join(missing)}")
-        print("Where a package registry can be reached, put them into a folder; then carry it and give it as --wheels FOLDER:")
+        print("On a machine with access to a package registry, download them into a folder; copy it here and pass it as --wheels FOLDER:")
         print(f"    python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d FOLDER {' '.join(missing)}")
     return int(bool(missing))

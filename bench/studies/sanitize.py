@@ -3,7 +3,7 @@
     compute-sanitizer --tool memcheck --error-exitcode 3 python -m bench sanitize
     compute-sanitizer --tool racecheck --error-exitcode 3 python -m bench sanitize
 
-With PYTORCH_NO_CUDA_MEMORY_CACHING=1 every tensor is an allocation of its own, so that reads past its end are seen.
+With PYTORCH_NO_CUDA_MEMORY_CACHING=1 every tensor is a separate allocation, so that reads past its end are noticed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GROUPS = ("compact", "channel_masks", "masked_bn", "conv", "bank", "augment")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run tiny cases of our kernels, then a step; returns 2 without a GPU."""
+    """Run tiny cases of der_fast's kernels, then a step; return 2 without a GPU."""
     study_parser("sanitize", __doc__).parse_args(arguments)
     if not torch.cuda.is_available():
         print("compute-sanitizer needs a GPU, and there is none")

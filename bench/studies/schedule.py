@@ -5,8 +5,8 @@
     python -m bench schedule --project bench/results/gpu.jsonl                        # from measured epochs (group 'epoch') alone
 
 The data have CIFAR-100's shape (50,000 + 10,000 images, 32 × 32, 100 classes) and are patterns with noise: times are those of CIFAR-100,
-accuracies are not. Everything of a run is timed: compaction, classifier stage, herding, evaluation. Where epochs are left out, those
-that ran stand for them, epochs before and after the masks settle apart, and the record says so.
+accuracies are not. A whole run is timed, including compaction, classifier stage, herding and evaluation. Skipped epochs are extrapolated
+from those that ran, separately before and after the masks settle, and the record says so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FEW, FEW_CLASSIFIER = 6, 3
 
 
 class Clock(Observer):
-    """Keeps every epoch with its seconds."""
+    """Records every epoch and its seconds."""
 
     def __init__(self) -> None:
         self.epochs: list[tuple[EpochRecord, float]] = []
@@ -54,18 +54,18 @@ class Clock(Observer):
 
 
 def data(size: int, per_class: int, classes: int, seed: int) -> MemorySource:
-    """Return images of which every class has a pattern of its own under noise."""
+    """Return images in which every class has its own pattern under noise."""
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randint(256, (classes, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(classes).repeat_interleave(per_class)
     noise = torch.randint(256, (len(labels), size, size, 3), dtype=torch.uint8, generator=generator)
-    # Three parts of noise: a class is learned within an epoch or two and its masks move as on real images.
+    # Three parts noise: a class is learned within an epoch or two, and its masks move as on real images.
     pixels = (patterns[labels].to(torch.int16) + 3 * noise.to(torch.int16)).div(4, rounding_mode="floor").to(torch.uint8)
     return MemorySource(pixels, labels, [f"class{number:03d}" for number in range(classes)])
 
 
 def config_of(epochs: int, classifier_epochs: int, device: torch.device, backend: str, changes: Mapping[str, Any]) -> Config:
-    """Return the paper's configuration with this many epochs; milestones move in proportion."""
+    """Return the paper's configuration with these numbers of epochs; milestones move in proportion."""
     keys: dict[str, Any] = {"runtime.device": str(device), "runtime.backend": backend, "runtime.precision": "bf16"}
     # Patterns have no published order, and a small run has fewer classes.
     keys["protocol.class_order_seed"] = 1993
@@ -74,13 +74,13 @@ def config_of(epochs: int, classifier_epochs: int, device: torch.device, backend
         keys |= {f"{stage}.epochs": epochs, f"{stage}.milestones": tuple(dict.fromkeys(milestones))}
         keys |= {f"{stage}.warmup_epochs": round(epochs * 10 / EPOCHS)}
     keys |= {"classifier.epochs": classifier_epochs, "classifier.milestones": (max(1, classifier_epochs // 2),)}
-    # With few epochs as many before as after settling, so that both are measured.
+    # With few epochs, as many before settling as after, so that both are measured.
     keys |= {"masks.settle": SETTLE if epochs == EPOCHS else 0.5}
     return resolve_config("cifar100", f"B0-{STEPS}", preset="cifar100-b0-10", changes={**keys, **changes})
 
 
 def measure(config: Config, train: MemorySource, test: MemorySource, clock: Clock) -> list[float]:
-    """Run every step; returns the seconds of each."""
+    """Run every step; return the seconds of each."""
     steps = split_steps(class_order(train.class_names, config.protocol), config.protocol.name)
     learner = Learner(config, observer=clock)
     seconds = []
@@ -92,10 +92,10 @@ def measure(config: Config, train: MemorySource, test: MemorySource, clock: Cloc
 
 
 def extrapolated(seconds: Sequence[float], epochs: Sequence[tuple[EpochRecord, float]]) -> float:
-    """Return the seconds of the whole schedule: what is not an epoch once, epochs as often as the paper has them.
+    """Return the seconds of the whole schedule: everything else once, plus the paper's number of epochs.
 
-    Epochs of a kind (before or after settling, or of the classifier) are all counted as long as their median; what the first one took
-    longer (compiling, measuring, capturing) is counted once.
+    Every epoch of a kind (before settling, after settling, of the classifier) counts with the median. The first one's extra time
+    (compiling, measuring, capturing) counts once.
     """
     total = 0.0
     before = settled_from(EPOCHS, SETTLE)
@@ -112,9 +112,9 @@ def extrapolated(seconds: Sequence[float], epochs: Sequence[tuple[EpochRecord, f
 
 
 def projected(records: Sequence[Record], variant: str) -> float | None:
-    """Return the seconds of all representation stages, from measured epochs at several t, straight lines between them; None without any.
+    """Return the seconds of all representation stages, interpolated linearly from epochs measured at several t; None without any.
 
-    Compaction, the classifier stage, herding and evaluation are not in it, and no epoch is counted as settled.
+    Compaction, the classifier stage, herding and evaluation are not included, and no epoch counts as settled.
     """
     found = {
         int(record["params"]["t"]): record["ms"] * _batches(int(record["params"]["t"])) / 1e3
@@ -191,21 +191,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="all 170 and 30 epochs")
     parser.add_argument("--epochs", type=int, default=FEW)
     parser.add_argument("--classifier-epochs", type=int, default=FEW_CLASSIFIER)
-    parser.add_argument("--size", type=int, default=32, help="side of the images; another one is no CIFAR-100")
-    parser.add_argument("--per-class", type=int, default=500, help="training images per class; another number is no CIFAR-100")
+    parser.add_argument("--size", type=int, default=32, help="side of the images; with another side it is not CIFAR-100")
+    parser.add_argument("--per-class", type=int, default=500, help="training images per class; with another number it is not CIFAR-100")
     parser.add_argument("--width", type=int, help="channels of the first stage; default: ResNet-18's 64")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--commit", help="name of the commit, where this is a copy without its repository")
+    parser.add_argument("--commit", help="name of the commit, for a copy without its repository")
     parser.add_argument("--project", type=Path, nargs="+", metavar="FILE", help="project from these results instead of measuring")
     args = parser.parse_args(arguments)
     if args.project:
         records = [record for path in args.project for record in read(path)]
         for variant in ("eager_bf16", "eager_ready", "ours"):
             seconds = projected(records, variant)
-            said = "epochs at two or more steps are needed" if seconds is None else f"{seconds / 60:.1f} min of training, projected"
+            said = "needs measured epochs at two or more steps" if seconds is None else f"{seconds / 60:.1f} min of training, projected"
             print(f"{variant}: {said}")
         return 0
     record = run(args)
     print(line_of(record))
-    print(f"{record['ms'] / 6e4:.1f} min for the schedule ({record['note']}); {record['wall_seconds']:.0f} s were run")
+    print(f"{record['ms'] / 6e4:.1f} min for the schedule ({record['note']}); it ran for {record['wall_seconds']:.0f} s")
     return 0

@@ -1,14 +1,14 @@
-"""What the engine costs over a plain training loop: step 1, side by side in one process.
+"""The engine's overhead over a plain training loop: step 1, side by side in one process.
 
     python -m bench step-overhead --backbone resnet32 --rounds 5 --json bench/results/step_overhead.json
 
-Variants, each trained for one epoch in every round, in turn:
+The variants take turns, each training for one epoch per round:
   plain              torch.nn modules, SGD, a plain loop over ready float batches (no augmentation), contiguous
   plain_channels_last  the same, channels-last
-  ours               the representation stage, unpruned: augmentation, metering and checkpoint state included
+  ours               der_fast's representation stage, unpruned: augmentation, metering and checkpoint state included
   ours_masked        the same with channel masks, sparsity loss and a parameter target
 
-All run under the same allocator settings and threads. Reported: the median of images/s over rounds, and of the ratio within a round.
+All have the same allocator settings and threads. The results are the median images/s over rounds and the median ratio within a round.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Ways to run the frozen extractors on a CPU, those that were not taken included.
+"""Strategies for running the frozen extractors on a CPU, including rejected ones.
 
     python -m bench strategies --extractors 10 --json bench/results/strategies.json
     python -m bench strategies --extractors 3 --compile       # torch.compile with frozen weights too: minutes of compilation
 
   plain      per extractor PyTorch's convolution, then ReLU (der_fast/compaction/bank/execute.py), channels-last
-  fused      per extractor oneDNN's fused convolutions, weights as they lie
-  prepacked  the same, weights copied into oneDNN's blocked format once
-  stems      the same as fused, all stems as one convolution whose output is cut into copies
+  fused      per extractor oneDNN's fused convolutions, weights in place
+  prepacked  the same, with weights copied once into oneDNN's blocked format
+  stems      the same as fused, with all stems as one convolution whose output is copied apart
   grouped    all extractors as one network of grouped convolutions (equal widths)
   traced     torch.jit: traced, frozen, optimize_for_inference
   compiled   torch.compile with frozen weights (--compile)
   lanes      the batch-in-lanes executor
 
-Every ratio is the median of time / time of plain within a round; masks as in `bench growth`. Results are compared with plain first.
+Every ratio is the median of time / plain's time within a round; masks as in `bench growth`. Results are first compared with plain's.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def prepacked(runnable: Runnable) -> dict[str, Tensor]:
 
 
 def merged_stems(runnables: list[Runnable], images: Tensor) -> Run:
-    """One convolution for all stems; the rest per extractor."""
+    """One convolution for all stems, the rest per extractor."""
     stem, *rest = runnables[0].arena.ops
     joined = {
         name: torch.cat([runnable.tensors[name] for runnable in runnables]).contiguous(
@@ -135,7 +135,7 @@ class Loop(nn.Module):
 
 
 def runs_of(args: argparse.Namespace, runnables: list[Runnable], images: Tensor) -> dict[str, Run]:
-    """Return every way, plain first."""
+    """Return every strategy, plain first."""
     loop = Loop(runnables).eval()
     packed = [prepacked(runnable) for runnable in runnables]
     traced = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(loop, images, check_trace=False)))
@@ -159,7 +159,7 @@ def runs_of(args: argparse.Namespace, runnables: list[Runnable], images: Tensor)
 
 
 def measure(args: argparse.Namespace) -> list[Mapping[str, object]]:
-    """Compare, then time every way in turn, round by round."""
+    """Compare the results, then time every strategy in turn, round by round."""
     apply_runtime(resolve_config("digits").runtime)
     torch.set_num_threads(args.threads)
     images = torch.randn(args.batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)

@@ -1,10 +1,10 @@
-"""Choose the mask settings that the paper does not publish, by measurement.
+"""Choose, by measurement, the mask settings that the paper does not publish.
 
     python -m bench sweep digits --out bench/results/sweep_digits.jsonl
     python -m bench sweep PATH/cifar10 --steps 3 --out bench/results/sweep_cifar10.jsonl
 
-Accuracy is measured on held-out *training* images: on CIFAR-10 the first 1000 images of a class are trained on and the next 2000 are
-tested on; the test folder is not read. Every variant is a set of configuration keys over the data set's preset.
+Accuracy is measured on held-out *training* images: on CIFAR-10 the first 1000 images of a class are for training and the next 2000 for
+testing; the test folder is not read. Every variant is a set of configuration keys on top of the data set's preset.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def held_out(source: ImageSource, first: int) -> tuple[ImageSource, ImageSource]
 
 
 def load(data: str) -> tuple[Config, ImageSource, ImageSource]:
-    """Return the preset's configuration and training images divided in two."""
+    """Return the preset's configuration and its training images, split in two."""
     if data == "digits":
         config = resolve_config("digits", "B0-5")
         source, _ = load_dataset(config.data)
@@ -88,7 +88,7 @@ def load(data: str) -> tuple[Config, ImageSource, ImageSource]:
 
 
 def run(config: Config, train: ImageSource, test: ImageSource, steps: int, verbose: bool) -> dict[str, Any]:
-    """Run the first `steps` steps and return what is compared."""
+    """Run the first `steps` steps and return the results to compare."""
     order = class_order(train.class_names, config.protocol)[: 2 * steps]
     config = replace(config, protocol=replace(config.protocol, name=f"B0-{steps}", class_order=order))
     started = time.perf_counter()
@@ -105,7 +105,7 @@ def run(config: Config, train: ImageSource, test: ImageSource, steps: int, verbo
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return mean (and spread, where there are several seeds) per variant as a Markdown table."""
+    """Return the mean (and spread, if there are several seeds) per variant as a Markdown table."""
     lines = ["| data | steps | variant | average top-1 | last top-1 | parameters kept | seeds |", "|---|---|---|---|---|---|---|"]
     for data, steps, name in dict.fromkeys((row["data"], row["steps"], row["variant"]) for row in rows):
         chosen = [row for row in rows if (row["data"], row["steps"], row["variant"]) == (data, steps, name)]
@@ -116,10 +116,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the variants asked for, one JSON line each."""
+    """Run the requested variants, one JSON line each."""
     parser = study_parser("sweep", __doc__)
     parser.add_argument("data", nargs="?", default="digits", help="'digits', or the folder of CIFAR-10's class folders")
-    parser.add_argument("--table", type=Path, help="print the table of this file and do nothing else")
+    parser.add_argument("--table", type=Path, help="only print the table of this file")
     parser.add_argument("--steps", type=int, default=5, help="how many steps of two classes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="names from VARIANTS, or key=value,key=value")

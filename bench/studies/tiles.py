@@ -1,10 +1,10 @@
-"""How good the default tiles of our convolutions are: every candidate of `kernels.conv` timed on this device, plain and as in the chain.
+"""How good the convolutions' default tiles are: times every candidate of `kernels.conv` on this device, plain and as in the chain.
 
     python -m bench tiles --device cuda --json bench/results/tiles.jsonl [--quick]
 
-'chain' is the convolution as the training step runs it: statistics, and the affine and ReLU of the layer before, in the forward pass;
-batch-norm's backward on load and the sums of the layer before on store in the backward one. Medians of CUDA graph replays with a warm
-L2 cache. What is found goes by hand into `kernels.conv.launch.default_config`, so that nobody waits for a search.
+'chain' is the convolution as in the training step: in the forward pass with statistics and the previous layer's affine map and ReLU; in
+the backward pass with batch-norm's backward on load and the previous layer's sums on store. Times are medians of CUDA graph replays with
+a warm L2 cache. Copy the results by hand into `kernels.conv.launch.default_config`, so that nobody waits for a search.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from der_fast.kernels.conv.launch import DIRECTIONS
 from der_fast.kernels.device import multiprocessors
 from der_fast.kernels.timing import measure
 
-# A first search leaves out what can hardly be it; `--quick` takes every third candidate.
+# A first search skips unlikely candidates; `--quick` takes every third one.
 QUICK = 3
 
 
@@ -46,7 +46,7 @@ class Problem:
 
     @property
     def shape(self) -> ConvShape:
-        """As the kernels see it."""
+        """The shape as the kernels see it."""
         layer = self.layer
         return ConvShape(self.batch, layer.inputs, layer.side, layer.side, layer.outputs, layer.kernel, layer.stride)
 
@@ -56,7 +56,7 @@ class Problem:
         return f"{self.direction} {self.layer.name} batch {self.batch} {'chain' if self.chained else 'plain'}"
 
     def tiles(self, device: torch.device, quick: bool) -> dict[str, tuple[ConvTiles, int | None]]:
-        """Return what is timed, the default first: tiles, and for wgrad into how many parts its sum is cut (None elsewhere)."""
+        """Return the candidates to time, the default first: tiles, and for wgrad the number of parts of its sum (None elsewhere)."""
         count = multiprocessors(device)
         configs = candidates(self.direction, self.shape, torch.bfloat16, transformed=self.chained, processors=count)
         configs = configs[:1] + configs[1 :: QUICK if quick else 1]
@@ -77,7 +77,7 @@ def label(config: ConvTiles) -> str:
 
 
 def problems(setting: Setting) -> Iterator[Problem]:
-    """Yield everything that is searched; the image needs no gradient."""
+    """Yield every problem to search; the image needs no gradient."""
     for batch in batches(setting):
         for layer in layers(setting):
             for direction in DIRECTIONS:
@@ -118,7 +118,7 @@ def runs(problem: Problem, device: torch.device, quick: bool) -> dict[str, Calla
 
 
 def search(problem: Problem, device: torch.device, quick: bool) -> dict[str, Any]:
-    """Time all candidates of a problem; returns a record with the milliseconds of each."""
+    """Time all candidates of a problem; return a record with the milliseconds of each."""
     todo = runs(problem, device, quick)
     times = measure(todo, device)
     default = next(iter(todo))
@@ -131,7 +131,7 @@ def search(problem: Problem, device: torch.device, quick: bool) -> dict[str, Any
         "chained": problem.chained,
         "default": default,
         "best": best,
-        # None where the default itself failed: then that is what must be fixed first.
+        # None if the default itself failed, which must then be fixed first.
         "default_over_best": times[default] / times[best] if default in times else None,
         "tflops": problem.layer.flops(problem.batch) / times[best] / 1e9,
         "milliseconds": times,
@@ -140,7 +140,7 @@ def search(problem: Problem, device: torch.device, quick: bool) -> dict[str, Any
 
 
 def line(problem: Problem, record: dict[str, Any]) -> str:
-    """Return a record for people."""
+    """Return a record as text."""
     ratio = record["default_over_best"]
     said = "the default fails" if ratio is None else f"default {ratio:.2f} x best"
     failed = f", {len(record['failed'])} failed" if record["failed"] else ""
@@ -148,13 +148,13 @@ def line(problem: Problem, record: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search all problems; returns 0."""
+    """Search all problems; return 0."""
     parser = study_parser("tiles", __doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="JSON lines are appended to this file")
-    parser.add_argument("--commit", help="the commit's name, where this is a copy without its repository")
+    parser.add_argument("--commit", help="name of the commit, for a copy without its repository")
     parser.add_argument("--quick", action="store_true", help="batch 128, the four stages, every third candidate")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes: that it runs")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, to check that it runs")
     options = parser.parse_args(arguments)
     device = resolve_device(options.device)
     triton_runtime.require(device, "the search for tiles")

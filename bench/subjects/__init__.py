@@ -1,1 +1,1 @@
-"""What is measured, and what it is compared with."""
+"""What is measured, and its rivals."""

@@ -1,7 +1,7 @@
-"""What one batch of every stage of a run runs on a GPU, as a function of nothing: for listing its launches where there is no GPU.
+"""One batch of every stage of a run as a function without arguments, as it would run on a GPU, so that its launches can be listed.
 
-The backend is 'fused', every layer by our kernels; what `auto` would measure is not known here. The frozen bank runs grouped, which on a
-GPU is measured against parallel streams.
+The backend is 'fused', with der_fast's kernels for every layer; what `auto` would measure is not known here. The frozen bank runs grouped,
+which on a GPU is measured against parallel streams.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.state import CLASSIFIER, REPRESENTATION
 
 SETTLED = "settled"
-# A share that the pruned networks here are within, so that none of them is pruned further.
+# A share that the pruned networks here do not exceed, so that none of them is pruned further.
 TARGET = 0.1
 
 
@@ -53,7 +53,7 @@ MOMENTS = tuple(
 
 
 class _OneNetwork(SharedNetworks):
-    """Every frozen network is the same one: launches depend on its widths, not on its weights."""
+    """Every frozen network is the same: launches depend on its widths, not on its weights."""
 
     @cached_property
     def _only(self) -> CompactExtractor:
@@ -64,7 +64,7 @@ class _OneNetwork(SharedNetworks):
 
 
 class _GroupedBank(FrozenBank):
-    """A bank that runs as on a GPU, whatever device it lies on."""
+    """A bank that runs as on a GPU, on any device."""
 
     @cached_property
     def _program(self) -> GroupedProgram:
@@ -75,12 +75,12 @@ class _GroupedBank(FrozenBank):
     def forward(self, images: Tensor) -> Tensor:
         if not len(self):
             return super().forward(images)
-        # Several branches would stand side by side; one is copied as well.
+        # Several branches would be concatenated, so a single one is copied too.
         return torch.cat([self._program(images)], 1)
 
 
 class Bodies:
-    """The bodies of all moments, of one network, image size and batch.
+    """The bodies of all moments, for one network, image size and batch.
 
     Args:
         batch: images per batch.

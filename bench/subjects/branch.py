@@ -1,4 +1,4 @@
-"""A compact extractor as a plain function, as a loop over extractors calls it."""
+"""A compact extractor as a plain function, for loops over extractors."""
 
 from __future__ import annotations
 

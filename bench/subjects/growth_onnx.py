@@ -16,12 +16,12 @@ from der_fast.deployment.onnx_graph import INPUT, LOGITS, build_onnx
 from der_fast.deployment.padding import padded_network
 from der_fast.model.readout import linear_readout
 
-# A file of twenty unpruned networks comes close to what one ONNX file can hold.
+# A file of twenty unpruned networks comes close to the size limit of an ONNX file.
 MOST_STEPS = 10
 
 
 def available() -> bool:
-    """Whether onnx and onnxruntime are installed."""
+    """Return whether onnx and onnxruntime are installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 

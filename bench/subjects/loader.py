@@ -16,7 +16,7 @@ PADDING, BRIGHTNESS = 4, 63 / 255
 
 
 class PillowImages(Dataset[tuple[Tensor, int]]):
-    """Random crop out of a padded image, flip, brightness, to tensor, normalise: what torchvision's transforms do, in their order."""
+    """Random crop of a padded image, flip, brightness, to tensor, normalise: what torchvision's transforms do, in their order."""
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         self.pixels, self.labels = pixels.numpy(), labels.tolist()

@@ -1,8 +1,8 @@
-"""Networks of a DER model at step t, made once and given to every variant: the same function whoever computes it.
+"""Networks of a DER model at step t, made once and shared by every variant, so that all variants compute the same function.
 
-Frozen extractors are pruned as the paper prunes: √(1/12) of every group's channels, about 1/12 of the parameters. Ours are the compact
-ones. Those of the eager loop are full networks with the pruned channels' γ and β set to zero: they cost what unpruned ones cost and
-compute what the compact ones do, so that results can be compared.
+Frozen extractors are pruned as in the paper: √(1/12) of every group's channels, about 1/12 of the parameters. der_fast runs the compact
+networks. The eager loop runs full networks with the pruned channels' γ and β set to zero: they cost as much as unpruned ones and compute
+the same as the compact ones, so that results can be compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLASSES = 10
 
 @dataclass
 class SharedNetworks:
-    """Everything that variants of one setting share.
+    """Everything that the variants of one setting share.
 
     Attributes:
         setting: device and scale.
@@ -40,7 +40,7 @@ class SharedNetworks:
 
     @property
     def architecture(self) -> Architecture:
-        """ResNet-18 with a small stem; a narrow one for smoke runs."""
+        """ResNet-18 with a small stem, narrow for smoke runs."""
         return build_architecture("resnet18", width=8 if self.setting.smoke else None)
 
     @property
@@ -49,7 +49,7 @@ class SharedNetworks:
         return 16 if self.setting.smoke else 32
 
     def dense(self, number: int) -> Extractor:
-        """A frozen extractor before compaction, on the CPU, with running statistics that are not those of initialisation."""
+        """A frozen extractor before compaction, on the CPU, with running statistics other than the initial ones."""
         if number not in self._dense:
             generator = torch.Generator().manual_seed(100 + number)
             extractor = Extractor(self.architecture).initialise(generator).train()
@@ -64,7 +64,7 @@ class SharedNetworks:
         return self._dense[number]
 
     def plan(self, number: int) -> CompactionPlan:
-        """What extractor `number` kept."""
+        """The channels that extractor `number` kept."""
         generator = torch.Generator().manual_seed(200 + number)
         layout = MaskLayout(self.architecture)
         keep = torch.zeros(layout.channels, dtype=torch.bool)
@@ -73,11 +73,11 @@ class SharedNetworks:
         return plan(layout, keep)
 
     def compact(self, number: int, dtype: torch.dtype) -> CompactExtractor:
-        """A frozen extractor as a step leaves it: a float32 arena computed in `dtype`, on the setting's device."""
+        """A frozen extractor as a step leaves it: a float32 arena that computes in `dtype`, on the setting's device."""
         return CompactExtractor(pack(self.dense(number), self.plan(number)), dtype).to(self.setting.device)
 
     def full(self, number: int) -> PlainFeatures:
-        """The same as a full network of torch.nn modules: what was pruned gives zeros."""
+        """The same as a full network of torch.nn modules, whose pruned channels are zero."""
         net = PlainFeatures(self.architecture)
         take(net, self.dense(number).state_dict())
         keep, layout = self.plan(number).masks, MaskLayout(self.architecture)
@@ -89,7 +89,7 @@ class SharedNetworks:
         return net.eval().requires_grad_(False).to(self.setting.device)
 
     def kept_features(self, count: int) -> Tensor:
-        """Positions of the kept features among those of `count` full networks side by side, int64 on the setting's device."""
+        """Positions of the kept features among the concatenated features of `count` full networks, int64 on the setting's device."""
         features = [self.plan(number).features for number in range(count)]
         return (torch.cat(features) if features else torch.zeros(0, dtype=torch.bool)).nonzero().flatten().to(self.setting.device)
 

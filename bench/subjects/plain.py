@@ -1,4 +1,4 @@
-"""The networks of the comparisons, written as tutorials write them: torch.nn modules, nothing folded, nothing fused."""
+"""The networks of the comparisons, written as in tutorials: torch.nn modules, nothing folded, nothing fused."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The networks and steps that ours are compared with, written as public code writes them: one module per layer, one mask per layer.
+"""The networks and steps that der_fast is compared with, written as in public code: one module per layer, one mask per layer.
 
-`bench/subjects/plain.py` has the same networks without masks, as the frozen extractors of public implementations are.
+`bench/subjects/plain.py` has the same networks without masks, like the frozen extractors of public implementations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Masks(nn.ParameterDict):
 
     @torch.no_grad()
     def compensate(self, scale: Tensor | float) -> None:
-        """Undo the scale in the gradients, group by group, as published code of HAT does: the printed quotient with s·e clamped."""
+        """Undo the scale in the gradients, group by group, like HAT's published code: the paper's quotient with s·e clamped."""
         for logits in self.values():
             assert logits.grad is not None
             logits.grad *= (torch.cosh((scale * logits).clamp(-50, 50)) + 1) / (scale * (torch.cosh(logits) + 1))
@@ -105,7 +105,7 @@ class MaskedNet(nn.Module):
 
 @torch.no_grad()
 def take(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy the state of an `Extractor` into a `MaskedNet` or a `PlainFeatures`, whose modules lie in the same order.
+    """Copy the state of an `Extractor` into a `MaskedNet` or a `PlainFeatures`, whose modules are in the same order.
 
     Raises:
         ValueError: two shapes differ, so the networks do.

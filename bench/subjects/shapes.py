@@ -1,4 +1,4 @@
-"""The shapes of ResNet-18 with a small stem on 32 × 32 images, and the tiny ones that only show that everything runs."""
+"""The shapes of ResNet-18 with a small stem on 32 × 32 images, and tiny ones that only check that everything runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ConvLayer:
 
     @property
     def out_side(self) -> int:
-        """Side of the output."""
+        """The output's side."""
         return (self.side - 1) // self.stride + 1
 
     def flops(self, batch: int) -> float:
@@ -30,7 +30,7 @@ class ConvLayer:
         return 2.0 * batch * self.out_side**2 * self.outputs * self.inputs * self.kernel**2
 
     def bytes(self, batch: int, item: int) -> float:
-        """Input, output and weight, once each."""
+        """Elements of input, output and weight together."""
         pixels = batch * (self.side**2 * self.inputs + self.out_side**2 * self.outputs)
         return float(item * (pixels + self.outputs * self.inputs * self.kernel**2))
 

@@ -1,8 +1,8 @@
-"""Training steps: ours through the package's own representation stage, and the rivals' written out as public code writes them.
+"""Training steps: der_fast's through its representation stage, and the rivals' written out as in public code.
 
 Both start from the same weights, mask logits and classifiers and see the same batches in the same order, so that the loss and the
 update of every weight after `batches` steps can be compared. Augmentation is off: the rivals get ready batches on the device, which is in
-their favour, while ours takes uint8 pixels, normalises them and meters loss and accuracy.
+their favour, while der_fast takes uint8 pixels, normalises them and meters loss and accuracy.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from der_fast.training.model import Model, Network
 from der_fast.training.progress import Observer
 from der_fast.training.schedule import mask_scale
 
-# At most 5, so that the printed form of the gradient compensation, which the rivals use, does not saturate.
+# At most 5, so that the paper's form of the gradient compensation, which the rivals use, does not saturate.
 LARGEST_SCALE = 5.0
-# Small, so that rounding does not part the ways of two correct variants within an epoch; no time depends on it.
+# Small, so that rounding does not make two correct variants diverge within an epoch; no time depends on it.
 LR, MASK_LR, SPARSITY, CLAMP = 1e-3, 0.03, 1.0, 6.0
 
 
 class Notes(Observer):
-    """Shows what the package says, such as why a step runs without a CUDA graph."""
+    """Shows the package's messages, such as why a step runs without a CUDA graph."""
 
     def message(self, text: str) -> None:
         print(f"note: {text}", flush=True)
@@ -50,15 +50,15 @@ class Notes(Observer):
 
 @dataclass
 class Task:
-    """One training stage at step t, as data.
+    """Describes one training stage at step t.
 
     Attributes:
         networks: frozen extractors.
         t: the step; t − 1 extractors are frozen.
         batch: images per batch.
         batches: per epoch.
-        augment: crop, flip and jitter; then only ours and its own speed make sense.
-        target: share of the parameters that λ_s is adapted to; None: a constant λ_s, as the rivals have it.
+        augment: crop, flip and jitter; then only der_fast's speed is meaningful.
+        target: share of the parameters that λ_s is adapted to; None: a constant λ_s, as in the rivals.
     """
 
     networks: SharedNetworks
@@ -70,7 +70,7 @@ class Task:
 
     @property
     def setting(self) -> Setting:
-        """Where it runs."""
+        """The device that it runs on."""
         return self.networks.setting
 
     @property
@@ -79,7 +79,7 @@ class Task:
         return (self.t - 1) * CLASSES
 
     def inputs(self, draw: torch.Generator) -> Tensors:
-        """Return pixels (uint8, on the CPU) and labels; a class's images share a pattern, so that there is something to learn."""
+        """Return pixels (uint8, on the CPU) and labels; the images of a class share a pattern, so that there is something to learn."""
         count = self.batch * self.batches
         labels = torch.randint(self.t * CLASSES, (count,), generator=draw, device=draw.device)
         patterns = torch.randint(256, (self.t * CLASSES, self.networks.size, self.networks.size, 3), generator=draw, device=draw.device)
@@ -87,7 +87,7 @@ class Task:
         return {"pixels": ((patterns[labels] + 3 * noise) // 4).to("cpu", torch.uint8), "labels": labels.cpu()}
 
     def config(self, precision: str, backend: str) -> Any:
-        """Return the configuration of ours."""
+        """Return der_fast's configuration."""
         keys: dict[str, Any] = {"model.backbone": "resnet18", "masks.enabled": True, "masks.settle": 0.0}
         keys |= {"masks.target_params": self.target}
         keys |= {"masks.s_max": LARGEST_SCALE, "masks.lr": MASK_LR, "masks.sparsity": SPARSITY, "masks.clamp": CLAMP}
@@ -100,7 +100,7 @@ class Task:
         return resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
 
     def stage(self, tensors: Tensors, precision: str, backend: str, *, everywhere: bool = False) -> RepresentationStage:
-        """Return the package's stage, at the beginning of its first epoch; `everywhere`: with der_fast's kernels wherever they can run."""
+        """Return der_fast's stage, at the start of its first epoch; `everywhere`: with its kernels wherever they can run."""
         config, networks = self.config(precision, backend), self.networks
         transforms = transforms_for(config.data, (networks.size, networks.size))
         chosen = resolve(backend, self.setting.device)
@@ -118,26 +118,26 @@ class Task:
         return stage
 
     def ready(self, stage: RepresentationStage) -> list[tuple[Tensor, Tensor]]:
-        """Return the batches of the stage's first epoch, as it would draw them, on the device."""
+        """Return the batches that the stage would draw in its first epoch, on the device."""
         names = (stage.context.seed, stage.name, stage.state.step, 0)
         drawn = stage.context.training_batches(stage.source, None, self.batch, generator(*names))
         return [(batch.images, batch.labels) for batch in drawn]
 
 
 def weights_of(state: DerState) -> list[Tensor]:
-    """Return every trained tensor of ours, on the CPU in float64: extractor, mask logits, classifier, auxiliary classifier."""
+    """Return every tensor that der_fast trains, on the CPU in float64: extractor, mask logits, classifier, auxiliary classifier."""
     return [
         parameter.detach().to("cpu", torch.float64, copy=True) for module in state.modules().values() for parameter in module.parameters()
     ]
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    """Return everything in one vector."""
+    """Return all tensors in one vector."""
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def ours(task: Task, tensors: Tensors, precision: str, backend: str, *, everywhere: bool = False) -> Run:
-    """Return an epoch of the package's stage; `everywhere`: with der_fast's kernels wherever they can run."""
+    """Return an epoch of der_fast's stage; `everywhere`: with its kernels wherever they can run."""
     stage = task.stage(tensors, precision, backend, everywhere=everywhere)
 
     def epoch() -> Tensor:
@@ -148,7 +148,7 @@ def ours(task: Task, tensors: Tensors, precision: str, backend: str, *, everywhe
 
 
 def noted(epoch: Callable[[], Tensor], weights: Callable[[], list[Tensor]]) -> Run:
-    """Return a run of an epoch that also gives the update of all weights the first time, when it is compared and not timed."""
+    """Return a run of an epoch that also returns the update of all weights the first time, when it is compared and not timed."""
     begin = weights()
 
     def run() -> Tensors:
@@ -163,13 +163,13 @@ def noted(epoch: Callable[[], Tensor], weights: Callable[[], list[Tensor]]) -> R
 
 
 class Rival:
-    """A training step as public code writes it, from the same start as ours.
+    """A training step as in public code, from the same start as der_fast's.
 
     Args:
-        task: what is trained.
+        task: the stage.
         tensors: the data.
-        dtype: what autocast computes in; float32 and float64 without autocast.
-        frozen: 'full': unpruned networks in turn; 'compact': compact ones in turn.
+        dtype: of autocast's computations; float32 and float64 run without autocast.
+        frozen: 'full': unpruned networks one after another; 'compact': compact ones one after another.
         channels_last: memory format of activations and weights.
         compile: let torch.compile make one graph of the new network's forward pass and the loss; frozen networks stay outside.
     """
@@ -210,7 +210,7 @@ class Rival:
         self.loss_of = compiled(self._loss, task.setting, graphs=True) if compile else self._loss
 
     def _head(self, state: DerState, frozen: str) -> tuple[nn.Linear, Tensor | None]:
-        """Return a classifier for what the frozen networks give: columns of pruned features are zero and stay so."""
+        """Return a classifier for the frozen networks' features: columns of pruned features are zero and stay zero."""
         if frozen == "compact" or self.task.t == 1:
             return copy.deepcopy(state.head), None
         width = self.task.networks.architecture.width(self.task.networks.architecture.features)
@@ -228,7 +228,7 @@ class Rival:
             return [branch(networks.compact(number, self.dtype)) for number in range(count)]
         nets = [networks.full(number) for number in range(count)]
         format = torch.channels_last if channels_last else torch.contiguous_format
-        # In the compute dtype: under autocast their weights would be cast again in every step.
+        # In the compute dtype, since autocast would cast their weights again in every step.
         return [net.to(self.device, self.dtype).to(memory_format=format) for net in nets]  # type: ignore[call-overload]
 
     @torch.no_grad()
@@ -263,11 +263,11 @@ class Rival:
         return loss.detach()
 
     def epoch(self) -> Tensor:
-        """Train every batch; returns the mean loss, in float64."""
+        """Train every batch; return the mean loss, in float64."""
         count = len(self.batches)
         scales: list[Tensor | float] = [mask_scale(number + 1, count, LARGEST_SCALE) for number in range(count)]
         if self.loss_of is not self._loss:
-            # A Python number would be compiled in, one program per value.
+            # A Python number would be compiled in as a constant, with one program per value.
             scales = list(torch.tensor(scales, dtype=torch.float32, device=self.device))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for (images, labels), scale in zip(self.batches, scales, strict=True):
@@ -275,7 +275,7 @@ class Rival:
         return (total / count).cpu()
 
     def trained(self) -> list[Tensor]:
-        """Return what is trained, in the order of `weights_of`, without columns of pruned features."""
+        """Return the trained tensors, in the order of `weights_of`, without columns of pruned features."""
         head = self.head.weight if self.kept is None else self.head.weight.index_select(1, self.kept)
         found = [*self.net.parameters(), torch.cat(list(self.masks.values())), head, self.head.bias]
         found += [] if self.auxiliary is None else list(self.auxiliary.parameters())

@@ -1,4 +1,4 @@
-// Compiled with -mavx2 and -mfma; called only where the processor has them.
+// Compiled with -mavx2 and -mfma; called only on processors that support them.
 #define LANES 8
 #define OUT_BLOCK 3
 #define PIXEL_BLOCK 4

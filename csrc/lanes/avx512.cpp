@@ -1,4 +1,4 @@
-// Compiled with -mavx512f and its companions; called only where the processor has them.
+// Compiled with -mavx512f and related options; called only on processors that support them.
 #define LANES 16
 #define OUT_BLOCK 6
 #define PIXEL_BLOCK 4

@@ -1,4 +1,4 @@
-// The batch-in-lanes executor's arguments from Python: checked here, then the GIL is released.
+// Checks the batch-in-lanes executor's arguments from Python, then releases the GIL.
 #include "bind.hpp"
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace der_fast::lanes {
 
 namespace {
 
-// What a program was checked against, and what holds the weights must therefore be.
+// A program, and the arena size that it was checked against, which its arena must therefore have.
 struct Handle {
   Program program;
   std::int64_t bytes;
@@ -71,13 +71,13 @@ Images images_of(const py::object& value) {
   return view;
 }
 
-// A program with the arena that it reads; its features begin in column `column` of the output.
+// A program with the arena that it reads; its features start in column `column` of the output.
 Network network_of(const Handle& handle, const py::object& value, const std::string& name, const Images& images, long column) {
   const Tensor arena = tensor_of(value, name);
   if (arena.dtype != Dtype::byte) refuse(name, std::string("must be uint8, not ") + name_of(arena.dtype));
   expect_shape(arena, {handle.bytes}, name);
   if (!arena.contiguous()) refuse(name, "must be contiguous");
-  if (reinterpret_cast<std::uintptr_t>(arena.data) % alignof(float)) refuse(name, "must begin at a multiple of 4 bytes");
+  if (reinterpret_cast<std::uintptr_t>(arena.data) % alignof(float)) refuse(name, "must start at a multiple of 4 bytes");
   const long channels = handle.program.image_channels();
   if (channels != images.channels) {
     refuse("images", "must have " + std::to_string(channels) + " channels, not " + std::to_string(images.channels));
@@ -90,7 +90,7 @@ void run_lanes(const py::object& programs_value, const py::object& arenas_value,
   const auto programs = items(programs_value, "programs", "a list of LanesPrograms");
   const auto arenas = items(arenas_value, "arenas", "a list of tuples (address, shape, strides, dtype code)");
   if (programs.size() != arenas.size()) {
-    refuse("arenas", "must be as many as programs: " + std::to_string(arenas.size()) + " are not " + std::to_string(programs.size()));
+    refuse("arenas", "must be as many as programs, " + std::to_string(programs.size()) + ", not " + std::to_string(arenas.size()));
   }
   const Images images = images_of(images_value);
   const Tensor output = tensor_of(output_value, "output");

@@ -30,7 +30,7 @@ Buffer buffer_of(std::size_t floats) {
 
 void expect_tensor(std::size_t index, const char* name, std::int64_t offset, std::int64_t elements, std::int64_t bytes) {
   if (offset < 0 || offset % 4 != 0 || elements > (std::numeric_limits<std::int64_t>::max() - offset) / 4 || offset + 4 * elements > bytes)
-    refuse(index, std::string("its ") + name + " does not lie in the arena of " + std::to_string(bytes) + " bytes");
+    refuse(index, std::string("its ") + name + " is outside the arena of " + std::to_string(bytes) + " bytes");
 }
 
 Shape shape_after(const Op& op, const Shape& in) {
@@ -41,7 +41,7 @@ Shape shape_after(const Op& op, const Shape& in) {
 
 long size_of(const Shape& shape) { return shape.height * shape.width * shape.channels; }
 
-// Where every value lies for one image size, so that few buffers are touched again and again.
+// Where every value is stored for one image size, so that a few buffers are reused.
 struct Schedule {
   std::vector<Shape> shapes;
   std::vector<int> slots;
@@ -56,7 +56,7 @@ class Slots {
     int best = -1;
     for (std::size_t i = 0; i < schedule_.sizes.size(); ++i) {
       if (used_[i]) continue;
-      // The smallest that is large enough, else the largest, which grows.
+      // The smallest that is large enough; if there is none, the largest grows.
       const auto rank = [&](std::size_t j) { return schedule_.sizes[j] >= size ? -schedule_.sizes[j] : schedule_.sizes[j] - (1L << 62); };
       if (best < 0 || rank(i) > rank(static_cast<std::size_t>(best))) best = static_cast<int>(i);
     }
@@ -166,14 +166,14 @@ Program::Program(long image_channels, std::vector<Op> ops, std::int64_t bytes) :
   if (image_channels < 1 || image_channels > kLargest) {
     throw std::invalid_argument("image_channels must be " + whole_number(1, kLargest) + ", not " + std::to_string(image_channels));
   }
-  if (bytes < 0) throw std::invalid_argument("bytes must not be negative, and is " + std::to_string(bytes));
-  // By how much each value is smaller than the image. Two values with the same number are equally large whatever the image.
+  if (bytes < 0) throw std::invalid_argument("bytes must not be negative, but is " + std::to_string(bytes));
+  // How much smaller each value is than the image. Two values with the same number are equally large for every image.
   std::vector<long> shrunk{1};
   for (std::size_t i = 0; i < ops_.size(); ++i) {
     check(i, bytes);
     const Op& op = ops_[i];
     const long factor = op.kind == Kind::pool ? 2 : op.stride;
-    // Sides end at 2^15, so that what is shrunk this much is a single pixel.
+    // Sides are at most 2^15, so after this much shrinking a single pixel is left.
     shrunk.push_back(std::min(shrunk[static_cast<std::size_t>(op.source)] * factor, kLargest));
     if (op.residual >= 0 && shrunk[static_cast<std::size_t>(op.residual)] != shrunk.back()) {
       refuse(i, "its residual has another height and width");
@@ -186,8 +186,8 @@ void Program::check(std::size_t i, std::int64_t bytes) const {
   const bool conv = op.kind == Kind::conv;
   const auto channels = [&](int value) { return value == 0 ? image_channels_ : ops_[static_cast<std::size_t>(value) - 1].outputs; };
   if (op.kind < Kind::conv || op.kind > Kind::mean) refuse(i, "unknown kind " + std::to_string(static_cast<int>(op.kind)));
-  if (op.source < 0 || op.source > static_cast<int>(i)) refuse(i, "reads a value that is not there yet");
-  if (op.residual > static_cast<int>(i) || op.residual < -1) refuse(i, "adds a value that is not there yet");
+  if (op.source < 0 || op.source > static_cast<int>(i)) refuse(i, "reads a value that does not exist yet");
+  if (op.residual > static_cast<int>(i) || op.residual < -1) refuse(i, "adds a value that does not exist yet");
   if (op.residual >= 0 && !conv) refuse(i, "only a convolution adds a residual");
   if (op.outputs < 1 || op.outputs > kLargest) refuse(i, "needs between 1 and 2^20 output channels");
   if (op.kernel < 1 || op.kernel > 31 || op.kernel % 2 == 0 || op.stride < 1 || op.stride > 31) {
@@ -197,7 +197,7 @@ void Program::check(std::size_t i, std::int64_t bytes) const {
     refuse(i, "expects " + std::to_string(op.inputs) + " input channels, its source has " + std::to_string(channels(op.source)));
   }
   if (op.residual >= 0 && channels(op.residual) != op.outputs) refuse(i, "its residual has another number of channels");
-  if ((op.kind == Kind::mean) != (i + 1 == ops_.size())) refuse(i, "the mean comes last, and only there");
+  if ((op.kind == Kind::mean) != (i + 1 == ops_.size())) refuse(i, "the mean must be the last operation, and the last must be the mean");
   if (op.kind == Kind::widen ? op.outputs < op.inputs : !conv && op.outputs != op.inputs) refuse(i, "cannot change the number of channels");
   if (!conv && op.kind != Kind::widen && op.stride != 1) refuse(i, "has no stride");
   if (conv) expect_tensor(i, "weight", op.weight, op.outputs * op.inputs * op.kernel * op.kernel, bytes);

@@ -1,4 +1,4 @@
-// Runs compact extractors on the CPU, as many images at a time as a vector has lanes.
+// Runs compact extractors on the CPU, with one image per lane of a vector.
 #pragma once
 
 #include <cstddef>
@@ -12,10 +12,10 @@ namespace der_fast::lanes {
 
 enum class Kind { conv = 0, bias = 1, affine = 2, pool = 3, widen = 4, mean = 5 };
 
-// Of channels, and of what an image may be shrunk by.
+// Limit for channels, and for the factor by which an image may shrink.
 constexpr long kLargest = 1L << 20;
 
-// One operation of der_fast/compaction/program.py. Values are numbered: 0 is the image, i + 1 what operation i writes.
+// One operation of der_fast/compaction/program.py. Values are numbered: 0 is the image, i + 1 the result of operation i.
 struct Op {
   Kind kind = Kind::conv;
   int source = 0;
@@ -29,10 +29,10 @@ struct Op {
   std::int64_t bias = -1;    // a convolution's or bias's bias, or an affine's shift
 };
 
-// A checked list of operations, independent of image size and of where its weights lie.
+// A checked list of operations, independent of the image size and of where its weights are stored.
 class Program {
  public:
-  // Throws std::invalid_argument where an operation does not fit what it reads or the arena of `bytes` bytes.
+  // Throws std::invalid_argument if an operation does not fit its inputs or the arena of `bytes` bytes.
   Program(long image_channels, std::vector<Op> ops, std::int64_t bytes);
 
   [[nodiscard]] long image_channels() const { return image_channels_; }
@@ -40,7 +40,7 @@ class Program {
   [[nodiscard]] const std::vector<Op>& ops() const { return ops_; }
 
  private:
-  // Throws where operation `i` does not fit.
+  // Throws if operation `i` does not fit.
   void check(std::size_t i, std::int64_t bytes) const;
 
   long image_channels_;
@@ -50,7 +50,7 @@ class Program {
 struct Network {
   const Program* program;
   const std::byte* arena;
-  long column;  // where its features begin in the output's rows
+  long column;  // where its features start in the output's rows
 };
 
 struct Images {
@@ -59,7 +59,7 @@ struct Images {
   std::int64_t strides[4];  // in elements: image, channel, row, column
 };
 
-// The best kernels that this processor runs, or null.
+// The best kernels that this processor supports, or null.
 const Kernels* kernels();
 
 // Writes the features of every network into output (count, row_stride).

@@ -1,7 +1,7 @@
 // Kernels of the batch-in-lanes executor: every value is laid out (H, W, C, lanes), one image per SIMD lane.
 //
-// A lane never meets another one, so that no width is too odd, no channel is padded, and an image's features do not depend on the
-// images beside it. Weights are read where they lie, (K, R, S, C), one broadcast for several pixels.
+// Lanes never mix, so every width works without padding, and an image's features do not depend on the other images in the vector.
+// Weights are read in place, (K, R, S, C), one broadcast for several pixels.
 #pragma once
 
 namespace der_fast::lanes {

@@ -29,7 +29,7 @@ struct Network {
   }
 };
 
-// Random groups (some empty), and convolutions that read none to two groups and write one or two.
+// Random groups (some empty), and convolutions that read zero to two groups and write one or two.
 Network draw(std::mt19937& random) {
   const auto whole = [&](int low, int high) { return std::uniform_int_distribution<std::int32_t>(low, high)(random); };
   Network net;
@@ -68,7 +68,7 @@ double sigmoid(T x) {
   return x >= 0 ? 1 / (1 + std::exp(-static_cast<double>(x))) : std::exp(static_cast<double>(x)) / (1 + std::exp(static_cast<double>(x)));
 }
 
-// Sums of groups, what every convolution has on its sides, and the loss times `full`, from finished masks.
+// Group sums, every convolution's sides, and the loss times `full`, from given masks.
 struct Printed {
   std::vector<double> reads, writes;
   double soft = 0;
@@ -157,7 +157,7 @@ void test_extremes() {
   CHECK(std::isnan(mask_of<T>(none)) && std::isnan(slope_of<T>(none)));
   for (int i = 0; i <= 20000; ++i) {
     const T a = Exponential<T>::largest * static_cast<T>(i) / 20000;
-    // One and a half units in the last place by the polynomial, and half of one by the library.
+    // One and a half units in the last place from the polynomial, and half a unit from the library.
     const double two_units = 2 * static_cast<double>(std::numeric_limits<T>::epsilon());
     CHECK(near(static_cast<double>(power<T>(a)), std::exp(-static_cast<double>(a)), two_units));
   }

@@ -1,4 +1,4 @@
-// What the C++ tests share: a check that stays in release builds, and the expectation that a call refuses its arguments.
+// Shared by the C++ tests: a check that stays in release builds, and one that a call refuses its arguments.
 #pragma once
 
 #include <cstdio>

@@ -1,7 +1,7 @@
 // The batch-in-lanes executor against loops over single numbers; every buffer is exactly as long as it must be.
 //
-// Images, weights and vectors hold small whole numbers. No sum then exceeds 2^24, every operation is exact in float32 whatever its order,
-// and the features must be equal bit for bit.
+// Images, weights and vectors hold small whole numbers. Then no sum exceeds 2^24, every operation is exact in float32 in any order, and the
+// features must be equal bit for bit.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -31,7 +31,7 @@ struct Value {
   bool inside(long y, long x) const { return y >= 0 && y < shape.height && x >= 0 && x < shape.width; }
 };
 
-// A program with its arena, which holds what the operations point to and nothing else.
+// A program with its arena, which holds only what the operations point to.
 struct Case {
   std::vector<Op> ops;
   std::unique_ptr<float[]> arena;
@@ -109,7 +109,7 @@ class Drawing {
   long whole(long low, long high) { return std::uniform_int_distribution<long>(low, high)(random_); }
   bool coin() { return whole(0, 1) == 1; }
 
-  // A convolution, what follows it in a network (one of each kind at most), and the mean.
+  // A convolution, what follows it in a network (at most one of each kind), and the mean.
   Case network(long channels) {
     Case net;
     const long width = whole(1, 13);
@@ -149,7 +149,7 @@ class Drawing {
   std::mt19937 random_;
 };
 
-// What this processor can run; an instruction set that it lacks is tested elsewhere.
+// Only what this processor supports; other instruction sets are tested on other machines.
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> found;
 #if defined(DER_FAST_X86)
@@ -208,7 +208,7 @@ void test_networks_side_by_side(unsigned seed) {
     }
 }
 
-// A NaN in one image passes through every operation and does not reach the images beside it.
+// A NaN in one image passes through every operation and does not reach the other images.
 void test_not_a_number_stays_in_its_image() {
   const float weight[] = {1.0F}, shift[] = {0.0F};
   const float arena[] = {weight[0], shift[0]};
@@ -240,24 +240,24 @@ void test_programs_that_do_not_fit_are_refused() {
   CHECK(Program(3, {}, 0).features() == 0);
   refused([] { Program(0, {}, 0); }, "image_channels must be a whole number from 1 to 1048576, not 0");
   refused([] { Program(1L << 30, {}, 0); }, "image_channels must be a whole number from 1 to 1048576, not 1073741824");
-  refused([] { Program(3, {}, -5); }, "bytes must not be negative, and is -5");
-  refused([&] { Program(3, {conv, mean}, 447); }, "operation 0: its bias does not lie in the arena of 447 bytes");
-  refused([&] { Program(3, {conv, mean}, 431); }, "operation 0: its weight does not lie");
-  refused(with([](Op& op) { op.weight = 2; }), "its weight does not lie");
-  refused(with([](Op& op) { op.weight = std::numeric_limits<std::int64_t>::max() - 3; }), "its weight does not lie");
+  refused([] { Program(3, {}, -5); }, "bytes must not be negative, but is -5");
+  refused([&] { Program(3, {conv, mean}, 447); }, "operation 0: its bias is outside the arena of 447 bytes");
+  refused([&] { Program(3, {conv, mean}, 431); }, "operation 0: its weight is outside the arena");
+  refused(with([](Op& op) { op.weight = 2; }), "its weight is outside the arena");
+  refused(with([](Op& op) { op.weight = std::numeric_limits<std::int64_t>::max() - 3; }), "its weight is outside the arena");
   refused(with([](Op& op) { op.kind = static_cast<Kind>(6); }), "operation 0: unknown kind 6");
-  refused(with([](Op& op) { op.source = 1; }), "reads a value that is not there yet");
-  refused(with([](Op& op) { op.residual = 1; }), "adds a value that is not there yet");
+  refused(with([](Op& op) { op.source = 1; }), "reads a value that does not exist yet");
+  refused(with([](Op& op) { op.residual = 1; }), "adds a value that does not exist yet");
   refused(with([](Op& op) { op.residual = 0; }), "its residual has another number of channels");
   refused(with([](Op& op) { op.inputs = 2; }), "expects 2 input channels, its source has 3");
   refused(with([](Op& op) { op.outputs = 0; }), "needs between 1 and 2^20 output channels");
   refused(with([](Op& op) { op.kernel = 2; }), "kernel and stride must be small");
   refused(with([](Op& op) { op.kind = Kind::pool; }), "cannot change the number of channels");
-  refused([&] { Program(3, {conv}, 448); }, "the mean comes last");
+  refused([&] { Program(3, {conv}, 448); }, "the mean must be the last operation");
   refused([&] { Program(3, {conv, {Kind::bias, 1, 0, 4, 4, 1, 1, true, -1, 432}, mean}, 448); }, "only a convolution adds a residual");
   refused([&] { Program(3, {conv, {Kind::bias, 1, -1, 4, 4, 1, 1, true, 0, 432}, mean}, 448); }, "a bias has no scale");
   refused([&] { Program(3, {conv, {Kind::bias, 1, -1, 4, 4, 1, 2, true, -1, 432}, mean}, 448); }, "has no stride");
-  refused([&] { Program(3, {conv, {Kind::affine, 1, -1, 4, 4, 1, 1, true, 440, 432}, mean}, 448); }, "its scale does not lie");
+  refused([&] { Program(3, {conv, {Kind::affine, 1, -1, 4, 4, 1, 1, true, 440, 432}, mean}, 448); }, "its scale is outside the arena");
 }
 
 void test_where_memory_or_threads_run_out() {
@@ -273,13 +273,13 @@ void test_where_memory_or_threads_run_out() {
       CHECK(std::equal(pixels, pixels + count, output));
       std::fill_n(output, count, 0.0F);
     };
-    // Room for the handles of two helpers, and two threads: the work is done without any of them.
+    // Allocations for the handles of two helpers, and two threads: the work must be done without any of them.
     CHECK(der_fast::tests::survived(call, done) >= 3);
     der_fast::tests::without_threads([&] { call(), done(); });
   }
 }
 
-// What is added must be as large as the sum: a smaller one would be read past its end.
+// A residual must be as large as the sum; a smaller one would be read past its end.
 void test_a_residual_of_another_size_is_refused() {
   const Op halved{Kind::conv, 0, -1, 1, 1, 1, 2, true, 0, -1};
   const auto adding = [&](int source, int residual, long stride) {

@@ -151,7 +151,7 @@ void test_pack(Dtype target, int threads) {
       before = job.offset + job.bytes();
     }
     for (; before < bytes; ++before) CHECK(arena.get()[before] == std::byte{0});
-    // The device's loop gives the same bytes, the gaps included.
+    // The device's loop gives the same bytes, including the gaps.
     const auto again = std::unique_ptr<std::byte, decltype(&std::free)>(
         static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>((bytes + 63) / 64 * 64))), &std::free);
     std::memset(again.get(), 0xFF, static_cast<std::size_t>(bytes));
@@ -179,7 +179,7 @@ void test_rounding() {
   }
 }
 
-// Enough for several threads, with faults in two jobs: the first one is reported.
+// Enough work for several threads, with faults in two jobs: the first job is reported.
 void test_threads_and_faults() {
   constexpr std::int64_t rows = 700, columns = 1100;
   std::vector<float> weight(rows * columns, 1.0F);
@@ -210,7 +210,7 @@ void test_threads_and_faults() {
   for (std::int64_t i = 0; i < rows * columns; ++i) CHECK(arena[static_cast<std::size_t>(i)] == 1.0F);
 }
 
-// Rows, columns and taps of a weight without strides cost nothing and multiply to anything.
+// Rows, columns and taps of a weight with zero strides cost no memory, and their product can be huge.
 void test_jobs_that_do_not_fit_are_refused() {
   Job job;
   job.rows = job.columns = 1 << 8;
@@ -232,10 +232,10 @@ void test_jobs_that_do_not_fit_are_refused() {
   vector.offset = 32;
   refused([&] { check({vector}, 128); }, "jobs[0].offset must be a multiple of 64, not 32");
   vector.offset = 0;
-  refused([&] { check({vector, vector}, 128); }, "jobs[1].offset is 0, but what lies before ends at 64");
+  refused([&] { check({vector, vector}, 128); }, "jobs[1].offset is 0, but the data before it ends at 64");
 }
 
-// A weight without entries has no address to start from; what is stored of it is padding, or nothing.
+// A weight without entries has no address; only padding is stored for it, or nothing.
 void test_weights_without_entries() {
   const std::vector<std::int32_t> rows{0, -1, 1}, padding{-1, -1};
   Job job;
@@ -270,7 +270,7 @@ void test_packing_where_memory_or_threads_run_out() {
     CHECK(arena == weight);
     std::fill(arena.begin(), arena.end(), 0.0F);
   };
-  // Room for the handles of two helpers, and two threads: packing goes on without any of them.
+  // Allocations for the handles of two helpers, and two threads: packing continues without any of them.
   CHECK(tests::survived(call, done) >= 3);
   tests::without_threads([&] { call(), done(); });
 }

@@ -91,7 +91,7 @@ void test_plan_refuses() {
   refused([&] { make_plan(bad, keep, 1, 4, 4); }, "groups has the width");
 }
 
-// Small enough to be described, and too large to be counted in 64 bits, or to be there at all.
+// Small enough to describe, but too large to count in 64 bits or to exist at all.
 void test_plans_too_large_are_refused() {
   constexpr std::int64_t half = std::int64_t{1} << 21;
   const std::vector<std::uint8_t> keep(half, 1);
@@ -101,7 +101,7 @@ void test_plans_too_large_are_refused() {
   const auto planned = [&] { make_plan(network, keep, 1, 8, 8); };
   network.units.assign(2100, {Unit::convolution, -1, Unit::always, {0}, {0}, 31, false});
   refused(planned, "units are too large: together they have more than 2^48 entries or bytes");
-  // 2^42 entries each: it is the sum that is too large.
+  // 2^42 entries each: only the sum is too large.
   network.units.assign(100, {Unit::convolution, -1, Unit::always, {0}, {0}, 1, false});
   refused(planned, "units are too large");
   network.units = {{Unit::affine, -1, Unit::always, {0}, {0, 0, 0}, 1, false}};

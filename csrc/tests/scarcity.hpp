@@ -1,4 +1,4 @@
-// Memory and threads that run out at a chosen moment. Replaces operator new: to be included by one file of a program.
+// Makes memory and threads run out at a chosen moment. Replaces operator new, so only one file of a program may include it.
 #pragma once
 
 #include <atomic>
@@ -14,11 +14,11 @@
 
 namespace der_fast::tests {
 
-// After this many allocations one fails; negative: none does.
+// One allocation fails after this many; negative: none fails.
 inline std::atomic<long> allocations_left{-1};
 
-// Lets the first allocation of `call` fail, then the second, and so on until none failed. Each time it must either throw or do its work,
-// which `done` checks. Returns how often it did its work although an allocation had failed.
+// Makes the first allocation of `call` fail, then the second, and so on until none fails. Each time `call` must either throw or do its
+// work, which `done` checks. Returns how often it did its work although an allocation had failed.
 template <class Call, class Done>
 int survived(const Call& call, const Done& done) {
   int count = 0;
@@ -37,7 +37,7 @@ int survived(const Call& call, const Done& done) {
   }
 }
 
-// Calls while no thread can be started, because its stack would not fit.
+// Makes the call while no thread can be started, because its stack would not fit.
 template <class Call>
 void without_threads([[maybe_unused]] const Call& call) {
 #if defined(__GLIBC__)

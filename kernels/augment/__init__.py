@@ -1,7 +1,7 @@
 """Crop, flip, jitter and normalise a whole batch of resident uint8 images.
 
-`augment` does to every image what it is told; `augment_drawn` draws that first, from a counter. `reference.py` and `draw.py` define what
-they compute; the fused backend is one launch and is tested against them.
+`augment` takes the crop, flip and brightness of every image as arguments; `augment_drawn` draws them from a counter. `reference.py` and
+`draw.py` define what both compute; the fused backend is one launch and is tested against them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def augment(
         backend: 'reference' (plain PyTorch) or 'fused' (Triton, one launch; float32, bfloat16 or float16).
 
     Returns:
-        N × 3 × H × W on the device of `images`. On a GPU an index that is out of range gives an image of NaN (fused) or stops the
-        program (reference).
+        N × 3 × H × W on the device of `images`. On a GPU an index out of range yields an image of NaN (fused) or stops the program
+        (reference).
 
     Raises:
         ValueError: a wrong shape, dtype, device or layout, or (checked on the CPU only) an offset outside [0, 2·padding] or an index out
@@ -82,12 +82,12 @@ def augment_drawn(
     channels_last: bool = True,
     backend: str = "reference",
 ) -> Tensor:
-    """Do what `augment` does with the numbers that `draw_augmentation` gives; the fused backend draws them where it needs them.
+    """Do what `augment` does, with the numbers that `draw_augmentation` returns; the fused backend draws them in the kernel.
 
     Args:
         images, mean, std, index, dtype, channels_last, backend: as for `augment`.
-        key: (seed, stream), each in 0 … 2⁶³ − 1, or an int64 tensor of the two on the device of `images`, which is read when the images
-            are made, so that a captured CUDA graph replays with whatever it holds by then.
+        key: (seed, stream), each in 0 … 2⁶³ − 1, or an int64 tensor of the two on the device of `images`. The tensor is read when the
+            images are made, so a captured CUDA graph replays with its current values.
         numbers: int64, N, ≥ 0: the images' numbers in the epoch.
         padding, jitter, flip: as for `draw_augmentation`.
 
@@ -172,7 +172,7 @@ def _check_images(
     check_backend("augment", backend)
     if backend == "fused" and (dtype not in FUSED_DTYPES or not images.is_contiguous()):
         raise ValueError(
-            "backend 'fused' takes contiguous images and gives float32, bfloat16 or float16; "
+            "backend 'fused' takes contiguous images and returns float32, bfloat16 or float16; "
             f"got strides {images.stride()} of {tuple(images.shape)}, and {dtype}"
         )
     if index is None:

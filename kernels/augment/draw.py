@@ -1,4 +1,4 @@
-"""The random numbers of an augmentation, from a counter instead of a state: any image's can be had alone, anywhere, in any order.
+"""The random numbers of an augmentation, from a counter instead of a state: each image's can be computed alone, anywhere, in any order.
 
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): ten rounds that turn a 128-bit counter and a 64-bit key
 into four words of 32 bits. The key is the seed; the counter is the image's number in the epoch (low half) and the stream (high half), which
@@ -26,10 +26,10 @@ _ROUNDS = 10
 
 
 class Draw(NamedTuple):
-    """What happens to N images.
+    """The crops, flips and brightness of N images.
 
     Attributes:
-        row, col: int64 (N,) in [0, 2·padding]: where the crop begins in the padded image.
+        row, col: int64 (N,) in [0, 2·padding]: where the crop starts in the padded image.
         flip: bool (N,).
         brightness: float32 (N,).
     """
@@ -40,15 +40,15 @@ class Draw(NamedTuple):
     brightness: Tensor
 
     def at(self, images: Tensor) -> Draw:
-        """Return what happens to the images at these places, int64 (n,)."""
+        """Return the entries of the images at these positions, int64 (n,)."""
         return Draw(*(values[images] for values in self))
 
 
 def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the four words of Philox4x32-10, each int64 (N,) in [0, 2³²); key and counter are words too."""
+    """Return the four words of Philox4x32-10, each int64 (N,) in [0, 2³²); key and counter are also such words."""
     (k0, k1), (c0, c1, c2, c3) = key, counter
     for _ in range(_ROUNDS):
-        # The product's 64 bits wrap into the sign; shifted and masked they are the two words again.
+        # The 64-bit product wraps into the sign; shifting and masking recover its two words.
         first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1 = (second >> 32 & WORD) ^ c1 ^ k0, second & WORD
         c2, c3 = (first >> 32 & WORD) ^ c3 ^ k1, first & WORD
@@ -64,21 +64,21 @@ def bounds(jitter: float) -> tuple[float, float]:
 
 
 def draw_augmentation(seed: int, stream: int, numbers: Tensor, *, padding: int, jitter: float, flip: bool) -> Draw:
-    """Draw what happens to images; the formulas are in the module's docstring.
+    """Draw crops, flips and brightness for images; the formulas are in the module's docstring.
 
     Args:
         seed: 0 … 2⁶³ − 1.
-        stream: 0 … 2⁶³ − 1; another stream gives other numbers, e.g. one per epoch.
+        stream: 0 … 2⁶³ − 1; each stream gives different numbers, e.g. one per epoch.
         numbers: int64 (N,), ≥ 0: the images' numbers in the epoch. One call for a whole epoch costs little more than one for a batch.
         padding: P ≥ 0 in pixels; 0: row and col are 0.
         jitter: b ≥ 0; 0: brightness is 1.
-        flip: False: nothing is flipped.
+        flip: whether to flip at all.
 
     Returns:
         a `Draw` on the device of `numbers`.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of range.
     """
     _check(seed, stream, numbers, padding, jitter)
     high = torch.full_like(numbers, stream >> 32)
@@ -98,7 +98,7 @@ def _check(seed: int, stream: int, numbers: Tensor, padding: int, jitter: float)
             raise ValueError(f"{name} must lie in 0 … 2⁶³ − 1, not be {value}")
     if numbers.dtype != torch.int64 or numbers.dim() != 1:
         raise ValueError(f"numbers must be int64 of one dimension, not {numbers.dtype}, {tuple(numbers.shape)}")
-    # With larger ones a product of words and sides would not fit into 63 bits.
+    # With a larger one, the product of a word and a side would not fit in 63 bits.
     if not 0 <= padding < 2**29:
         raise ValueError(f"padding must be ≥ 0 (and sensible), not {padding}")
     if not jitter >= 0 or jitter == float("inf"):

@@ -5,10 +5,10 @@
     out[n, c, h, w] = (min(brightness_n · q / 255, 1) − mean_c) / std_c
 
 The order is torchvision's RandomCrop(padding=P), RandomHorizontalFlip, ColorJitter(brightness), ToTensor, Normalize: the border is
-black *before* normalisation. Unlike PIL, the brightened pixel is not rounded back to 8 bits.
+black *before* normalisation. Unlike in PIL, the brightened pixel is not rounded back to 8 bits.
 
 Layout: images N × H × W × 3, result N × 3 × H × W whose memory is N × H × W × 3 (channels-last). Arithmetic in float32, or in float64 if
-the result is float64. Nothing is saved for a backward pass; there is none. Bytes moved for Y = N·H·W·3: about 6Y for the passes over
+the result is float64. Nothing is saved, since there is no backward pass. Bytes moved for Y = N·H·W·3: about 6Y for the passes over
 uint8 (pad, crop, flip) and 20Y for those over float32 (convert, scale, clip, multiply-add).
 """
 
@@ -42,7 +42,7 @@ def augment_reference(
 
     # (min(b·q/255, 1) − mean)/std = min(b·q, 255)·scale + shift: one clamp and one multiply-add per value.
     scale, shift = scale_and_shift(mean, std)
-    # Rows of W·3 values, because broadcasting three channels over the innermost dimension would run three values at a time.
+    # Rows of W·3 values: broadcasting three channels over the innermost dimension would process three values at a time.
     scale_row = scale.to(images.device, work).repeat(width)
     shift_row = shift.to(images.device, work).repeat(width)
     values = pixels.view(count, height * width * 3).to(work)

@@ -1,12 +1,12 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Augmentation in Triton: one launch from resident uint8 images to the network's input; see reference.py and draw.py for what it computes.
 
-A program writes up to BLOCK neighbouring values of one image, N × H × W × 3 in memory, so that writes are whole and reads nearly so. Each
-program draws its image's random numbers itself: ten rounds of integer arithmetic are less than reading them. For Y = N·H·W·3: Y bytes
+A program writes up to BLOCK neighbouring values of one image, N × H × W × 3 in memory, so writes are fully coalesced and reads nearly so.
+Each program draws its image's random numbers itself: ten rounds of integer arithmetic cost less than reading them. For Y = N·H·W·3: Y bytes
 read, 2Y (bfloat16, float16) or 4Y (float32) written.
 
-The last step is one fused multiply-add; the reference rounds product and sum where its processor has none. They differ by no more than the
-rounding of the product, 2⁻²⁴·|product|, and of the sum. Everything before it is exact or rounded alike.
+The last step is one fused multiply-add; the reference rounds product and sum separately on a processor without one. The two differ by at
+most the rounding of the product, 2⁻²⁴·|product|, and of the sum. Everything before it is exact or rounded in the same way.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _augment_kernel(
     if index is not None:
         source = tl.load(index + n)
     known = (source >= 0) & (source < image_count)
-    # Not combined with the masks below: the interpreter makes integers of a block and a single truth value.
+    # Not combined with the masks below: the interpreter turns a block & a single boolean into integers.
     readable = tl.where(known, VALUES, 0)
 
     place = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
@@ -85,7 +85,7 @@ def _augment_kernel(
     scale = tl.where(c == 0, scale0, tl.where(c == 1, scale1, scale2))
     shift = tl.where(c == 0, shift0, tl.where(c == 1, shift1, shift2))
     value = tl.minimum(pixel * factor, 255.0) * scale + shift
-    # An image that is not there must not pass for a black one.
+    # A missing image must not look like a black one.
     value = tl.where(known, value, float("nan"))
     tl.store(out + n.to(tl.int64) * VALUES + place, value.to(out.dtype.element_ty), mask=place < VALUES)
 

@@ -27,14 +27,14 @@ def masks_and_sparsity(
 
     Args:
         logits: e, (C,), float32 or float64, contiguous.
-        scale: s > 0, a number or a tensor of one element; a tensor is read when the masks are made, so that a captured CUDA graph
-            replays with whatever it holds by then.
-        structure: the network's groups and convolutions, with tables on the logits' device.
+        scale: s > 0, a number or a tensor of one element. A tensor is read when the masks are made, so a captured CUDA graph replays
+            with its current value.
+        structure: the network's groups and convolutions, with their tables on the logits' device.
         backend: 'reference' (plain PyTorch), 'fused' (Triton) or 'native' (CUDA C++ on a CUDA device, C++ on the CPU).
 
     Returns:
-        masks (C,) and L_S (), both of the logits' dtype. Values below 2⁻²⁴ are exact zeros. A logit that is not a number gives a mask
-        and a loss that are none. The gradients of both arrive at `logits` in one launch, and may be summed by autograd as usual.
+        masks (C,) and L_S (), both of the logits' dtype. Values below 2⁻²⁴ are exact zeros. A NaN logit gives a NaN
+        mask and a NaN loss. The gradients of both reach `logits` in one launch; autograd may sum them as usual.
 
     Raises:
         ValueError: a wrong shape, dtype, device or layout, or an unknown backend.
@@ -64,7 +64,7 @@ def _check(logits: Tensor, scale: Tensor | float, structure: MaskStructure, back
             f"got {logits.dtype}, {tuple(logits.shape)}, strides {logits.stride()}"
         )
     if structure.device != logits.device:
-        raise ValueError(f"the structure's tables lie on {structure.device}, the logits on {logits.device}; use structure.to(…)")
+        raise ValueError(f"the structure's tables are on {structure.device}, the logits on {logits.device}; use structure.to(…)")
     if isinstance(scale, Tensor) and (scale.numel() != 1 or not scale.is_floating_point() or scale.device != logits.device):
         raise ValueError(
             f"scale must be a number or a floating-point tensor of one element on {logits.device}; "

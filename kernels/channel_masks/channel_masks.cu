@@ -1,7 +1,7 @@
 // Channel masks on the GPU: the functions of channel_masks.cuh, one launch each way.
 //
-// Forward: one block, because the loss depends on every mask; a warp per row, then a thread per group and per convolution. Its stages hand
-// on through global memory, which a barrier makes visible within a block. Backward: a block per row.
+// Forward: one block, because the loss depends on every mask; a warp per row, then a thread per group and per convolution. Its stages pass
+// their results on through global memory, which a barrier makes visible within a block. Backward: a block per row.
 #include "channel_masks_cuda.hpp"
 #include "cuda_launch.hpp"
 
@@ -12,7 +12,7 @@ namespace {
 constexpr int kForwardThreads = 1024;
 constexpr int kBackwardThreads = 128;
 
-// The tree over the lanes; every lane gets the sum, since addition commutes.
+// Sums over the lanes as a tree; every lane gets the sum, since addition commutes.
 __device__ __forceinline__ double sum_of_lanes(double value) {
 #pragma unroll
   for (int offset = kLanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
     channel_masks_backward(Structure s, const T* logits, const double* sides, const T* grad_masks, const T* grad_loss, T* gradient) {
   const std::int32_t row = static_cast<std::int32_t>(blockIdx.x);
   double slope = 0;
-  // Every warp of the block for itself: that is less than handing the sum on.
+  // Every warp of the block computes it: that is less work than sharing the sum.
   if (grad_loss) slope = sum_of_lanes(slope_lane(s, sides, s.row[3 * row + 2], threadIdx.x % kLanes)) / s.full;
   for (std::int32_t c = s.row[3 * row] + static_cast<std::int32_t>(threadIdx.x); c < s.row[3 * row + 1]; c += kBackwardThreads) {
     gradient[c] = gradient_of<T>(logits, grad_masks, grad_loss, slope, c);

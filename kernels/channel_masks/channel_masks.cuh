@@ -2,8 +2,8 @@
 // reference.py, the tables in structure.py.
 //
 // Only additions, multiplications and divisions, in a prescribed order: build with contraction off (-ffp-contract=off, -fmad=false), and
-// both processors give the same bits. Masks are computed in T (float or double), sums in double. A sum over many terms is that of 32
-// lanes, each of which adds every 32nd term in order, and a tree over the lanes.
+// CPU and GPU give the same bits. Masks are computed in T (float or double), sums in double. In a sum over many terms each of 32 lanes adds
+// every 32nd term in order; a tree then adds up the lanes.
 #pragma once
 
 #include "host_device.cuh"
@@ -18,7 +18,7 @@ struct Structure {
   std::int32_t groups = 0;
   std::int32_t convs = 0;
   std::int32_t span = 0;
-  const std::int32_t* row = nullptr;          // (rows, 3): first channel, the one behind the last, group
+  const std::int32_t* row = nullptr;          // (rows, 3): first channel, one past the last, group
   const std::int32_t* row_offset = nullptr;   // (groups + 1,)
   const std::int32_t* conv = nullptr;         // (convs, 2 + 2·span): image, area, groups read, groups written
   const std::int32_t* user_offset = nullptr;  // (groups + 1,)
@@ -28,7 +28,7 @@ struct Structure {
   DER_FAST_HD const std::int32_t* conv_entry(std::int32_t l) const { return conv + static_cast<std::int64_t>(l) * (2 + 2 * span); }
 };
 
-// What the stages of the forward pass hand on: row sums, group sums, sides.
+// What the stages of the forward pass pass on: row sums, group sums, sides.
 struct Work {
   double* rows;
   double* groups;
@@ -40,8 +40,8 @@ struct Work {
 template <class T>
 struct Exponential;
 
-// −ln 2 in two parts, the first of which is short enough that its product with the exponent is exact; the largest argument whose power
-// is a normal number; terms of the Taylor series, the first omitted one of which is below a quarter of the last bit.
+// −ln 2 in two parts, the first short enough for its product with the exponent to be exact; the largest argument whose power is a normal
+// number; the number of Taylor terms, so that the first omitted term is below a quarter of the last bit.
 template <>
 struct Exponential<float> {
   static constexpr float high = -0.693359375F, low = 2.12194440054690583e-4F, per_two = 1.44269504F, largest = 87.0F;
@@ -56,7 +56,7 @@ struct Exponential<double> {
   DER_FAST_HD static double power_of_two(int n) { return bits_of<double>(static_cast<std::uint64_t>(1023 - n) << 52); }
 };
 
-// exp(−a) for a ≥ 0; zero where it would be denormal, and a where that is not a number.
+// exp(−a) for a ≥ 0; zero where the result would be denormal, and NaN where a is.
 template <class T>
 DER_FAST_HD T power(T a) {
   using E = Exponential<T>;

@@ -5,8 +5,8 @@
 
 namespace der_fast::channel_masks {
 
-// As the functions of csrc/channel_masks.hpp, with every pointer (those in `s` too) on `device`. They put one launch on `stream`, which may
-// be being captured, and return at once. Throw std::runtime_error with CUDA's message.
+// Like the functions of csrc/channel_masks.hpp, with every pointer (including those in `s`) on `device`. They put one launch on `stream`,
+// which may be capturing, and return at once. They throw std::runtime_error with CUDA's message.
 template <class T>
 void forward_cuda(const Structure& s, const T* logits, const T* scale, T* masks, T* loss, double* work, int device, void* stream);
 template <class T>

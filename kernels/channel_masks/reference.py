@@ -4,17 +4,17 @@
     g'_e = g_m · σ(e)[1 − σ(e)]                                           (compensated gradient, eq. 7)
     L_S = Σ_l K_l·‖m_in(l)‖₁·‖m_out(l)‖₁ / Σ_l K_l·c_in(l)·c_out(l)        (sparsity loss, eq. 8)
 
-The compensated gradient is computed in this closed form and never as the printed quotient
+The compensated gradient is computed in this closed form and never as the paper's quotient
 σ(e)[1−σ(e)] / (s·σ(se)[1−σ(se)]) · g_e, which is 0/0 as soon as s·e saturates. Because it replaces the derivative of the mask
-itself, it holds for every loss that reaches `e`, the sparsity loss included.
+itself, it applies to every loss that reaches `e`, including the sparsity loss.
 
 Shapes: logits, masks (C,), one flat vector for the whole network; group sums (G,); convolutions L. Any floating dtype.
 
-Since masks are not negative, every channel of a group has the same slope,
+Since masks are non-negative, every channel of a group has the same slope,
 
     ∂L_S/∂m_g = Σ_l K_l·([g in in(l)]·‖m_out(l)‖₁ + [g in out(l)]·‖m_in(l)‖₁) / Σ_l K_l·c_in(l)·c_out(l),
 
-so that a kernel has the whole gradient in one pass: g'_e = σ(e)[1 − σ(e)]·(g_m + ∂L_S/∂m_g·g_L). Saved for backward: the logits and, for
+so a kernel computes the whole gradient in one pass: g'_e = σ(e)[1 − σ(e)]·(g_m + ∂L_S/∂m_g·g_L). Saved for backward: the logits and, for
 the slopes, the 2L numbers ‖m_in(l)‖₁ and ‖m_out(l)‖₁. Bytes moved: 2C numbers forward, 3C backward.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from der_fast.kernels.channel_masks.structure import MaskStructure
 
-# Smaller masks are denormal after a product or two; denormals slow a CPU several times.
+# Smaller masks become denormal after a product or two, and denormals make a CPU several times slower.
 SNAP = 2.0**-24
 
 

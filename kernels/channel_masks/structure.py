@@ -1,7 +1,7 @@
-"""What the masks of a network mean: which channels form a group, and which groups every convolution reads and writes.
+"""The structure behind a network's masks: which channels form a group, and which groups every convolution reads and writes.
 
-The sparsity loss needs it twice: as dense 0/1 matrices for the reference, and as small integer tables for the kernels, where every sum
-has a fixed order:
+The sparsity loss needs it in two forms: as dense 0/1 matrices for the reference, and as small integer tables for the kernels, where every
+sum has a fixed order:
 
     row          up to 128 channels of one group, which one warp handles
     sides        2L numbers: what convolution l reads (the image's channels included), then what it writes
@@ -22,7 +22,7 @@ TABLES = ("rows", "row_offsets", "convs", "user_offsets", "users")
 
 @dataclass(frozen=True)
 class ConvolutionGroups:
-    """Which groups a convolution reads and writes: what the sparsity loss sees of it.
+    """The groups that a convolution reads and writes; all that the sparsity loss needs to know of it.
 
     Attributes:
         reads: numbers of the groups it reads, side by side; empty for the image.
@@ -44,11 +44,11 @@ class MaskStructure:
     Attributes:
         widths: channels of every group; group after group they make the mask vector of C entries.
         convolutions: the network's L convolutions.
-        full: Σ_l K_l·c_in(l)·c_out(l), the parameter count that the loss is a share of.
+        full: Σ_l K_l·c_in(l)·c_out(l), the parameter count of which the loss is a fraction.
         span: the most groups that a convolution reads or writes.
-        rows: int32 (R, 3): first channel, the one behind the last, group.
+        rows: int32 (R, 3): first channel, one past the last channel, group.
         row_offsets: int32 (G + 1): rows of every group.
-        convs: int32 (L, 2 + 2·span): image, area, groups read, groups written; -1 fills up.
+        convs: int32 (L, 2 + 2·span): image, area, groups read, groups written; padded with -1.
         user_offsets: int32 (G + 1): users of every group.
         users: int32: positions in `sides`.
     """
@@ -71,10 +71,10 @@ class MaskStructure:
         Args:
             widths: channels of every group, ≥ 0.
             convolutions: at least one.
-            device: where the tables should be.
+            device: where to put the tables.
 
         Raises:
-            ValueError: a group that is not there, one that comes twice in a convolution, or a network without parameters.
+            ValueError: a group does not exist or appears twice in a convolution, or the network has no parameters.
         """
         widths, convolutions = tuple(widths), tuple(convolutions)
         _check(widths, convolutions)
@@ -94,7 +94,7 @@ class MaskStructure:
             for group in conv.writes:
                 users[group].append(number)
         if full == 0:
-            raise ValueError("the network has no parameters: the sparsity loss, a share of them, is not defined")
+            raise ValueError("the network has no parameters: the sparsity loss, a fraction of them, is not defined")
         user_offsets = [0]
         for own in users:
             user_offsets.append(user_offsets[-1] + len(own))
@@ -122,7 +122,7 @@ class MaskStructure:
 
     @property
     def device(self) -> torch.device:
-        """Where the tables are."""
+        """The device that holds the tables."""
         return self.rows.device
 
     def to(self, device: torch.device | str) -> MaskStructure:
@@ -130,7 +130,7 @@ class MaskStructure:
         return replace(self, **{name: getattr(self, name).to(device) for name in TABLES}, _terms={})
 
     def terms(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the keyword arguments of `sparsity_loss_reference`: 0/1 matrices of `dtype` on the structure's device; kept."""
+        """Return the keyword arguments of `sparsity_loss_reference`: 0/1 matrices of `dtype` on the structure's device; cached."""
         if dtype not in self._terms:
             groups = range(len(self.widths))
             membership = torch.repeat_interleave(torch.eye(len(self.widths)), torch.tensor(self.widths, dtype=torch.int64), dim=1)

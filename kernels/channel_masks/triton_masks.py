@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Channel masks in Triton: one launch forward, one backward; see reference.py for the equations and structure.py for the tables.
 
-Forward: a single program, because L_S depends on every mask. Its stages hand over through `work` in global memory (row sums, group sums,
-sides) with a barrier between them, so that every sum has the same order in every run; nothing is atomic. Backward: a program per row.
+Forward: a single program, because L_S depends on every mask. Its stages pass their results on through `work` in global memory (row sums,
+group sums, sides) with a barrier in between, so every sum has the same order in every run; nothing is atomic. Backward: a program per row.
 Masks are computed in the logits' dtype, sums over groups and convolutions in float64.
 """
 
@@ -17,7 +17,7 @@ from der_fast.kernels.channel_masks.structure import ROW, MaskStructure
 from der_fast.kernels.compile_case import CompileCase
 
 FORWARD_WARPS = 16
-# Users of a group that are summed at a time; a ResNet-18's stream has about ten, a ResNet-152's about seventy.
+# How many of a group's users are summed at a time; a ResNet-18's stream has about ten, a ResNet-152's about seventy.
 USERS = 128
 
 
@@ -50,7 +50,7 @@ def _forward_kernel(
         channel = begin[:, None] + tl.arange(0, ROW)[None, :]
         inside = channel < end[:, None]
         x = tl.load(logits + channel, mask=inside, other=0.0) * factor
-        # The power is never above one: nothing overflows, and a value that is not a number stays one.
+        # The power never exceeds one, so nothing overflows, and NaN stays NaN.
         power = tl.exp(-tl.abs(x))
         mask = tl.where(x >= 0, 1.0, power) / (1.0 + power)
         # 2⁻²⁴, as in reference.py.
@@ -126,7 +126,7 @@ def _backward_kernel(
 
 
 def _forward_constants(structure: MaskStructure, itemsize: int) -> dict[str, int]:
-    """Block sizes: 16 single or 8 double numbers a thread in the stage over channels, everything at once in the others."""
+    """Return block sizes: 16 single or 8 double numbers per thread in the stage over channels, everything at once in the others."""
     power = triton.next_power_of_2
     most = max(1, -(-max(structure.widths) // ROW))
     return {

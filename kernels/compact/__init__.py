@@ -16,16 +16,16 @@ __all__ = ["COPY", "LAYOUTS", "SCALE", "SHIFT", "WEIGHT", "Job", "Norm", "compac
 
 
 def compact(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsilon: float = EPSILON, threads: int = 0) -> int:
-    """Fill the arena `storage` with what `compact_reference` says, bit for bit.
+    """Fill the arena `storage` exactly as `compact_reference` does, bit for bit.
 
-    Returns the first job that has an entry which is not finite, or -1.
+    Returns the first job with an entry that is not finite, or -1.
 
     Args:
         jobs: in ascending order of offsets; all weights on the storage's device.
         storage: uint8 (bytes,), at a multiple of 64 bytes, on the CPU or a CUDA device; every byte is written.
         layout: 'KCRS' or 'KRSC'.
         epsilon: added to the variance.
-        threads: CPU threads at most; 0 for as many as PyTorch uses.
+        threads: maximum number of CPU threads; 0 for PyTorch's number.
 
     Raises:
         ValueError: a job or the storage does not fit; the message names it.
@@ -38,18 +38,18 @@ def compact(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsil
         for name, tensor in _tensors(job):
             wanted = torch.device("cpu") if name in ("rows", "columns") else device
             if tensor.device != wanted:
-                raise ValueError(f"jobs[{number}].{name} must lie on {wanted}, not on {tensor.device}")
+                raise ValueError(f"jobs[{number}].{name} must be on {wanted}, not on {tensor.device}")
     rows, code = [_facts(job) for job in jobs], LAYOUTS.index(layout)
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device).cuda_stream
         index = torch.cuda.current_device() if device.index is None else device.index
         indices = sum(len(part) for job in jobs for part in (job.rows, job.columns) if part is not None)
-        # PyTorch's memory, so that a device which it has filled still has room for a table of some kilobytes.
+        # Allocated by PyTorch, so that a table of a few kilobytes fits even on a device whose memory PyTorch has filled.
         workspace = torch.empty(native.pack_cuda_workspace(len(jobs), indices), dtype=torch.uint8, device=device)
         facts = (rows, native.facts_of(storage), native.facts_of(workspace))
         return native.pack_cuda(*facts, layout=code, epsilon=epsilon, device=index, stream=stream)
     if device.type != "cpu":
-        raise ValueError(f"storage must lie on the CPU or a CUDA device, not on {device}")
+        raise ValueError(f"storage must be on the CPU or a CUDA device, not on {device}")
     return native.pack(rows, native.facts_of(storage), layout=code, epsilon=epsilon, threads=threads or torch.get_num_threads())
 
 

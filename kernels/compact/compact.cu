@@ -1,7 +1,7 @@
 // Packing an arena on the GPU: the functor of compact.cuh, all jobs in one launch, a block per row of a weight or 128 vector entries.
 //
 // Bytes moved: every kept weight is read once and written once. Reads are gathers (rows whole, columns by index), writes are in order.
-// The job table goes to the device in one copy; compaction happens once per incremental step, so that launch latency does not matter.
+// The job table goes to the device in one copy. Compaction happens once per incremental step, so launch latency does not matter.
 #include "compact_cuda.hpp"
 #include "cuda_launch.hpp"
 #include "job_table.hpp"
@@ -30,7 +30,7 @@ std::int64_t pack_cuda(const std::vector<Job>& jobs, std::byte* arena, std::int6
   const compact::TableLayout layout(jobs);
   std::vector<std::byte> host(layout.bytes);
   const std::int64_t blocks = compact::write_table(jobs, layout, host.data(), workspace);
-  if (blocks > std::numeric_limits<std::int32_t>::max()) throw std::invalid_argument("jobs have too many rows in all");
+  if (blocks > std::numeric_limits<std::int32_t>::max()) throw std::invalid_argument("jobs have too many rows in total");
   const DeviceGuard guard(device);
   auto* stream = static_cast<cudaStream_t>(stream_handle);
   checked(cudaMemsetAsync(arena, 0, static_cast<std::size_t>(bytes), stream), "pack_cuda: clearing the arena");
@@ -44,7 +44,7 @@ std::int64_t pack_cuda(const std::vector<Job>& jobs, std::byte* arena, std::int6
     checked(cudaGetLastError(), "pack_cuda: launching");
     checked(cudaMemcpyAsync(&bad, device_bad, sizeof bad, cudaMemcpyDeviceToHost, stream), "pack_cuda: reading the result");
   }
-  // Before the host's table goes, and so that an error of the kernel shows here and not somewhere later.
+  // Before the host's table is freed, and so that an error of the kernel appears here and not later.
   checked(cudaStreamSynchronize(stream), "pack_cuda: packing");
   return bad == compact::kNoBadJob ? -1 : bad;
 }

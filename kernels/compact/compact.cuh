@@ -6,7 +6,7 @@
 //   copy    v[k] = rounded(source[row[k]])
 //
 // Everything is computed in double and rounded once, to nearest even. Build with contraction off (-ffp-contract=off, -fmad=false): then
-// both processors, and kernels/compact/reference.py, give the same bits.
+// CPU, GPU and kernels/compact/reference.py give the same bits.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +31,7 @@ struct Vector {
   std::int64_t stride = 0;  // in elements, as all strides here
 };
 
-// One tensor of the arena. Trivially copyable: the CUDA launcher sends an array of these to the device as it is.
+// One tensor of the arena. Trivially copyable: the CUDA launcher copies an array of these to the device.
 struct Job {
   Kind kind = Kind::weight;
   Dtype source = Dtype::float32;
@@ -51,7 +51,7 @@ struct Job {
 
   // Elements per row.
   DER_FAST_HD std::int64_t line() const { return columns * height * width; }
-  // For jobs that `check` of csrc/pack.hpp has seen: sizes from outside can overflow.
+  // Only for jobs that passed `check` in csrc/pack.hpp: unchecked sizes can overflow.
   DER_FAST_HD std::int64_t bytes() const { return rows * line() * size_of(target); }
 };
 
@@ -63,7 +63,7 @@ struct Float16 {
 };
 
 // double → float with round to odd: truncated, last bit set where anything was lost. A second rounding to fewer bits is then exact
-// (Boldo and Melquiond 2008). Without branches, since whether the nearest float lies above or below is as good as random.
+// (Boldo and Melquiond 2008). Without branches, since whether the nearest float is above or below is practically random.
 DER_FAST_HD std::uint32_t odd_float_bits(double value) {
   const auto nearest = static_cast<float>(value);
   const auto back = static_cast<double>(nearest);
@@ -100,7 +100,7 @@ DER_FAST_HD T rounded(double value) {
       lost = size & 0x1fffu;
       half = 0x1000u;
     }
-    // A carry out of the mantissa moves into the exponent, and from the largest number to infinity, as it must.
+    // A carry out of the mantissa moves into the exponent, and the largest number becomes infinity, as it should.
     if (lost > half || (lost == half && (kept & 1u))) kept += 1;
     return {static_cast<std::uint16_t>(sign | kept)};
   } else {
@@ -175,7 +175,7 @@ DER_FAST_HD std::int64_t blocks_of(const Job& job) {
   return job.kind == Kind::weight ? job.rows : (job.rows + kBlockThreads - 1) / kBlockThreads;
 }
 
-// The job that `block` belongs to: the last one whose first block is not behind it, so that jobs without blocks are passed over.
+// The job that `block` belongs to: the last one whose first block is not after it, so that jobs without blocks are skipped.
 DER_FAST_HD int job_of_block(const std::int64_t* first, int count, std::int64_t block) {
   int low = 0;
   int high = count;
@@ -186,7 +186,8 @@ DER_FAST_HD int job_of_block(const std::int64_t* first, int count, std::int64_t 
   return low;
 }
 
-// What thread `thread` of a job's block `block` writes; neighbours write neighbouring entries. Returns whether all are finite.
+// Writes the entries of thread `thread` in a job's block `block`; neighbouring threads write neighbouring entries. Returns whether all are
+// finite.
 template <class Source, class Target>
 DER_FAST_HD bool write_thread(const Job& job, std::int64_t block, int thread, std::byte* arena) {
   auto* out = reinterpret_cast<Target*>(arena + job.offset);

@@ -1,5 +1,5 @@
-// The table that the CUDA launcher sends to the device in one copy: jobs, their first blocks, the first bad job, all indices. Plain C++, so
-// that the C++ tests can lay one out on the host and run every block of it there.
+// The table that the CUDA launcher copies to the device: jobs, their first blocks, the first bad job, all indices. Plain C++, so that the
+// C++ tests can build one on the host and run every block of it there.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +36,7 @@ struct TableLayout {
 
 constexpr int kNoBadJob = std::numeric_limits<int>::max();
 
-// Writes the table into `host`, with pointers to its indices as they will be when it lies at `device`. Returns the number of blocks.
+// Writes the table into `host`, with pointers to its indices as they will be once it is copied to `device`. Returns the number of blocks.
 inline std::int64_t write_table(const std::vector<Job>& jobs, const TableLayout& layout, std::byte* host, std::byte* device) {
   auto* table = reinterpret_cast<Job*>(host);
   auto* first = reinterpret_cast<std::int64_t*>(host + layout.first);

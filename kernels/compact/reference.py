@@ -7,8 +7,8 @@
     copy:    v[k] = source[row_k]
 
 A row or column of -1 is padding and gives exact zeros. Everything is computed in float64 and rounded once, to nearest even, so that every
-implementation gives the same bits. In the arena a weight of shape (K, C, R, S) lies in the order KCRS or KRSC; each tensor begins at its
-job's offset and what lies between two tensors is zero. Bytes moved: each kept weight is read once and written once.
+implementation gives the same bits. In the arena a weight of shape (K, C, R, S) is stored in the order KCRS or KRSC; each tensor starts at
+its job's offset, and gaps between tensors are zero. Bytes moved: each kept weight is read once and written once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAYOUTS = ("KCRS", "KRSC")
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch-norm's γ, β, running mean and variance, each (K,), of the weight's dtype and device."""
+    """A batch-norm's γ, β, running mean and variance, each (K,), with the weight's dtype and device."""
 
     weight: Tensor
     bias: Tensor
@@ -47,7 +47,7 @@ class Job:
         rows: int32 (K',) on the CPU, positions in the source's first dimension, -1 for a zero.
         columns: int32 (C',), the same in the second; WEIGHT only.
         weight: (K, C, R, S) for WEIGHT, (K,) for COPY, float32 or float64, any strides; else None.
-        norm: the batch-norm that is folded in; None for none (WEIGHT) or what is not read (COPY).
+        norm: the batch-norm to fold in; None where there is none (WEIGHT) or it is not read (COPY).
     """
 
     kind: int
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the result."""
+        """The shape of the result."""
         if self.kind != WEIGHT:
             return (len(self.rows),)
         assert self.weight is not None and self.columns is not None
@@ -68,7 +68,7 @@ class Job:
 
 
 def compact_reference(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KCRS", epsilon: float = EPSILON) -> None:
-    """Fill the arena `storage` (uint8, 1-D), see the module's docstring.
+    """Fill the arena `storage` (uint8, 1-D) as the module's docstring defines.
 
     Args:
         jobs: in ascending order of offsets, without overlap.
@@ -86,7 +86,7 @@ def compact_reference(jobs: Sequence[Job], storage: Tensor, *, layout: str = "KC
 
 
 def value_of(job: Job, epsilon: float) -> Tensor:
-    """Return what the job computes, in float64, before rounding."""
+    """Return the job's result in float64, before rounding."""
     rows = job.rows.long()
     if job.kind == COPY:
         assert job.weight is not None
@@ -121,7 +121,7 @@ def _taken(value: Tensor, index: Tensor, dim: int) -> Tensor:
 def round_once(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float64 to `dtype`, to nearest even.
 
-    PyTorch goes to 16 bits by way of float32 and rounds twice. Rounding to odd on the way (truncated, last bit set where anything was
+    PyTorch converts to 16 bits via float32 and so rounds twice. Rounding to odd in between (truncated, last bit set where anything was
     lost) makes the second rounding exact (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
     """
     if dtype not in (torch.bfloat16, torch.float16):

@@ -1,4 +1,4 @@
-"""3×3 and 1×1 convolutions for NHWC with what stands before and after them: batch-norm's affine and ReLU on load, its sums on store."""
+"""3×3 and 1×1 convolutions for NHWC, fused with their neighbours: batch-norm's affine map and ReLU on load, its sums on store."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def conv_dgrad(
         input_hw: H and W of the convolution's input.
         stride: of the convolution, 1 or 2.
         g_affine: (k, y) with k (3, K) float32 and y like g: the gradient is k0·g + k1·y + k2, rounded to g's dtype; None: g itself.
-        epilogue: (y_in, affine), y_in (N, C, H, W) like dx, and the batch-norm that made the convolution's input of it.
+        epilogue: (y_in, affine): y_in (N, C, H, W) like dx, and the batch-norm that turned it into the convolution's input.
         config: tiles of the fused kernel; None for the default of the shape.
         backend: 'reference' or 'fused'.
 
@@ -139,7 +139,7 @@ def conv_wgrad(
         stride: 1 or 2.
         prologue: as in `conv_forward`.
         g_affine: as in `conv_dgrad`.
-        split: into how many parts the sum over N·H'·W' is cut in the fused kernel; None for the default of the shape.
+        split: how many parts the fused kernel cuts the sum over N·H'·W' into; None for the default of the shape.
         config: tiles of the fused kernel; None for the default of the shape.
         backend: 'reference' or 'fused'.
 
@@ -153,7 +153,7 @@ def conv_wgrad(
     batch, channels, height, width = x.shape
     shape = checks.shape_of((batch, channels, height, width), g.shape[1], kernel, stride)
     if g.shape[0] != batch:
-        raise ValueError(f"g has a batch of {g.shape[0]}, x one of {batch}")
+        raise ValueError(f"g has batch size {g.shape[0]}, x has {batch}")
     checks.check_output("g", (g.shape[2], g.shape[3]), shape)
     checks.check_affine("prologue", prologue, channels, x)
     checks.check_g_affine(g_affine, g)

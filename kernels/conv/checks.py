@@ -1,4 +1,4 @@
-"""Refuse, by name, what the convolutions cannot take."""
+"""Refuse, by name, arguments that the convolutions cannot take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST = 2**30
 
 
 def check_call(backend: str, dtype: torch.dtype, op: str) -> None:
-    """Raise ValueError for an unknown backend, or a dtype that it cannot take."""
+    """Raise ValueError for an unknown backend or a dtype that it does not support."""
     check_backend(op, backend)
     allowed = FUSED_DTYPES if backend == "fused" else DTYPES
     if dtype not in allowed:
@@ -31,14 +31,14 @@ def check_affine(name: str, pair: tuple[Tensor, Tensor] | None, channels: int, l
 
 
 def check_g_affine(pair: tuple[Tensor, Tensor] | None, g: Tensor) -> None:
-    """Check the coefficients and the second tensor from which the gradient is formed."""
+    """Check the coefficients and the second tensor that form the gradient."""
     if pair is not None:
         check_vector("g_affine k", pair[0], (3, g.shape[1]), accumulator(g.dtype), g.device)
         check_image("g_affine y", pair[1], like=g, shape=tuple(g.shape))
 
 
 def check_epilogue(epilogue: tuple[Tensor, Affine] | None, shape: ConvShape, like: Tensor) -> None:
-    """Check the batch-norm whose ReLU and sums follow a dgrad."""
+    """Check the batch-norm whose ReLU and sums are fused into a dgrad."""
     if epilogue is None:
         return
     y_in, affine = epilogue
@@ -48,26 +48,26 @@ def check_epilogue(epilogue: tuple[Tensor, Affine] | None, shape: ConvShape, lik
 
 
 def check_weight(weight: Tensor, channels: int | None, filters: int | None, like: Tensor) -> None:
-    """Check a weight (K, C, R, R) against the channels of the activation beside it."""
+    """Check a weight (K, C, R, R) against the channels of the activation that it is used with."""
     check_image("weight", weight, like=like)
     given = tuple(weight.shape)
     if channels is not None and given[1] != channels:
         raise ValueError(f"weight {given} takes {given[1]} channels, but x has {channels}")
     if filters is not None and given[0] != filters:
-        raise ValueError(f"weight {given} gives {given[0]} channels, but g has {filters}")
+        raise ValueError(f"weight {given} produces {given[0]} channels, but g has {filters}")
     if given[2] != given[3] or given[2] not in KERNELS:
         raise ValueError(f"weight {given}: the kernel must be 1×1 or 3×3")
 
 
 def shape_of(sizes: tuple[int, int, int, int], filters: int, kernel: int, stride: int) -> ConvShape:
-    """Return the convolution's shape; raise ValueError for a kernel or stride that is not covered, or one that is too large."""
+    """Return the convolution's shape; raise ValueError for an unsupported kernel or stride, or a shape that is too large."""
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be 1 or 3, not {kernel}")
     if stride not in STRIDES:
         raise ValueError(f"stride must be 1 or 2, not {stride}")
     shape = ConvShape(*sizes, filters, kernel, stride)
     if max(shape.in_rows, shape.taps * shape.channels * filters) > LARGEST:
-        raise ValueError(f"{shape} is too large: N·H·W and the weight may have at most {LARGEST} rows and elements")
+        raise ValueError(f"{shape} is too large: N·H·W and the number of weights may be at most {LARGEST} each")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""How a convolution is cut into tiles: a default from its shape, and the candidates that are worth timing."""
+"""Cuts a convolution into tiles: a default for its shape, and the candidates that are worth timing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.device import H100_MULTIPROCESSORS
 
 DIRECTIONS = ("forward", "dgrad", "wgrad")
-# What every GPU from compute capability 8.0 on gives one block, with room for the compiler's own use.
+# Shared memory of a block on every GPU from compute capability 8.0, less some room for the compiler.
 SHARED = 98304
-# Steps of the reduction that each part of a wgrad should at least have, so that filling the pipeline does not dominate.
+# The fewest reduction steps for one part of a wgrad, so that filling the pipeline does not dominate.
 STEPS_PER_PART = 4
-# What CUDA allows on the second axis of a launch.
+# CUDA's limit for the second axis of a launch.
 MOST_PARTS = 65535
 
 
@@ -23,17 +23,17 @@ MOST_PARTS = 65535
 class ConvTiles:
     """Tile and launch parameters of one kernel; blocks and warps are powers of two.
 
-    The matrix product behind it: forward has rows N·H'·W', columns K and reduces over taps × C; dgrad has rows N·H·W, columns C and
+    The underlying matrix product: forward has rows N·H'·W', columns K and reduces over taps × C; dgrad has rows N·H·W, columns C and
     reduces over taps × K; wgrad has rows K, columns taps × C and reduces over N·H'·W'.
 
     Attributes:
         block_m, block_n, block_k: rows, columns and reduction of one step, each at least 16.
         num_warps, num_stages: of the launch.
-        group: blocks of rows within which programs that run together share columns.
-        flat: taps × channels are cut as one index, so that a tile may span taps; otherwise each tap is cut on its own.
+        group: blocks of rows within which concurrent programs share columns.
+        flat: cut taps × channels as one index, so that a tile may span taps; otherwise each tap is cut separately.
 
     Raises:
-        ValueError: a number that the kernels cannot take.
+        ValueError: a number that the kernels do not support.
     """
 
     block_m: int
@@ -53,7 +53,7 @@ class ConvTiles:
             raise ValueError(f"num_stages and group must be at least 1, not {self.num_stages} and {self.group}")
 
     def shared(self, itemsize: int, transformed: bool) -> int:
-        """Return about how many bytes of shared memory the tiles in flight take; a transformed operand may have two sources."""
+        """Return roughly how many bytes of shared memory the tiles in flight take; a transformed operand may have two sources."""
         return (self.block_m * (1 + transformed) + self.block_n) * self.block_k * itemsize * self.num_stages
 
 
@@ -75,10 +75,10 @@ def default_config(
     transformed: bool = False,
     processors: int = H100_MULTIPROCESSORS,
 ) -> ConvTiles:
-    """Return the tiles for a shape that is not timed.
+    """Return the tiles for a shape that has not been timed.
 
-    Wide tiles re-read less; they are made smaller where columns would be padded much, or where there would be fewer tiles than
-    multiprocessors. An operand that is transformed passes through registers: half the depth then leaves room for two blocks.
+    Wide tiles re-read less. They shrink where columns would need much padding, or where there would be fewer tiles than multiprocessors.
+    A transformed operand passes through registers; half the depth then leaves room for two blocks.
 
     Args:
         direction: 'forward', 'dgrad' or 'wgrad'.
@@ -94,7 +94,7 @@ def default_config(
     block_n = _width(gemm.columns)
     deep = dtype.itemsize == 2 and not transformed
     if direction == "wgrad":
-        # The reduction is split until the GPU is full, so the tiles need not become smaller.
+        # The reduction is split until the GPU is full, so the tiles need not shrink.
         chosen = ConvTiles(_width(gemm.rows), block_n, 64 if deep else 32, flat=gemm.period % block_n != 0)
     else:
         block_m = 128
@@ -125,7 +125,7 @@ def candidates(
 
 
 def default_split(shape: ConvShape, config: ConvTiles, processors: int = H100_MULTIPROCESSORS) -> int:
-    """Return into how many parts wgrad's reduction is cut: two blocks per multiprocessor, none with too few steps."""
+    """Return how many parts to cut wgrad's reduction into: two blocks per multiprocessor, none with too few steps."""
     gemm = _gemm("wgrad", shape)
     steps = _blocks(gemm.depth, config.block_k)
     return max(1, min(2 * processors // wgrad_tiles(shape, config), steps // STEPS_PER_PART))
@@ -156,13 +156,13 @@ def _tiles(gemm: _Gemm, block_m: int, block_n: int) -> int:
 
 
 def _width(columns: int) -> int:
-    """Return the block that wastes least: padded columns, times what narrow tiles cost by re-reading the other operand."""
+    """Return the block that wastes least: padded columns, times the cost of re-reading the other operand in narrow tiles."""
     return min((128, 64, 32), key=lambda block: _blocks(columns, block) * block * (1 + 32 / block))
 
 
 def _fitted(config: ConvTiles, gemm: _Gemm, dtype: torch.dtype, transformed: bool) -> ConvTiles:
-    """Return the config with as many warps as its registers need, and with stages that fit into shared memory."""
-    # Channels that cannot be read in vectors take an address each.
+    """Return the config with the warps that its registers need and the stages that fit into shared memory."""
+    # Channels that cannot be read in vectors need an address each.
     many = config.block_m * config.block_n >= 128 * 64 or unit_of(gemm.period) * dtype.itemsize < 4
     stages = config.num_stages
     while stages > 1 and replace(config, num_stages=stages).shared(dtype.itemsize, transformed) > SHARED:
@@ -171,7 +171,7 @@ def _fitted(config: ConvTiles, gemm: _Gemm, dtype: torch.dtype, transformed: boo
 
 
 def _variants(direction: str, first: ConvTiles, gemm: _Gemm) -> Iterator[ConvTiles]:
-    """Yield configs around the first; their stages are cut to fit later."""
+    """Yield configs around the first; their stages are reduced to fit later."""
     for block_m in (128, 64):
         for block_n in (128, 64, 32):
             # Nothing is gained from a block that is padded to twice its columns.

@@ -1,4 +1,4 @@
-"""Convolution with what stands before and after it, in plain PyTorch: the definition of correct.
+"""Convolution with the operations fused before and after it, in plain PyTorch: the definition of correct.
 
 With a = x without prologue, a = ReLU(x·scale + shift) with it (rounded to x's dtype), p = R // 2 and a = 0 outside the image:
 
@@ -9,7 +9,7 @@ With a = x without prologue, a = ReLU(x·scale + shift) with it (rounded to x's 
 Where the gradient is that of a batch-norm's output, g = k0·g_z + k1·y + k2 per channel (rounded to g_z's dtype) and never stored.
 
 Layout: activations (N, C, H, W) with channels_last strides, weights (K, C, R, R) likewise. Affine maps, statistics and their sums are
-taken in float32 (float64 for float64 input); the convolution itself runs in x's dtype as eager PyTorch's does, so that wgrad in bfloat16
+computed in float32 (float64 for float64 input); the convolution itself runs in x's dtype as eager PyTorch's does, so that wgrad in bfloat16
 is rounded to bfloat16 once. Bytes moved: folder's README.md.
 """
 
@@ -54,7 +54,7 @@ def conv_dgrad_reference(
         return out, None
     y_in, affine = epilogue
     wide = _wide(y_in)
-    # Not `> 0`: PyTorch's ReLU lets the gradient of a NaN through.
+    # Not `> 0`: PyTorch's ReLU passes the gradient of a NaN.
     out = torch.where(wide * _per_channel(affine.scale) + _per_channel(affine.shift) <= 0, 0, out)
     normalised = (wide - _per_channel(affine.mean)) * _per_channel(affine.rstd)
     sums = torch.stack([_wide(out).sum((0, 2, 3)), (_wide(out) * normalised).sum((0, 2, 3))])

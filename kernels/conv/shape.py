@@ -1,4 +1,4 @@
-"""The shape of one convolution: 3×3 or 1×1, stride 1 or 2, padding such that stride 1 keeps height and width."""
+"""The shape of one convolution: 3×3 or 1×1, stride 1 or 2, padded so that stride 1 keeps height and width."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ConvShape:
 def unit_of(channels: int) -> int:
     """Return the largest of 1, 2, 4, 8, 16 that divides `channels`.
 
-    Triton only sees whether an argument is divisible by 16. Kernels take channels // unit and the unit as a constant, so that rows of 8
-    or 24 channels are still read 16 bytes at a time.
+    Triton only checks whether an argument is divisible by 16. Kernels take channels // unit and the unit as a constant, so rows of 8 or
+    24 channels are still read 16 bytes at a time.
     """
     return min(channels & -channels, 16)

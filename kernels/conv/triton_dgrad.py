@@ -2,10 +2,11 @@
 """Gradient of a convolution's input as an implicit GEMM: rows (n, i, j) of the input × channels, reduced over (r, s, k).
 
 Stride 1 is a convolution with the flipped kernel. Stride 2 is decomposed by parity: the pixels (i, j) with i % 2 = p, j % 2 = q receive
-only the taps with (i + R//2 − r) % 2 = 0 and (j + R//2 − s) % 2 = 0: of a 3×3 kernel 1, 2, 2 and 4 taps, of a 1×1 kernel one and three
-times none, so that no product with a zero is computed. Each of the four classes is a GEMM of its own; one launch runs them all, the class
-with the most taps first. Nothing is saved; the incoming gradient may be formed on load, and the ReLU and the two sums of the batch-norm
-before are taken from the tile while it is in registers. Partials are numbered by class and tile: the same bits on every run.
+only the taps with (i + R//2 − r) % 2 = 0 and (j + R//2 − s) % 2 = 0. The four classes get 1, 2, 2 and 4 taps of a 3×3 kernel; of a 1×1
+kernel one class gets the only tap and three get none. So no product with a zero is computed. Each class is a separate GEMM; one launch runs
+all four, the class with the most taps first. Nothing is saved; the incoming gradient may be formed on load, and the ReLU and the two sums
+of the preceding batch-norm are taken from the tile while it is in registers. Partials are numbered by class and tile: the same bits every
+run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _through_relu(gradient, before, kept, mean, rstd, scale, shift, line, column
     there = column < channels
     by = tl.load(scale + column, mask=there, other=0.0)[None, :]
     plus = tl.load(shift + column, mask=there, other=0.0)[None, :]
-    # Not `> 0`: PyTorch's ReLU lets the gradient of a NaN through, so that divergence stays visible.
+    # Not `> 0`: PyTorch's ReLU passes the gradient of a NaN, so that divergence stays visible.
     shut = before * by + plus <= 0
     gradient = tl.where(kept, tl.where(shut, 0.0, gradient), 0.0)
     value = gradient.to(tl.float32)
@@ -75,7 +76,7 @@ def _conv_dgrad_kernel(
     channels = channel_units * CHANNEL_UNIT
     filters = filter_units * FILTER_UNIT
     tiles_n = tl.cdiv(channels, BLOCK_N)
-    # Classes follow each other from the last, which has the most work.
+    # Classes run from last to first, since the last has the most work.
     parity = 0 if STRIDE == 1 else STRIDE * STRIDE - 1 - tl.program_id(0) // (tiles * tiles_n)
     tile_m, tile_n = tile_of(tl.program_id(0) % (tiles * tiles_n), tiles, tiles_n, GROUP)
     p = parity // STRIDE
@@ -115,7 +116,7 @@ def _conv_dgrad_kernel(
             k0 = tl.load(coefficients + filter, mask=wanted, other=0.0)
             k1 = tl.load(coefficients + filters + filter, mask=wanted, other=0.0)
             k2 = tl.load(coefficients + 2 * filters + filter, mask=wanted, other=0.0)
-            # Loads run stages ahead. From a counter of its own, the mask is computed where it is used instead of kept in registers.
+            # Loads run stages ahead. With a separate counter, the mask is computed where it is used instead of being kept in registers.
             then, _, _, _ = cut(late, filters, taps, BLOCK_K, FLAT)
             late += 1
             inside = within(top[:, None] - then // taps_s, left[:, None] - then % taps_s, out_height, out_width)

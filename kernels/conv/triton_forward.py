@@ -3,7 +3,7 @@
 
 The im2col matrix is never stored: each step loads a (rows × channels) tile of the input at one tap and a tile of the weight. Nothing is
 saved for backward. Statistics are those of the stored (rounded) values of a tile: count, mean, and squared deviations from that mean,
-so that nothing cancels; tiles are numbered by rows and each writes its own line, so the result does not depend on the order they run in.
+so that nothing cancels. Tiles are numbered by rows and each writes its own line, so the result does not depend on the order they run in.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _conv_forward_kernel(
         if scale is not None:
             by = tl.load(scale + channel, mask=wanted, other=0.0)
             plus = tl.load(shift + channel, mask=wanted, other=0.0)
-            # Loads run stages ahead. From a counter of its own, the mask is computed where it is used instead of kept in registers.
+            # Loads run stages ahead. With a separate counter, the mask is computed where it is used instead of being kept in registers.
             tap, _, _, _ = cut(late, channels, KERNEL * KERNEL, BLOCK_K, FLAT)
             late += 1
             a = affine_relu(
@@ -144,7 +144,7 @@ def compile_cases() -> list[CompileCase]:
     stem, compacted = ConvShape(512, 3, 32, 32, 64, 3, 1), ConvShape(512, 24, 32, 32, 40, 3, 1)
     kernel = _conv_forward_kernel
     return [
-        # For 10.0 the compiler stops at 80 registers and puts one value aside in the epilogue, once per tile and outside the loop.
+        # For 10.0 the compiler stops at 80 registers and spills one value in the epilogue, once per tile and outside the loop.
         case(kernel, "conv.forward.bf16.64x64.prologue.statistics", "forward", wide, chain, stack_budget=8),
         case(kernel, "conv.forward.bf16.256x256.statistics", "forward", deep, sums),
         case(kernel, "conv.forward.bf16.3x64.statistics", "forward", stem, sums),

@@ -26,9 +26,9 @@ def tile_of(program, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 @triton.jit
 def cut(step, channels, taps, BLOCK: tl.constexpr, FLAT: tl.constexpr):
-    """Return (tap, channel, tap·channels + channel, whether it is there) of one block of taps × channels.
+    """Return (tap, channel, tap·channels + channel, whether it exists) of one block of taps × channels.
 
-    The tap is one number or, where blocks span taps, one for each column, of shape (1, BLOCK).
+    The tap is one number or, where blocks span taps, one number per column, of shape (1, BLOCK).
     """
     if FLAT:
         index = step * BLOCK + tl.arange(0, BLOCK)
@@ -61,9 +61,9 @@ def multiply(a, b, total, DOT_F32: tl.constexpr):
 
 @triton.jit
 def affine_relu(value, scale, shift, inside):
-    """Return ReLU(value·scale + shift) in value's dtype, and 0 where not `inside`: what is padded is the activation, not its origin.
+    """Return ReLU(value·scale + shift) in value's dtype, and 0 where not `inside`: padding applies to the activation, not to its input.
 
-    Channels beyond the last have scale and shift 0; so `inside` may be one column, which takes far fewer registers than a full tile.
+    Channels beyond the last have scale and shift 0, so `inside` may be one column, which takes far fewer registers than a full tile.
     """
     wide = value.to(tl.float32) * scale + shift
     # A NaN must reach the loss, where divergence is noticed.
@@ -73,7 +73,7 @@ def affine_relu(value, scale, shift, inside):
 
 @triton.jit
 def formed_gradient(g, y, k0, k1, k2):
-    """Return k0·g + k1·y + k2 in float32: not 0 where g and y are padding."""
+    """Return k0·g + k1·y + k2 in float32; this is not 0 where g and y are padding."""
     return k0 * g.to(tl.float32) + k1 * y.to(tl.float32) + k2
 
 
@@ -115,10 +115,10 @@ def case(
 
     Args:
         kernel: one of the three.
-        name: of the case.
+        name: the case's name.
         direction: 'forward', 'dgrad' or 'wgrad'.
         shape: of the convolution.
-        pointers: name → 'act' or 'fp32' of every tensor that is there; the others are None.
+        pointers: name → 'act' or 'fp32' for every tensor that is passed; the others are None.
         dtype: of activations and weights.
         stack_budget: bytes per thread that may spill.
         more: further compile-time arguments.
@@ -143,5 +143,5 @@ def case(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return none: these functions are compiled as parts of the kernels beside them."""
+    """Return an empty list: these functions are compiled as parts of the other kernels in this folder."""
     return []

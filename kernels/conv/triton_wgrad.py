@@ -95,7 +95,7 @@ def _conv_wgrad_kernel(
         place = origin[:, None] + ((r * width + s) * channels + channel[None, :])
         b = tl.load(x + place, mask=inside & wanted[None, :], other=0.0)
         if scale is not None:
-            # Loads run stages ahead. From a counter of its own, the mask is computed where it is used instead of kept in registers.
+            # Loads run stages ahead. With a separate counter, the mask is computed where it is used instead of being kept in registers.
             row = late + tl.arange(0, BLOCK_K)
             late += BLOCK_K
             h = (row // out_width) % out_height * STRIDE
@@ -119,7 +119,7 @@ def _sum_parts_kernel(parts, out, elements, split, BLOCK: tl.constexpr):
     tl.store(out + place, total, mask=place < elements)
 
 
-# Of the second kernel: elements of the weight per program.
+# Elements of the weight per program of the second kernel.
 SUMMED = 256
 
 
@@ -169,7 +169,7 @@ def wgrad(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches of ResNet-18's stages 1 and 3, and the sum of the parts."""
+    """Return the launches of ResNet-18's stages 1 and 3, and the launch that sums the parts."""
     plain = {"x": "act", "g": "act", "parts": "fp32"}
     chain = {**plain, "y": "act"} | dict.fromkeys(("scale", "shift", "coefficients"), "fp32")
     wide, deep = ConvShape(512, 64, 32, 32, 64, 3, 1), ConvShape(512, 256, 8, 8, 256, 3, 1)

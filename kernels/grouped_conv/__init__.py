@@ -1,6 +1,6 @@
 """One layer of all frozen extractors in one launch: a ragged grouped convolution with bias, residual, ReLU and pooling.
 
-Public function: `grouped_conv`, on a layer made by `pack_layer`. `reference.py` defines what it computes.
+The public function is `grouped_conv`, which runs a layer made by `pack_layer`. `reference.py` defines what it computes.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def grouped_conv(
     """Run one layer of every extractor; the formula is in `reference.py`.
 
     Args:
-        x: (N, layer.inputs, H, W) with channels-last strides, of the layer's dtype. Padded channels must be exact zeros.
+        x: (N, layer.inputs, H, W) with channels-last strides and the layer's dtype. Padded channels must be exact zeros.
         layer: made by `pack_layer`.
-        residual: (N, channels, H″, W″) likewise, added before the ReLU; its padded channels must be exact zeros, too.
-        residual_stride: of the residual every residual_stride-th row and column is read, so that ⌈H″ / residual_stride⌉ = H′.
+        residual: (N, channels, H″, W″) likewise, added before the ReLU; its padded channels must be exact zeros too.
+        residual_stride: only every residual_stride-th row and column of the residual is read, so that ⌈H″ / residual_stride⌉ = H′.
         pool: return the mean over height and width instead of the activations.
         tf32: float32 products may be rounded to TF32 by the fused kernel; nothing else is affected.
         config: tile sizes of the fused kernel; default: `default_config`.
@@ -54,7 +54,7 @@ def grouped_conv(
         `pool` (N, layer.outputs) in float32 (float64 with float64).
 
     Raises:
-        ValueError: a wrong dtype, device, memory layout or shape; an empty batch; a residual that is missing or not read; float64 or an
+        ValueError: a wrong dtype, device, memory layout or shape; an empty batch; a residual that is missing or unused; float64 or an
             activation of 2³¹ pixels with backend 'fused'; an unknown backend.
         BackendError: 'fused' does not run on this device.
     """

@@ -1,4 +1,4 @@
-"""How the fused kernel is launched: tile sizes as a function of the shapes, without measuring anything."""
+"""How the fused kernel is launched: tile sizes as a function of the shapes; nothing is measured."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class GroupedTiles:
     Attributes:
         block_m: output pixels of a tile; a power of two ≥ 16.
         block_n: output channels of a tile; a power of two ≥ 16.
-        block_k: products that are summed between two synchronisations; a power of two ≥ 16.
-        num_warps, num_stages: of Triton.
+        block_k: products summed between two synchronisations; a power of two ≥ 16.
+        num_warps, num_stages: Triton's launch options.
     """
 
     block_m: int
@@ -33,16 +33,16 @@ class GroupedTiles:
 
 
 def tile_channels(layer: GroupedLayer) -> int:
-    """Return the output channels of a tile: those that waste the least.
+    """Return the number of output channels in a tile that wastes the least.
 
-    A tile takes the time of its `block_n` columns and of loading its rows, which costs about as much as 32 columns do. It does not depend
-    on the batch, so that no table is made after the first run.
+    A tile's time is that of its `block_n` columns plus that of loading its rows, which costs about as much as 32 columns. The result does
+    not depend on the batch, so no table is made after the first run.
     """
 
     def cost(block_n: int) -> int:
         return sum(-(-entry.outputs // block_n) * max(entry.inputs, 1) for entry in layer.entries) * (block_n + 32)
 
-    # Without tensor cores the operands of a float32 tile are registers, of which a wider one takes more than there are.
+    # Without tensor cores the operands of a float32 tile live in registers, and a wider tile needs more than there are.
     return min((128, 64, 32, 16) if layer.weights.dtype.itemsize == 2 else (64, 32, 16), key=cost)
 
 
@@ -50,15 +50,15 @@ def default_config(layer: GroupedLayer, pixels: int, processors: int = H100_MULT
     """Return the launch for a result of `pixels` pixels, images × height × width.
 
     Args:
-        layer: what runs.
+        layer: the layer to run.
         pixels: rows of the matrix product.
         processors: multiprocessors of the device.
     """
     block_n = tile_channels(layer)
     columns = sum(-(-entry.outputs // block_n) for entry in layer.entries)
-    # With less than two tiles for every multiprocessor, half as large ones leave fewer of them idle.
+    # With fewer than two tiles per multiprocessor, tiles of half the size leave fewer multiprocessors idle.
     block_m = 128 if columns * -(-pixels // 128) >= 2 * processors else 64
-    # An image's channels are loaded one by one, each with an address of its own: that takes registers, as float32 does.
+    # An image's channels are loaded one by one, each with its own address, which takes registers, as float32 does.
     light = layer.weights.dtype.itemsize == 2 and layer.align == ALIGN
     num_warps = 8 if block_m * block_n >= 128 * (64 if light else 32) else 4
     return GroupedTiles(block_m, block_n, 64 if light else 32, num_warps)

@@ -1,8 +1,8 @@
-"""One layer of several extractors, packed for one launch: flat weights, one bias vector, and the table of who reads and writes where.
+"""One layer of several extractors, packed for one launch: flat weights, one bias vector, and a table of what each reads and writes.
 
-Activations of all extractors stand side by side in the channels of one tensor (N, ΣC, H, W) with channels-last strides. Every extractor's
-first channel is a multiple of 8, and the channels between its last one and the next multiple of 8 hold exact zeros: that is what lets
-the kernel load 16 bytes at a time. The layer keeps the promise for its result, because the padding's weights and biases are zeros.
+The activations of all extractors are side by side in the channels of one tensor (N, ΣC, H, W) with channels-last strides. Every extractor's
+first channel is a multiple of 8, and the channels from its last one to the next multiple of 8 are exact zeros, which lets the kernel load
+16 bytes at a time. The layer's result keeps this layout, because the weights and biases of the padding are zeros.
 
 The table has one row per extractor and tile of output channels; `README.md` derives it.
 """
@@ -19,7 +19,7 @@ from der_fast.kernels.dtypes import DTYPES, accumulator
 
 # Channels: 16 bytes of a 16-bit type, the widest load there is.
 ALIGN = 8
-# What a row of the table holds, in order; channels and the weight's offset are counted in units, see `GroupedLayer.table`.
+# The columns of the table, in order; channels and the weight's offset are counted in units, see `GroupedLayer.table`.
 FIELDS = ("first", "count", "inputs", "outputs", "source", "target", "weight", "residual", "residual_channels")
 
 
@@ -33,13 +33,13 @@ class GroupMember:
     """What one extractor does in a layer.
 
     Attributes:
-        weight: (outputs, inputs, kernel, kernel); None where it reads nothing (a lost branch), so that only bias and residual are left.
+        weight: (outputs, inputs, kernel, kernel); None where it reads nothing (a lost branch), which leaves only bias and residual.
         bias: (outputs,), or None for zeros.
         source: its first channel in the input.
         target: its first channel in the result.
         outputs: channels that it writes, without padding.
         residual: its first channel in the residual.
-        residual_channels: channels of the residual that are added to the first channels of the result; those behind stay as they are.
+        residual_channels: channels of the residual that are added to the first channels of the result; later channels get none.
     """
 
     weight: Tensor | None
@@ -58,10 +58,10 @@ class GroupMember:
 
 @dataclass(frozen=True)
 class Entry:
-    """A `GroupMember` without its tensors; all channels padded, `weight` its first element in the flat weights.
+    """A `GroupMember` without its tensors, with all channel counts padded; `weight` is its first element in the flat weights.
 
-    The rows of its matrix lie one after another, `outputs` of them; a row has the entries (row of the kernel, column, input channel)
-    and is filled with zeros to a multiple of 8.
+    Its matrix is stored row after row, `outputs` of them. A row has the entries (row of the kernel, column, input channel) and is padded
+    with zeros to a multiple of 8.
     """
 
     inputs: int
@@ -82,7 +82,7 @@ class GroupedLayer:
         kernel, stride: of every convolution; padding is kernel // 2.
         relu: ReLU last.
         inputs, outputs: channels of the input and of the result, all extractors together.
-        align: channels of the input are multiples of it: 8, or 1 for an image.
+        align: the input's channels are multiples of this: 8, or 1 for an image.
         weights: flat, of the activations' dtype.
         bias: (outputs,) float32, float64 with float64.
     """
@@ -106,8 +106,8 @@ class GroupedLayer:
     def table(self, block_n: int) -> Tensor:
         """Return the table for tiles of `block_n` output channels, int32 (rows, len(FIELDS)) on the weights' device; made once.
 
-        An extractor has as many rows as tiles of output channels, all of them equal; `first` is the number of its first row and `count`
-        how many it has. Input channels are counted in units of `align`, everything else in units of 8.
+        An extractor has one row per tile of output channels, all of them equal; `first` is the number of its first row and `count` the
+        number of its rows. Input channels are counted in units of `align`, everything else in units of 8.
         """
         if block_n not in self._tables:
             rows: list[tuple[int, ...]] = []
@@ -135,7 +135,7 @@ def pack_layer(
     """Copy the weights of all parts into one layer.
 
     Args:
-        parts: whose padded outputs follow one another without a gap, in any order.
+        parts: in any order; their padded outputs must follow one another without a gap.
         kernel: odd.
         stride: at least 1.
         relu: ReLU last.
@@ -144,8 +144,8 @@ def pack_layer(
         device: of the layer.
 
     Raises:
-        ValueError: no part, an unknown dtype, an even kernel, shapes that contradict one another, channels that do not start at a multiple
-            of 8 or lie outside the input, or outputs that overlap or leave a gap.
+        ValueError: no parts, an unknown dtype, an even kernel, shapes that contradict one another, channels that do not start at a multiple
+            of 8 or are outside the input, or outputs that overlap or leave a gap.
     """
     _check_layer(parts, kernel, stride, inputs, dtype)
     image = bool(inputs % ALIGN)
@@ -185,7 +185,7 @@ def _check_layer(parts: Sequence[GroupMember], kernel: int, stride: int, inputs:
     for (begin, _), end in zip(spans, ends, strict=False):
         if begin != end:
             raise ValueError(
-                f"the outputs of all parts must follow one another: one begins at channel {begin}, the one before ends at {end}"
+                f"the outputs of all parts must follow one another: one starts at channel {begin}, the previous one ends at {end}"
             )
 
 

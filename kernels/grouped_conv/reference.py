@@ -5,7 +5,7 @@ For extractor i with input channels S_i, output channels T_i and residual channe
     y[:, T_i] = conv(x[:, S_i], W_i) + b_i + h[:, R_i, ::r, ::r]
     a = max(y, 0) where the layer has a ReLU,   features = mean over height and width of a, where it pools
 
-R_i may have fewer channels than T_i: what is missing counts as zero (option-A shortcuts), as does a missing W_i (a lost branch).
+R_i may have fewer channels than T_i: missing channels count as zero (option-A shortcuts), as does a missing W_i (a lost branch).
 
 Layout: x (N, ΣC, H, W), h and the result likewise, with channels-last strides. Products and sums, bias, residual, ReLU and mean in
 float32 (float64 with float64), rounded once to the dtype of x; the features stay in float32 (float64). Nothing is saved for backward.

@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-incomplete-defs
 """The fused kernel: one program computes one tile of output pixels × output channels of one extractor.
 
-The convolution is a matrix product over k = (row of the kernel, column, input channel), flat: a block of k may begin in one tap and end in
-the next one, so that narrow extractors waste nothing but the end of the last block. Input channels come in eights and begin at multiples of
-eight, so k // inputs is the same for eight neighbours and their addresses follow one another: 16 bytes a load.
+The convolution is a matrix product over k = (row of the kernel, column, input channel), flattened: a block of k may start in one tap and
+end in the next, so narrow extractors waste only the end of the last block. Input channels come in eights and start at multiples of eight,
+so eight neighbours share k // inputs and have consecutive addresses: 16 bytes per load.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from der_fast.kernels.grouped_conv.layer import ALIGN, FIELDS, GroupedLayer
 
 _ROW = tl.constexpr(len(FIELDS))
 _EIGHT = tl.constexpr(ALIGN)
-# Sizes change from layer to layer and batch to batch: none of them is worth a kernel of its own.
+# Sizes change from layer to layer and batch to batch: none of them is worth a separate kernel.
 _SIZES = (
     "images",
     "height",
@@ -40,7 +40,7 @@ _SIZES = (
 
 @triton.jit
 def _row_of(table, tiles):
-    """Row of this program's extractor, and its tile of pixels and of channels; tiles of the same pixels run side by side."""
+    """Return the row of this program's extractor and its tiles of pixels and channels; tiles of the same pixels run side by side."""
     program = tl.program_id(0)
     row = table + (program // tiles) * _ROW
     count = tl.load(row + 1)
@@ -50,7 +50,7 @@ def _row_of(table, tiles):
 
 @triton.jit
 def _pixels(tile, images, size, chunks, POOL: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Image and pixel of every row of the tile; with POOL the rows are POOL pixels of one image, then POOL of the next."""
+    """Return the image and pixel of every row of the tile; with POOL the rows are POOL pixels of one image, then POOL of the next."""
     rows = tl.arange(0, BLOCK_M)
     if POOL > 0:
         image = (tile // chunks) * (BLOCK_M // POOL) + rows // POOL
@@ -95,7 +95,7 @@ def grouped_conv_kernel(
     DOT_F32: tl.constexpr,
 ):
     row, tile, tile_n = _row_of(table, tiles)
-    # Multiplied here, not on the host, so that the compiler knows what they are multiples of.
+    # Multiplied here and not on the host, so that the compiler knows what they are multiples of.
     inputs = tl.load(row + 2) * UNIT
     outputs = tl.load(row + 3) * _EIGHT
     source = tl.load(row + 4) * UNIT
@@ -109,7 +109,7 @@ def grouped_conv_kernel(
     out_column = pixel % out_width
     top = out_row * STRIDE - KERNEL // 2
     left = out_column * STRIDE - KERNEL // 2
-    # Offsets of activations may exceed 2³¹, too.
+    # Offsets of activations may exceed 2³¹ too.
     x_rows = x + (((image.to(tl.int64) * height + top) * width + left) * x_channels + source)
     channels = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     wanted = channels < outputs
@@ -117,7 +117,7 @@ def grouped_conv_kernel(
     length = KERNEL * KERNEL * inputs
     pitch = tl.cdiv(length, _EIGHT) * _EIGHT
     w_columns = weights + (weight + channels * pitch)
-    # A lost branch has no inputs; its loop never runs, but what is hoisted out of it must not divide by zero.
+    # A lost branch has no inputs. Its loop never runs, but code hoisted out of the loop must not divide by zero.
     divisor = tl.maximum(inputs // UNIT, 1) * UNIT
     sums = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for begin in range(0, length, BLOCK_K):
@@ -130,7 +130,7 @@ def grouped_conv_kernel(
         x_in = left[:, None] + right[None, :]
         inside = (y_in >= 0) & (y_in < height) & (x_in >= 0) & (x_in < width) & (k < length)[None, :] & valid[:, None]
         a = tl.load(x_rows[:, None] + steps[None, :], mask=inside, other=0.0)
-        # Up to the pitch there are zeros: a limit that is a multiple of eight keeps the loads wide.
+        # The pitch is padded with zeros: with a multiple of eight as the limit, the loads stay wide.
         b = tl.load(w_columns[None, :] + k[:, None], mask=(k < pitch)[:, None] & wanted[None, :], other=0.0)
         if DOT_F32:
             a = a.to(tl.float32)
@@ -146,11 +146,11 @@ def grouped_conv_kernel(
         added = tl.load(r_rows[:, None] + channels[None, :], mask=valid[:, None] & known[None, :], other=0.0)
         sums += added.to(tl.float32)
     if RELU:
-        # Unlike maximum, it lets through what is not a number.
+        # Unlike maximum, this passes NaN.
         sums = tl.where(sums < 0, 0.0, sums)
     out_channels = out_units * _EIGHT
     if POOL > 0:
-        # One row of partial sums per image and chunk of its pixels, in an order that depends on shapes alone.
+        # One row of partial sums per image and chunk of its pixels, in an order that depends only on shapes.
         slots: tl.constexpr = BLOCK_M // POOL
         sums = tl.where(valid[:, None], sums, 0.0)
         sums = tl.sum(tl.reshape(sums, (slots, POOL, BLOCK_N)), axis=1) / (out_height * out_width)
@@ -166,13 +166,13 @@ def grouped_conv_kernel(
 def grouped_conv_fused(
     x: Tensor, layer: GroupedLayer, residual: Tensor | None, residual_stride: int, pool: bool, tf32: bool, config: GroupedTiles | None
 ) -> Tensor:
-    """Return what `grouped_conv_reference` returns; arguments are checked."""
+    """Return what `grouped_conv_reference` returns; arguments must already be checked."""
     images, _, height, width = x.shape
     out_height, out_width = (-(-side // layer.stride) for side in (height, width))
     size = out_height * out_width
     config = config or default_config(layer, images * size, multiprocessors(x.device))
     if images * max(size, height * width) + config.block_m >= 2**31:
-        raise ValueError(f"x has {images * height * width} pixels; the fused kernel counts up to 2³¹: use a smaller batch")
+        raise ValueError(f"x has {images * height * width} pixels; the fused kernel counts fewer than 2³¹: use a smaller batch")
     pooled, chunks, tiles = _cut(images, size, config.block_m, pool)
     if pool:
         out = torch.empty(images, chunks, layer.outputs, dtype=torch.float32, device=x.device)
@@ -181,7 +181,7 @@ def grouped_conv_fused(
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     table = layer.table(config.block_n)
     if len(table) * tiles >= 2**31:
-        raise ValueError(f"{len(table) * tiles} tiles are more than the fused kernel counts, 2³¹: use a smaller batch or larger tiles")
+        raise ValueError(f"{len(table) * tiles} tiles; the fused kernel counts fewer than 2³¹: use a smaller batch or larger tiles")
     there = x if residual is None else residual
     with torch.cuda.device_of(x):
         grouped_conv_kernel[(len(table) * tiles,)](
@@ -224,7 +224,7 @@ def grouped_conv_fused(
 
 
 def _cut(images: int, size: int, block_m: int, pool: bool) -> tuple[int, int, int]:
-    """Return the pixels of an image that a tile sums (0: none), the chunks of its pixels that makes, and the tiles of all images."""
+    """Return how many pixels of an image a tile sums (0: none), how many chunks of pixels that makes, and the tiles of all images."""
     if not pool:
         return 0, 1, -(-images * size // block_m)
     pooled = min(block_m, triton.next_power_of_2(size))
@@ -246,7 +246,7 @@ def _case(name: str, dtype: str, config: GroupedTiles, **constants: object) -> C
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches that a bank of residual networks consists of."""
+    """Return the launches of a bank of residual networks."""
     wide, usual, narrow = GroupedTiles(128, 128, 64, num_warps=8), GroupedTiles(128, 64, 64, num_warps=8), GroupedTiles(64, 32, 64)
     return [
         _case("stem.bf16", "*bf16", GroupedTiles(128, 128, 32, num_warps=8), UNIT=1),

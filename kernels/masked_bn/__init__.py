@@ -1,4 +1,4 @@
-"""Batch-norm, channel mask, residual add and ReLU as one operation, and the passes it consists of. README.md derives them."""
+"""Batch-norm, channel mask, residual addition and ReLU as one operation, and the passes it consists of. README.md derives them."""
 
 from der_fast.kernels.affine import Affine
 from der_fast.kernels.masked_bn.operation import masked_bn

@@ -1,4 +1,4 @@
-"""The fused passes as one autograd function, and as one operator that torch.compile and torch.export see through."""
+"""The fused passes as one autograd function, and as one operator that torch.compile and torch.export can trace."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FusedMaskedBN(torch.autograd.Function):
         relu: bool,
         eps: float,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return a, and in training mode, where `running` is None, the mean and variance to move the running statistics with."""
+        """Return a and, in training mode (`running` is None), the mean and variance with which to update the running statistics."""
         x = channels_last(x)
         if running is None:
             affine, mean, var = passes.finalize(passes.statistics(x, backend=BACKEND), weight, bias, mask, eps, backend=BACKEND)
@@ -55,7 +55,7 @@ class FusedMaskedBN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, γ, β, m and h that are asked for."""
+        """Return the requested gradients of x, γ, β, m and h."""
         if g is None:
             return None, None, None, None, None, None, None, None
         x, weight, bias, mask, *vectors, bits = ctx.saved_tensors
@@ -68,7 +68,7 @@ class FusedMaskedBN(torch.autograd.Function):
         )
         k, d_weight, d_bias, d_mask = passes.backward_coefficients(partials, ctx.count, affine, weight, bias, mask, backend=BACKEND)
         if g_z is not None:
-            # Reading it is cheaper than reading g and the bits again.
+            # Reading g_z is cheaper than reading g and the bits again.
             g, relu_from = g_z, "none"
         dx = passes.backward_apply(g, x, k, relu_from=relu_from, affine=affine, backend=BACKEND) if for_x else None
         d_residual = g if for_residual else None

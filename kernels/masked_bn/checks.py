@@ -1,4 +1,4 @@
-"""What the passes of `masked_bn` accept; everything else is refused by name before a kernel sees it."""
+"""Checks the arguments of `masked_bn`'s passes; anything else is refused by name before a kernel sees it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_activation(name: str, y: Tensor, like: Tensor | None = None) -> None:
 
 
 def check_vectors(vectors: Mapping[str, Tensor | None], channels: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise ValueError unless each that is not None is a contiguous (channels,) of that dtype and device."""
+    """Raise ValueError unless each vector that is not None is a contiguous (channels,) of that dtype and device."""
     for name, vector in vectors.items():
         if vector is not None:
             checks.check_vector(f"masked_bn: {name}", vector, (channels,), dtype, device)

@@ -1,7 +1,8 @@
-"""How the passes are cut into programs: every choice of block size is made here, from the shape alone.
+"""Cuts the passes into programs: every block size is chosen here, from the shape alone.
 
-Channels-last rows are contiguous, so r of them can be read as one row of r·C columns, column j belonging to channel j mod C. `view` picks r
-so that columns come in multiples of 64 where the shape allows it: then one, three or seventeen channels are read with full vectors too.
+Channels-last rows are contiguous, so r of them can be read as one row of r·C columns, where column j belongs to channel j mod C. `view`
+picks r so that columns come in multiples of 64 where the shape allows it: then one, three or seventeen channels are also read in full
+vectors.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# What rows are folded to a multiple of, and the widest block of columns.
+# Rows are folded to a multiple of this, which is also the widest block of columns.
 COLUMNS, WIDEST = 64, 128
 # Folding more channels than this would gain little, and could push offsets inside a tile beyond 2³¹.
 MOST_FOLDED_CHANNELS = 4096
@@ -17,7 +18,7 @@ MOST_FOLDED_CHANNELS = 4096
 
 @dataclass(frozen=True)
 class View:
-    """Activations of M rows of C as `rows` rows of `width` columns, each `fold` of the former."""
+    """Activations of M rows of C, read as `rows` rows of `width` columns; each holds `fold` of the M rows."""
 
     rows: int
     width: int
@@ -30,8 +31,8 @@ class Launch:
 
     Attributes:
         block_rows, block_columns: the tile that a program holds at a time; powers of two, at least 16, at most 256.
-        tiles: how many tiles, one below the other, a program works through.
-        num_warps: of 32 threads per program.
+        tiles: how many tiles, one below another, a program works through.
+        num_warps: warps of 32 threads per program.
     """
 
     block_rows: int
@@ -57,19 +58,19 @@ def _columns(width: int) -> int:
 
 
 def elementwise(shape: View, processors: int) -> Launch:
-    """Return the launch of a pass that writes an element for each that it reads."""
+    """Return the launch of a pass that writes one element for each that it reads."""
     columns = _columns(shape.width)
-    # 32 elements per thread: of bfloat16, four vectors of 16 bytes under way per operand.
+    # 32 elements per thread: in bfloat16, four vectors of 16 bytes in flight per operand.
     block = 4096 // columns
     tiles = -(-shape.rows // block) * -(-shape.width // columns)
-    # Several tiles share the loads of what is known per channel, as long as every multiprocessor still gets many programs.
+    # Several tiles share the loads of per-channel values, as long as every multiprocessor still gets many programs.
     return Launch(block, columns, min(4, max(1, tiles // (32 * processors))))
 
 
 def reduction(shape: View, processors: int, resident: int) -> Launch:
-    """Return the launch of a pass that sums over rows, with as many programs as are `resident` on each multiprocessor at a time.
+    """Return the launch of a pass that sums over rows, with `resident` programs per multiprocessor, the number that run at a time.
 
-    More would wait for the first to end; fewer would leave too few loads under way.
+    More would wait for the first to end; fewer would leave too few loads in flight.
     """
     columns = _columns(shape.width)
     # 16 elements per thread, since each has two or three running sums.

@@ -32,21 +32,21 @@ def masked_bn(
 ) -> Tensor:
     """Return a = [ReLU](m ⊙ (γ·x̂ + β) [+ residual]), x̂ = (x − μ)/√(σ² + ε); DER §3.3 with the mask on batch-norm's output.
 
-    In training mode the running statistics are updated in place. Every floating-point argument but those is differentiable, once.
+    In training mode the running statistics are updated in place. All other floating-point arguments are differentiable, once.
 
     Args:
-        x: (N, C, H, W) the convolution's output. Backend 'fused' takes bfloat16, float16 or float32 and works in channels-last strides: it
-            copies what comes in others.
+        x: (N, C, H, W) the convolution's output. Backend 'fused' takes bfloat16, float16 or float32 and works with channels-last strides;
+            it copies tensors with other strides.
         weight, bias: (C,) γ and β.
-        running_mean, running_var: (C,) used in evaluation mode, moved by `momentum` towards the batch's in training mode.
-        mask: (C,) in [0, 1], or None for no mask. An entry that is not finite makes its channel NaN, with ReLU too, and no other.
+        running_mean, running_var: (C,) used in evaluation mode, moved by `momentum` towards the batch statistics in training mode.
+        mask: (C,) in [0, 1], or None for no mask. An entry that is not finite makes its channel NaN, with ReLU too, and no other channel.
         residual: (N, C, H, W) of x's dtype, added after the mask, or None.
         relu: apply ReLU last.
         training: normalise with the batch's statistics (biased variance) instead of the running ones.
-        backend: 'reference' or 'fused'. The latter computes with float32 vectors whatever x is, and gives the same bits at every call.
+        backend: 'reference' or 'fused'. 'fused' computes with float32 vectors whatever x is, and gives the same bits on every call.
 
-    torch.compile traces 'reference'. Of 'fused' it and torch.export trace evaluation without gradients, as the operator
-    `der_fast::masked_bn_apply`; with gradients or in training mode torch.compile runs it as it is, between two graphs.
+    torch.compile traces 'reference'. It and torch.export trace 'fused' in evaluation mode without gradients, as the operator
+    `der_fast::masked_bn_apply`; with gradients or in training mode torch.compile runs 'fused' untraced, between two graphs.
 
     Raises:
         ValueError: an argument does not fit, or one element per channel in training mode.
@@ -66,7 +66,7 @@ def masked_bn(
     learning = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, mask, residual))
     if not training and not learning:
         return affine_only(x, running_mean, running_var, weight, bias, mask, residual, relu, eps)
-    # Not a decorator: that imports torch's compiler, and Triton with it, for everyone who imports this package.
+    # Not a decorator: that would import torch's compiler, and Triton with it, whenever this package is imported.
     run = torch.compiler.disable(_differentiable) if torch.compiler.is_compiling() else _differentiable  # type: ignore[no-untyped-call]
     return run(x, weight, bias, mask, residual, running_mean, running_var, relu, training, momentum, eps)
 
@@ -95,7 +95,7 @@ def _differentiable(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    # Here, where torch.compile does not look: to that of PyTorch 2.11 this is always true.
+    # Here, where torch.compile does not trace: under PyTorch 2.11's compiler this condition is always true.
     if torch.compiler.is_exporting():
         raise BackendError(
             "masked_bn with backend 'fused' is traced in evaluation mode without gradients only; call .eval() under torch.no_grad()"
@@ -104,7 +104,7 @@ def _differentiable(
     out: Tensor
     out, mean, var = FusedMaskedBN.apply(x, weight, bias, mask, residual, statistics, relu, eps)  # type: ignore[no-untyped-call]
     if training:
-        # Here, not in a kernel: kernels are run many times when candidates are timed.
+        # Here and not in a kernel: kernels run many times while candidates are timed.
         with torch.no_grad():
             torch._foreach_lerp_([running_mean, running_var], [mean, var], momentum)
     return out

@@ -1,8 +1,8 @@
-"""The passes of `masked_bn`, for callers that fuse some of them into their convolutions: arguments are checked, a backend is chosen.
+"""The passes of `masked_bn`, for callers that fuse some of them into their convolutions; each checks its arguments and picks a backend.
 
 Activations are (N, C, H, W) in channels-last strides, in bfloat16, float16 or float32; vectors are (C,) float32. `M` = N·H·W.
 Every function raises ValueError for arguments that do not fit, and BackendError where backend 'fused' cannot run.
-The ReLU passes z unless z ≤ 0, so NaN stays NaN. `launch` overrides how a Triton kernel is cut into programs (see launch.py).
+The ReLU passes z unless z ≤ 0, so that NaN stays NaN. `launch` overrides how a Triton kernel is cut into programs (see launch.py).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def _check_affine(name: str, y: Tensor, affine: Affine) -> None:
 
 
 def statistics(y: Tensor, *, launch: Launch | None = None, backend: str) -> Tensor:
-    """Return the batch statistics of y as partial results, (P, 3, C): of each block of rows the count, the mean and Σ(y − mean)².
+    """Return the batch statistics of y as partial results, (P, 3, C): count, mean and Σ(y − mean)² of each block of rows.
 
-    P and which rows a block holds are the implementation's choice, the same at every call with the same shape. Reads y once.
+    The implementation chooses P and the rows of a block, the same on every call with the same shape. Reads y once.
     """
     checks.check_activation("y", y)
     if _fused(backend, y.device):
@@ -51,7 +51,7 @@ def statistics(y: Tensor, *, launch: Launch | None = None, backend: str) -> Tens
 def finalize(
     partials: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float, *, backend: str
 ) -> tuple[Affine, Tensor, Tensor]:
-    """Merge partial statistics (Chan, Golub and LeVeque, 1979) and return what batch-norm and mask make of them.
+    """Merge partial statistics (Chan, Golub and LeVeque, 1979) and fold batch-norm and mask into an Affine.
 
     Args:
         partials: (P, 3, C) from `statistics` or a convolution's epilogue; entries with count 0 are ignored.
@@ -59,7 +59,7 @@ def finalize(
         eps: added to the biased variance.
 
     Returns:
-        the Affine, the batch mean (C,) and the unbiased batch variance (C,), with which the caller moves its running statistics.
+        the Affine, the batch mean (C,) and the unbiased batch variance (C,), with which the caller updates its running statistics.
     """
     checks.check_partials(partials, 3)
     vectors = {"weight": weight, "bias": bias, "mask": mask}
@@ -82,12 +82,12 @@ def apply(
     launch: Launch | None = None,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a = [ReLU](y·scale + shift [+ residual]) and, with `keep_bits`, which elements the ReLU passed.
+    """Return a = [ReLU](y·scale + shift [+ residual]) and, with `keep_bits`, a bit for each element that the ReLU passed.
 
     Args:
         y: (N, C, H, W) the convolution's output.
         affine: (scale, shift), (C,) each.
-        residual: of y's shape and dtype, added before the ReLU.
+        residual: added before the ReLU; y's shape and dtype.
         residual_affine: (scale, shift) with which the residual is transformed first: a shortcut's batch-norm that is never stored.
         relu: apply ReLU last.
         keep_bits: return 1 bit per element for the backward pass, (M, ⌈C/8⌉) uint8: bit j of byte b of a row is channel 8b + j.
@@ -114,7 +114,7 @@ def _check_gradient(g: Tensor, y: Tensor, affine: Affine, relu_from: ReluFrom) -
     if isinstance(relu_from, Tensor):
         checks.check_bits(relu_from, y.numel() // y.shape[1], y.shape[1], y.device)
     elif relu_from not in ("none", "recompute"):
-        raise ValueError(f"masked_bn: relu_from is {relu_from!r}; give 'none', 'recompute' or the bits that apply() returned")
+        raise ValueError(f"masked_bn: relu_from is {relu_from!r}; pass 'none', 'recompute' or the bits that apply() returned")
 
 
 def backward_reduce(
@@ -132,15 +132,15 @@ def backward_reduce(
 
     Args:
         g: (N, C, H, W) the gradient that arrives at a; y's shape and dtype.
-        y: (N, C, H, W) what `apply` got.
+        y: (N, C, H, W) the input of `apply`.
         affine: what `finalize` returned.
         relu_from: 'none': there was no ReLU (g_z = g); 'recompute': from the sign of y·scale + shift, which is right where nothing was
             added; or the bits from `apply`.
-        shortcut: (y_s, Affine) of the residual's own batch-norm, whose sums are taken in the same pass.
-        write_gz: also return g_z, of g's shape and dtype: the gradient of the residual.
+        shortcut: (y_s, Affine) of the residual's own batch-norm, whose sums are computed in the same pass.
+        write_gz: also return g_z, the gradient of the residual, with g's shape and dtype.
 
     Returns:
-        (P, 2, C) partial sums, the same of the shortcut or None, g_z or None.
+        (P, 2, C) partial sums; the same for the shortcut, or None; g_z, or None.
     """
     _check_gradient(g, y, affine, relu_from)
     if shortcut is not None:
@@ -156,11 +156,11 @@ def backward_reduce(
 def backward_coefficients(
     partials: Tensor, count: float, affine: Affine, weight: Tensor, bias: Tensor, mask: Tensor | None, *, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return k (3, C), with which dy = k0·g_z + k1·y + k2, and the gradients of γ, β and m (None without a mask), (C,) each.
+    """Return k (3, C) for dy = k0·g_z + k1·y + k2, and the gradients of γ, β and m (None without a mask), (C,) each.
 
     Args:
         partials: (P, 2, C) from `backward_reduce` or a convolution's epilogue.
-        count: M, the elements per channel; math.inf where the statistics were the running ones and so depend on nothing.
+        count: M, the elements per channel; math.inf for running statistics, which do not depend on the batch.
         affine, weight, bias, mask: as in `finalize`.
     """
     checks.check_partials(partials, 2)
@@ -178,9 +178,9 @@ def backward_coefficients(
 def backward_apply(
     g: Tensor, y: Tensor, k: Tensor, *, relu_from: ReluFrom, affine: Affine, launch: Launch | None = None, backend: str
 ) -> Tensor:
-    """Return dy = k0·g_z + k1·y + k2, of y's shape and dtype; arguments as in `backward_reduce` and from `backward_coefficients`.
+    """Return dy = k0·g_z + k1·y + k2 with y's shape and dtype; arguments as in `backward_reduce` and from `backward_coefficients`.
 
-    Where `backward_reduce` wrote g_z, give that as g with relu_from='none'.
+    If `backward_reduce` wrote g_z, pass that as g with relu_from='none'.
     """
     _check_gradient(g, y, affine, relu_from)
     checks.check_coefficients(k, y.shape[1], accumulator(y.dtype), y.device)

@@ -1,9 +1,9 @@
 """The passes that make up `masked_bn`, in plain PyTorch: the definition of correct for each of them.
 
 Activations are (N, C, H, W) in channels-last strides: physically M = N·H·W rows of C. Everything per channel, and every sum, is float32
-(float64 for float64 activations). README.md beside this derives the backward passes and counts the bytes.
+(float64 for float64 activations). README.md in this folder derives the backward passes and counts the bytes.
 
-The ReLU passes a value unless it is ≤ 0, so that NaN stays NaN: forward and backward decide it by the same z in the accumulator's dtype.
+The ReLU passes a value unless it is ≤ 0, so that NaN stays NaN; forward and backward test the same z in the accumulator's dtype.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from der_fast.kernels.affine import Affine, affine_of
 from der_fast.kernels.dtypes import accumulator
 
-# How many rows one entry of the partial sums covers.
+# Rows per entry of the partial sums.
 ROWS = 4096
 
 ReluFrom = Literal["none", "recompute"] | Tensor
@@ -52,7 +52,7 @@ def statistics_reference(y: Tensor) -> Tensor:
 
 
 def _statistics_of(rows: Tensor) -> Tensor:
-    # Relative to one of the rows: with a large mean, nothing is lost to rounding on the way.
+    # Relative to one of the rows, so that a large mean costs no precision.
     away = rows - rows[0]
     step = away.mean(0)
     return torch.stack([torch.full_like(step, len(rows)), rows[0] + step, (away - step).square().sum(0)])
@@ -63,7 +63,7 @@ def finalize_reference(partials: Tensor, weight: Tensor, bias: Tensor, mask: Ten
     counts, means, squares = partials.unbind(1)
     filled = counts > 0
     total = counts.sum(0)
-    # Relative to one of the means, a sum of means that are all alike loses nothing.
+    # Relative to one of the means, a sum of equal means is exact.
     pivot = means[filled.to(torch.uint8).argmax(0), torch.arange(means.shape[1], device=means.device)]
     away = torch.where(filled, means - pivot, 0)
     step = (counts * away).sum(0) / total
@@ -80,7 +80,7 @@ def apply_reference(
     relu: bool,
     keep_bits: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a = [ReLU](y·scale + shift [+ residual, or its affine image]) and, if asked, the bits of z that the ReLU passes."""
+    """Return a = [ReLU](y·scale + shift [+ residual, or its affine image]) and, with `keep_bits`, the bits of z that the ReLU passes."""
     dtype = accumulator(y.dtype)
     z = rows_of(y).to(dtype) * affine[0] + affine[1]
     if residual is not None:

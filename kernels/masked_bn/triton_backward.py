@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """The backward passes over the activations in Triton: the two reductions, and the gradient of the convolution's output.
 
-Programs are cut as in triton_forward.py. g_z = g·1[the ReLU passed z], decided from y·scale + shift or from the stored bits.
+Programs are cut as in triton_forward.py. g_z = g·1[the ReLU passed z], recomputed from y·scale + shift or read from the stored bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from der_fast.kernels.masked_bn import launch as choose
 from der_fast.kernels.masked_bn.launch import Launch
 from der_fast.kernels.masked_bn.reference_passes import ReluFrom
 
-# Programs per multiprocessor that the reductions' registers allow.
+# Programs per multiprocessor, as the reductions' registers allow.
 RESIDENT, RESIDENT_WITH_SHORTCUT = 5, 4
 
 
@@ -88,7 +88,7 @@ def _reduce_kernel(
         left = tl.minimum(rows - first - tile * stride, BLOCK_M).to(tl.int32)
         row_inside = (row < left)[:, None]
         valid = row_inside & inside[None, :]
-        # What lies outside arrives as g = 0 and adds nothing.
+        # Elements outside are loaded as g = 0 and add nothing.
         gradient = tl.load(g + offset, mask=valid, other=0).to(dtype)
         value = tl.load(y + offset, mask=valid, other=0).to(dtype)
         if bits is not None:

@@ -1,9 +1,10 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """The forward passes over the activations in Triton: batch statistics, and scale + shift (+ residual) (+ ReLU).
 
-A program owns `tiles` tiles of (BLOCK_M, BLOCK_C) of a (rows, width) view of the activations (see launch.py). It reaches a tile with a
-64-bit offset; offsets inside a tile fit 32 bits. Reductions take tiles that lie apart, so that all programs together walk down the tensor;
-passes that write go up it: they begin with what the pass before left in the L2 cache, and leave the beginning to what comes next.
+A program owns `tiles` tiles of (BLOCK_M, BLOCK_C) of a (rows, width) view of the activations (see launch.py). It addresses a tile with a
+64-bit offset; offsets inside a tile fit 32 bits. The tiles of a reduction are a stride apart, so that all programs together walk down the
+tensor. Passes that write walk up: they start with what the previous pass left in the L2 cache, and leave the tensor's start there for the
+next pass.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import launch as choose
 from der_fast.kernels.masked_bn.launch import Launch
 
-# Programs per multiprocessor that the statistics pass's registers allow.
+# Programs per multiprocessor, as the statistics pass's registers allow.
 RESIDENT = 7
 
 
@@ -33,13 +34,13 @@ def _statistics_kernel(y, partials, rows, width, channels, fold, tiles, FOLDED: 
     inside = column < width
     offset = row[:, None] * width + column[None, :]
     y += first * width
-    # Everything is taken relative to the program's first row: with a large mean, nothing is lost to rounding on the way.
+    # Everything is relative to the program's first row, so that a large mean costs no precision.
     pivot = tl.load(y + column, mask=inside, other=0).to(dtype)
     mean = tl.zeros((BLOCK_M, BLOCK_C), dtype)
     square = tl.zeros((BLOCK_M, BLOCK_C), dtype)
     seen = tl.zeros((BLOCK_M,), tl.int32)
     for tile in range(tiles):
-        # Each element of the tile runs Welford's recurrence down its own column: threads meet once, after the loop.
+        # Each element of the tile runs Welford's recurrence down its own column; threads synchronise once, after the loop.
         left = tl.minimum(rows - first - tile * stride, BLOCK_M).to(tl.int32)
         valid = (row < left)[:, None] & inside[None, :]
         value = tl.load(y + offset, mask=valid, other=0).to(dtype) - pivot[None, :]
@@ -168,7 +169,7 @@ def apply(
     """Launch the scale-and-shift pass; see `passes.apply`."""
     channels = y.shape[1]
     rows = y.numel() // channels
-    # Every row of bits begins with a new byte: rows can be read as one only where no byte is shared.
+    # Every row of bits starts with a new byte, so rows can only be folded where they share no byte.
     view = choose.view(rows, channels, foldable=not keep_bits or channels % 8 == 0)
     cut = launch or choose.elementwise(view, multiprocessors(y.device))
     out = torch.empty_like(y, memory_format=torch.channels_last)

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""From partial results to what is known per channel, in Triton: one small launch in each direction.
+"""From partial results to per-channel values, in Triton: one small launch in each direction.
 
 A program owns BLOCK_C channels and walks down the partial results, BLOCK_P at a time, always in the same order.
 """
@@ -28,7 +28,7 @@ def _finalize_kernel(partials, weight, bias, mask, out, parts, channels, eps, BL
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = channel < channels
     part = tl.arange(0, BLOCK_P).to(tl.int64)
-    # A sum of means that are all alike loses nothing when taken relative to one of them.
+    # Relative to one of the means, a sum of equal means is exact.
     pivot = tl.load(partials + channels + channel, mask=inside, other=0)
     pivot = tl.where(tl.load(partials + channel, mask=inside, other=0) > 0, pivot, 0.0)[None, :]
     count = tl.zeros((BLOCK_P, BLOCK_C), dtype)
@@ -53,7 +53,7 @@ def _finalize_kernel(partials, weight, bias, mask, out, parts, channels, eps, BL
     squares = tl.sum(square + count * spread * spread, 0)
     centre = merged + tl.sum(pivot, 0)
     variance = squares / elements + eps
-    # Plain division and square root of float32 are approximate on the GPU.
+    # Plain float32 division and square root are approximate on the GPU.
     rstd = 1.0 / tl.sqrt(variance) if dtype == tl.float64 else tl.div_rn(1.0, tl.sqrt_rn(variance))
     gamma = tl.load(weight + channel, mask=inside, other=0)
     scale = gamma * rstd

@@ -65,7 +65,7 @@ def test_bits_that_change_are_a_race(doubling):
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda x: {"y": 2 * x[:3]}, r"output y has the shape \(3,\) instead of \(4,\)"),
+        (lambda x: {"y": 2 * x[:3]}, r"output y has shape \(3,\) instead of \(4,\)"),
         (lambda x: {"z": 2 * x}, "gives z instead of y"),
         (lambda x: {"y": 2 * x, "z": x}, "gives y, z instead of y"),
         (lambda x: {}, "gives nothing instead of y"),

@@ -33,7 +33,7 @@ def test_half_a_last_line_is_left_out(tmp_path, record_of):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("nonsense", "line 1: no JSON"), ("[1]", "line 1: no record"), ('{"kind": "x"}', "line 1: no record")]
+    ("line", "said"), [("nonsense", "line 1: not JSON"), ("[1]", "line 1: not a record"), ('{"kind": "x"}', "line 1: not a record")]
 )
 def test_damage_is_named(tmp_path, line, said, record_of):
     path = tmp_path / "r.jsonl"
@@ -76,10 +76,10 @@ def test_incomparable_files_are_called_so(header_of, record_of):
     found = compare.compare([header_of(), record_of("a.b", "ours", 1.0)], [cpu, record_of("a.b", "ours", 1.0, device="a CPU")])
     assert found.warnings == [
         "different devices: a GPU and a CPU",
-        "measured on a CPU: nothing about a GPU follows",
-        "smoke runs are no measurements: tiny shapes, one sample",
+        "measured on a CPU: this says nothing about a GPU",
+        "smoke runs are not measurements: tiny shapes, one sample",
     ]
-    assert compare.text(compare.compare([], [])) == "nothing in common"
+    assert compare.text(compare.compare([], [])) == "the files have nothing in common"
 
 
 def judged(entries, text):

@@ -125,9 +125,9 @@ def test_the_command_writes_records_that_compare_reads(tmp_path, capsys):
     assert all(record["run"] == header["run"] and record["device"] == header["facts"]["device"] for record in records)
     assert command.main(["compare", str(path), str(path)]) == 0
     said = capsys.readouterr().out
-    assert "no speed on a GPU follows" in said and "1.000" in said and "smoke runs are no measurements" in said
+    assert "it says nothing about speed on a GPU" in said and "1.000" in said and "smoke runs are not measurements" in said
     assert command.main(["table", str(path)]) == 0
-    assert "No goal is judged" in capsys.readouterr().out
+    assert "No goals are judged" in capsys.readouterr().out
 
 
 def test_list_and_mistakes(capsys):
@@ -135,7 +135,7 @@ def test_list_and_mistakes(capsys):
     assert "masked_bn.forward[stage=1,batch=3,residual=no]: eager_fp32, eager_bf16" in capsys.readouterr().out
     for verb in ("list", "run"):
         assert command.main([verb, "no_such_case", "--device", "cpu", "--smoke"]) == 2
-        assert "no case fits; `python -m bench list` shows them" in capsys.readouterr().err
+        assert "no case matches; `python -m bench list` shows them" in capsys.readouterr().err
     assert command.main(["run", "--device", "cuda:99"]) == 2
     assert command.main(["compare", "no_such_file", "no_such_file"]) == 2
     assert "error: cannot read no_such_file" in capsys.readouterr().err

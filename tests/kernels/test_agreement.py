@@ -67,7 +67,7 @@ def test_a_way_that_fails_or_gives_nothing_is_left_out(caplog):
     with caplog.at_level(logging.WARNING):
         assert list(agreeing({"right": values, "bad": fail, "none": lambda: None}, "right", whole, "sums run as")) == ["right"]
     assert "'bad' is not used, because it failed: RuntimeError: out of shared memory" in caplog.text
-    assert "'none' is not used, because it gives a gradient where there is none, or none where there is one" in caplog.text
+    assert "'none' is not used, because it returns a gradient where there should be none, or none where there should be one" in caplog.text
 
 
 def test_the_trusted_result_may_be_overwritten_by_the_next_run():

@@ -232,7 +232,7 @@ def test_wrong_arguments_are_refused_by_name(change, words, backend):
     ("change", "words"),
     [
         ({"backend": "cuda"}, "augment: unknown backend 'cuda': choose from reference, fused"),
-        ({"dtype": torch.float64, "backend": "fused"}, "gives float32, bfloat16 or float16; .* and torch.float64"),
+        ({"dtype": torch.float64, "backend": "fused"}, "returns float32, bfloat16 or float16; .* and torch.float64"),
         ({"images": pixels(4, 6, 12)[:, :, ::2], "backend": "fused"}, "takes contiguous images"),
     ],
 )

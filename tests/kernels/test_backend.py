@@ -91,7 +91,7 @@ def test_fused_where_it_does_not_work_is_the_reference_and_one_line_says_why(mon
     fused_works(monkeypatch, False)
     assert resolve("fused", CUDA) == Backend("reference", "fused was asked for, but because of the weather")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "backend 'fused' does not work here, the reference is used instead: because of the weather")
+        ("WARNING", "backend 'fused' does not work here, so the reference is used instead: because of the weather")
     ]
 
 
@@ -159,7 +159,7 @@ def test_devices_that_exist(monkeypatch):
 @pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
 def test_cuda_device_that_is_not_there(monkeypatch, name, count):
     with_devices(monkeypatch, count)
-    with pytest.raises(BackendError, match=rf"{name!r} is not there: PyTorch sees {count} .*device=.cpu."):
+    with pytest.raises(BackendError, match=rf"{name!r} does not exist: PyTorch sees {count} .*device=.cpu."):
         resolve_device(name)
 
 

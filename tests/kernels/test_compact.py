@@ -266,12 +266,12 @@ def test_bad_jobs_are_refused_by_name(job, words):
     ("change", "words"),
     [
         rejected({"storage": lambda: poisoned(128)}, "storage has 128 bytes, but jobs.0. ends at 144"),
-        rejected({"storage": lambda: poisoned(1025)[1:]}, "storage must begin at a multiple of 64 bytes"),
+        rejected({"storage": lambda: poisoned(1025)[1:]}, "storage must start at a multiple of 64 bytes"),
         rejected({"storage": lambda: poisoned(2048)[::2]}, "storage must be a contiguous uint8 vector"),
         rejected({"storage": lambda: torch.zeros(1024)}, "storage must be a contiguous uint8 vector"),
         rejected({"layout": "NHWC"}, "layout must be one of KCRS, KRSC, not 'NHWC'"),
-        rejected({"epsilon": -1.0}, "epsilon must be a finite number, and not negative, not -1.0"),
-        rejected({"epsilon": math.nan}, "epsilon must be a finite number, and not negative, not nan"),
+        rejected({"epsilon": -1.0}, "epsilon must be a finite number of at least 0, not -1.0"),
+        rejected({"epsilon": math.nan}, "epsilon must be a finite number of at least 0, not nan"),
         rejected({"threads": -1}, "threads must be a whole number from 0 to 1024, not -1"),
     ],
 )
@@ -283,18 +283,18 @@ def test_other_bad_arguments_are_refused_by_name(change, words):
 
 
 def test_what_lies_on_another_device_is_refused():
-    with pytest.raises(ValueError, match=r"jobs\[1\].weight must lie on cpu, not on meta"):
+    with pytest.raises(ValueError, match=r"jobs\[1\].weight must be on cpu, not on meta"):
         compact([one_job(), one_job(weight=torch.ones(2, 3, 3, 3, device="meta"))], poisoned(1024))
-    with pytest.raises(ValueError, match=r"jobs\[0\].rows must lie on cpu, not on meta"):
+    with pytest.raises(ValueError, match=r"jobs\[0\].rows must be on cpu, not on meta"):
         compact([one_job(rows=torch.zeros(2, dtype=torch.int32, device="meta"))], poisoned(1024))
-    with pytest.raises(ValueError, match=r"jobs\[0\].variance must lie on cpu, not on meta"):
+    with pytest.raises(ValueError, match=r"jobs\[0\].variance must be on cpu, not on meta"):
         compact([with_norm(variance=torch.ones(2, device="meta"))], poisoned(1024))
-    with pytest.raises(ValueError, match="storage must lie on the CPU or a CUDA device, not on meta"):
+    with pytest.raises(ValueError, match="storage must be on the CPU or a CUDA device, not on meta"):
         compact([], torch.empty(1024, dtype=torch.uint8, device="meta"))
 
 
 def test_jobs_that_overlap_are_refused():
-    with pytest.raises(ValueError, match=r"jobs\[1\].offset is 128, but what lies before ends at 144"):
+    with pytest.raises(ValueError, match=r"jobs\[1\].offset is 128, but the data before it ends at 144"):
         compact([one_job(), one_job(offset=128)], poisoned(1024))
 
 
@@ -373,5 +373,5 @@ class TestOnCuda:
             native.pack_cuda([], facts, native.facts_of(poisoned(8, "cuda")), layout=0, epsilon=0.0, device=0, stream=0)
 
     def test_weights_elsewhere_are_refused(self):
-        with pytest.raises(ValueError, match=r"jobs\[0\].weight must lie on cuda"):
+        with pytest.raises(ValueError, match=r"jobs\[0\].weight must be on cuda"):
             compact([one_job()], poisoned(1024, "cuda"))

@@ -58,7 +58,7 @@ def test_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
     finally:
         torch.set_num_threads(before)
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
-        f"process {os.getpid()} was forked from one that had computed already"
+        f"process {os.getpid()} was forked from one that had already computed"
     ]
 
 

@@ -295,8 +295,8 @@ def part(**changes):
         ([part()], {"kernel": 1}, r"part 0: weight must have the shape \(4, inputs, 1, 1\), not \(4, 3, 3, 3\)"),
         ([part(weight=torch.zeros(5, 3, 3, 3))], {}, r"part 0: weight must have the shape \(4, inputs, 3, 3\)"),
         ([part(source=16)], {}, "part 0 reads channels 16 to 24, but the input has 16"),
-        ([part(), part(target=16)], {}, "follow one another: one begins at channel 16, the one before ends at 8"),
-        ([part(), part()], {}, "one begins at channel 0, the one before ends at 8"),
+        ([part(), part(target=16)], {}, "follow one another: one starts at channel 16, the previous one ends at 8"),
+        ([part(), part()], {}, "one starts at channel 0, the previous one ends at 8"),
     ],
 )
 def test_bad_layers_are_refused(parts, options, message):
@@ -318,7 +318,7 @@ def test_bad_arguments_are_refused(backend):
     refused(r"x is empty: shape \(0, 24, 9, 7\)", x[:0])
     refused(r"x must be \(N, C, H, W\), not of shape \(24, 9, 7\)", x[0])
     refused("x must be torch.float32 to fit the other tensors, not torch.float64", x.double())
-    refused("x lies on meta, the other tensors on", x.to("meta"))
+    refused("x is on meta, the other tensors on", x.to("meta"))
     refused(r"x must have channels-last strides, not \(", x.contiguous())
     refused("x must have the layer's 24 channels, not 16", channels_last(x[:, :16]))
     refused("the layer needs a residual", added=None)

@@ -80,7 +80,7 @@ BAD_CALLS = {
     ),
     "device": (
         lambda b: apply(b, vector().to("meta"), vector()),
-        "scale lies on meta, the other tensors on",
+        "scale is on meta, the other tensors on",
     ),
     "residual": (
         lambda b: apply(b, residual=image((1, 4, 3, 5))),
@@ -116,7 +116,7 @@ BAD_CALLS = {
     ),
     "relu_from": (
         lambda b: reduce(b, relu_from="sign"),
-        "relu_from is 'sign'; give 'none', 'recompute' or the bits",
+        "relu_from is 'sign'; pass 'none', 'recompute' or the bits",
     ),
     "bits": (
         lambda b: passes.backward_reduce(
@@ -171,9 +171,9 @@ def test_unknown_backend():
         ({"running_var": vector(5)}, r"running_var must have shape \(4,\), not \(5,\)"),
         ({"residual": image((2, 4, 3, 4))}, r"residual must have shape \(2, 4, 3, 5\), not \(2, 4, 3, 4\)"),
         ({"residual": image(dtype=torch.bfloat16)}, "residual must be torch.float32 to fit the other tensors, not torch.bfloat16"),
-        ({"residual": torch.ones(FULL, device="meta")}, "residual lies on meta, the other tensors on"),
-        ({"mask": torch.ones(4, device="meta")}, "mask lies on meta, the other tensors on"),
-        ({"running_mean": torch.ones(4, device="meta")}, "running_mean lies on meta"),
+        ({"residual": torch.ones(FULL, device="meta")}, "residual is on meta, the other tensors on"),
+        ({"mask": torch.ones(4, device="meta")}, "mask is on meta, the other tensors on"),
+        ({"running_mean": torch.ones(4, device="meta")}, "running_mean is on meta"),
     ],
 )
 def test_the_whole_operation(arguments, message):

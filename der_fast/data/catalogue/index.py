@@ -7,29 +7,24 @@ Overwritten files are looked for among all files of a small data set, and among 
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from der_fast.data.catalogue.cache import CachedIndex, load_or_make
 from der_fast.data.catalogue.file_table import FileTable, Int64s, absolute_root, last_change
-from der_fast.data.catalogue.kinds import READABLE_KINDS
 from der_fast.data.catalogue.layout import Layout, find_layout
 from der_fast.data.catalogue.scan import Identity, Tree, identity_of, list_trees, size_and_time
 from der_fast.data.io.names import spelled
 from der_fast.data.io.progress import progress_bar
 from der_fast.data.io.threads import TIMEOUT, mapped
-from der_fast.errors import DataError, StorageError
-from der_fast.files import write_bytes
+from der_fast.errors import DataError
 
 FILE = "index.npz"
-FORMAT = 3
 
 _FILES_ASKED = 4096
 # A second change within this time may leave a folder's time stamp as it was: file systems count in steps.
@@ -37,7 +32,7 @@ _STEP_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
-class FolderIndex:
+class FolderIndex(CachedIndex):
     """The contents of a folder of class folders.
 
     Args:
@@ -47,7 +42,6 @@ class FolderIndex:
         changed: (N,) int64: when every file was last changed, in ns.
         folders_changed: when every folder was last changed, in ns.
         listed: when the listing began, in ns.
-        checksum: SHA-256 over the files' relative paths and sizes.
         tops: for every folder, whether it is a class folder rather than a folder inside one.
         left: for every folder, how many of its files are left out, by kind.
         runs: folders next to the class folders that are runs or contain runs.
@@ -55,13 +49,11 @@ class FolderIndex:
         loose: images next to the class folders; likewise.
     """
 
-    table: FileTable
     parts: tuple[str, ...]
     classes: tuple[str, ...]
     changed: Int64s
     folders_changed: tuple[int, ...]
     listed: int
-    checksum: str
     tops: tuple[bool, ...]
     left: tuple[Mapping[str, int], ...]
     runs: tuple[str, ...] = ()
@@ -72,6 +64,10 @@ class FolderIndex:
     def root(self) -> Path:
         """The folder."""
         return Path(self.table.roots[0])
+
+    def __str__(self) -> str:
+        """Return what it is, for a note."""
+        return f"index of {len(self.table):,} files"
 
 
 def build_index(folder: Path, timeout: float = TIMEOUT) -> FolderIndex:
@@ -105,7 +101,6 @@ def build_index(folder: Path, timeout: float = TIMEOUT) -> FolderIndex:
         _column(changed for found in folders for _, _, changed in found.images),
         tuple(found.changed for found in folders),
         listed,
-        table.checksum(np.arange(len(table))),
         tuple(number == 0 for _, tree in trees for number in range(len(tree.folders))),
         tuple(found.left for found in folders),
         runs,
@@ -130,61 +125,6 @@ def _class_trees(root: Path, layout: Layout, timeout: float) -> tuple[list[tuple
 
 def _identity(folder: Path) -> Identity:
     return identity_of(folder, folder.stat())
-
-
-def save_index(path: Path, index: FolderIndex) -> None:
-    """Write an index; raises StorageError."""
-    table = index.table
-    facts = {
-        "format": FORMAT,
-        "root": table.roots[0],
-        "folders": [entry for _, entry in table.folders],
-        "parts": index.parts,
-        "classes": index.classes,
-        "folders_changed": index.folders_changed,
-        "listed": index.listed,
-        "checksum": index.checksum,
-        "tops": index.tops,
-        "left": index.left,
-        "readable": READABLE_KINDS,
-    }
-    buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
-    folder = table.folder.astype(np.int32)
-    np.savez(buffer, facts=text, changed=index.changed, folder=folder, names=table.names, ends=table.ends, sizes=table.sizes)
-    write_bytes(path, buffer.getvalue())
-
-
-def load_index(path: Path) -> FolderIndex | None:
-    """Read an index; None if it is missing or does not verify."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            facts = json.loads(arrays["facts"].tobytes())
-            # Which files are images depends on the installed packages.
-            if facts["format"] != FORMAT or facts["readable"] != list(READABLE_KINDS):
-                return None
-            table = FileTable(
-                (facts["root"],),
-                tuple((0, entry) for entry in facts["folders"]),
-                arrays["folder"].astype(np.int64),
-                arrays["names"],
-                arrays["ends"],
-                arrays["sizes"],
-            )
-            index = FolderIndex(
-                table,
-                tuple(facts["parts"]),
-                tuple(facts["classes"]),
-                arrays["changed"],
-                tuple(facts["folders_changed"]),
-                facts["listed"],
-                facts["checksum"],
-                tuple(facts["tops"]),
-                tuple(Counter(left) for left in facts["left"]),
-            )
-        return index if table.checksum(np.arange(len(table))) == index.checksum else None
-    except Exception:  # a damaged archive raises almost anything; the folder can be listed again
-        return None
 
 
 def difference(index: FolderIndex, timeout: float = TIMEOUT) -> str | FolderIndex:
@@ -238,25 +178,9 @@ def open_index(folder: Path, cache: Path | None, timeout: float = TIMEOUT) -> tu
     Raises:
         DataError, OSError: see `build_index`.
     """
-    path = None if cache is None else cache / FILE
-    old = None if path is None or not path.is_file() else load_index(path)
-    reason = None
-    if old is not None and old.root == Path(absolute_root(folder)):
-        (found,) = mapped(lambda _: difference(old, timeout), [old.root], timeout)
-        if isinstance(found, FolderIndex):
-            return found, f"index of {len(found.table):,} files: {path}"
-        reason = found
-    index = build_index(folder, timeout)
-    line = f"index of {len(index.table):,} files made{f' again: {reason}' if reason else ''}"
-    return index, line + not_kept(path, lambda place: save_index(place, index))
+    root = Path(absolute_root(folder))
 
+    def check(old: FolderIndex) -> FolderIndex | str:
+        return mapped(lambda _: difference(old, timeout), [root], timeout)[0] if old.root == root else ""
 
-def not_kept(path: Path | None, save: Callable[[Path], None]) -> str:
-    """Save an index if there is a path for it; return '', or why it could not be saved, which is not a reason to stop."""
-    if path is None:
-        return ""
-    try:
-        save(path)
-    except StorageError as error:
-        return f"; not saved: {error}"
-    return ""
+    return load_or_make(None if cache is None else cache / FILE, FolderIndex, check, lambda: build_index(folder, timeout))

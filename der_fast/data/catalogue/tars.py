@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from der_fast.config.schema import DataConfig
+from der_fast.data.catalogue.cache import CachedIndex, load_or_make
 from der_fast.data.catalogue.file_table import FileTable, Int64s, absolute_root, last_change
-from der_fast.data.catalogue.index import not_kept
-from der_fast.data.catalogue.kinds import READABLE_KINDS, is_image_name, unread_kind
+from der_fast.data.catalogue.kinds import is_image_name, unread_kind
 from der_fast.data.catalogue.layout import TEST, TRAIN, WHOLE
 from der_fast.data.catalogue.leftover import left_out
 from der_fast.data.catalogue.listing import Listing, listing_of
@@ -28,10 +28,8 @@ from der_fast.data.io.names import spelled
 from der_fast.data.io.progress import progress_bar
 from der_fast.data.io.threads import mapped
 from der_fast.errors import DataError
-from der_fast.files import write_bytes
 
 FILE = "tars.npz"
-FORMAT = 3
 
 _MOST_NAMED = 20
 # The keys under which a sample's .json may name the class.
@@ -43,7 +41,7 @@ _Left = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
-class TarIndex:
+class TarIndex(CachedIndex):
     """The images of some tars, tar after tar.
 
     Args:
@@ -54,11 +52,14 @@ class TarIndex:
         left: class name → kind → number of images that cannot be read.
     """
 
-    table: FileTable
     classes: tuple[str, ...]
     labels: Int64s
     tars: tuple[tuple[int, int], ...]
     left: _Left
+
+    def __str__(self) -> str:
+        """Return what it is, for a note."""
+        return f"index of {len(self.table):,} images in {len(self.tars)} tar(s)"
 
 
 def list_tars(place: Path, parts: dict[str, list[Path]], config: DataConfig, cache: Path | None = None) -> Listing:
@@ -117,17 +118,15 @@ def _by_class(index: TarIndex, rows: Int64s, wanted: set[str]) -> dict[str, Int6
 
 def _open(root: str, tars: Sequence[str], cache: Path | None, timeout: float) -> tuple[TarIndex, str]:
     """Return the index of tars, from `cache` if it describes the same tars, and a line that says where it came from."""
-    path = None if cache is None else cache / FILE
     try:
         state = tuple((facts.st_size, last_change(facts)) for facts in mapped(os.stat, [f"{root}/{tar}" for tar in tars], timeout))
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    old = None if path is None or not path.is_file() else _load(path)
-    if old is not None and (old.table.roots, old.tars, [tar for _, tar in old.table.folders]) == ((root,), state, list(tars)):
-        return old, f"index of {len(old.table):,} images in {len(tars)} tar(s): {path}"
-    index = _build(root, tars, state, timeout)
-    line = f"index of {len(index.table):,} images in {len(tars)} tar(s) made"
-    return index, line + not_kept(path, lambda place: _save(place, index))
+
+    def check(old: TarIndex) -> TarIndex | str:
+        return old if (old.table.roots, old.tars, [tar for _, tar in old.table.folders]) == ((root,), state, list(tars)) else ""
+
+    return load_or_make(None if cache is None else cache / FILE, TarIndex, check, lambda: _build(root, tars, state, timeout))
 
 
 def _build(root: str, tars: Sequence[str], state: tuple[tuple[int, int], ...], timeout: float) -> TarIndex:
@@ -219,37 +218,3 @@ def _label(path: Path, name: str, data: bytes, known: str | None) -> str | None:
     if isinstance(value, dict):
         value = next((value[key] for key in _KEYS if key in value), None)
     return known if value is None or not str(value) else spelled(str(value))
-
-
-def _save(path: Path, index: TarIndex) -> None:
-    table, buffer = index.table, io.BytesIO()
-    facts = {
-        "format": FORMAT,
-        "root": table.roots[0],
-        "folders": [entry for _, entry in table.folders],
-        "classes": index.classes,
-        "tars": index.tars,
-        "left": index.left,
-        "readable": READABLE_KINDS,
-        "checksum": table.checksum(np.arange(len(table))),
-    }
-    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
-    np.savez(buffer, facts=text, labels=index.labels, folder=table.folder, names=table.names, ends=table.ends, sizes=table.sizes)
-    write_bytes(path, buffer.getvalue())
-
-
-def _load(path: Path) -> TarIndex | None:
-    """Read an index; None if there is none that verifies."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            facts = json.loads(arrays["facts"].tobytes())
-            folders = tuple((0, str(entry)) for entry in facts["folders"])
-            table = FileTable((facts["root"],), folders, arrays["folder"], arrays["names"], arrays["ends"], arrays["sizes"])
-            tars = tuple((int(size), int(changed)) for size, changed in facts["tars"])
-            index = TarIndex(table, tuple(facts["classes"]), arrays["labels"], tars, facts["left"])
-        whole = (facts["format"], facts["readable"]) == (FORMAT, list(READABLE_KINDS)) and table.checksum(np.arange(len(table))) == facts[
-            "checksum"
-        ]
-        return index if whole and len(index.labels) == len(table) else None
-    except Exception:  # a damaged archive raises almost anything; the tars can be listed again
-        return None

@@ -120,7 +120,7 @@ def test_only_some_classes(shards, open_photos):
         open_photos(shards, "pillow")
 
 
-def test_the_list_is_kept_and_made_anew_for_other_tars(shards, tmp_path):
+def test_the_list_is_kept_and_made_again_for_other_tars(shards, tmp_path):
     from der_fast.config.schema import DataConfig
     from der_fast.data import load_dataset
 
