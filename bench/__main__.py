@@ -18,6 +18,7 @@ STUDIES = {
         "growth",
         "index",
         "loading",
+        "machine-code",
         "needed",
         "sanitize",
         "schedule",
