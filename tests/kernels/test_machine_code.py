@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,11 @@ EVERY = ("conv.*.bf16.64x64.chain", "conv.wgrad.sum", "grouped_conv.3x3.bf16.res
 EVERY += ("masked_bn.finalize.64", "augment.*.bf16", "channel_masks.*.fp32")
 # On one of them also what differs by width and by type.
 MORE = ("conv.*.bf16.3x64.chain", "conv.*.bf16.256x256", "conv.*.bf16.37x37.chain", "conv.*.bf16.40x40.chain", "conv.*.fp16.64x64.chain")
-MORE += ("conv.forward.fp32.64x64.chain", "grouped_conv.stem.bf16", "grouped_conv.3x3.bf16.*", "grouped_conv.1x1.bf16.*")
-MORE += ("grouped_conv.3x3.fp32.widen", "masked_bn.*bf16.512", "masked_bn.*bf16.37", "masked_bn.*bf16.40", "augment.*", "channel_masks.*")
+MORE += ("grouped_conv.stem.bf16", "grouped_conv.3x3.bf16.pool", "grouped_conv.1x1.bf16.*", "grouped_conv.3x3.fp32.widen")
+MORE += ("masked_bn.*bf16.37", "masked_bn.backward_reduce.*.bf16.512", "augment.*.fp32", "channel_masks.*.fp64")
+# What may differ from Triton's version of the committed table to another.
+OF_THE_COMPILER = (names.ASYNCHRONOUS, names.NO_LOCAL, names.RESIDENT, "bytes of stack")
+PARTS = {**{f"{capability}": (capability, EVERY) for capability in CAPABILITIES}, "90, more": (90, MORE)}
 
 
 def compiled(path: Path, capability: int, *patterns: str) -> list[dict]:
@@ -42,13 +46,20 @@ def kernels() -> set[str]:
     return {name for module in modules for name, value in vars(module).items() if name.endswith("_kernel") and hasattr(value, "arg_names")}
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_kernel_is_made_of_what_its_case_declares(capability, tmp_path):
-    rows = compiled(tmp_path / "rows.jsonl", capability, *EVERY, *(MORE if capability == 90 else ()))
-    assert [f"{row['name']}: {fault}" for row in rows for fault in row["faults"]] == []
-    assert {row["kernel"] for row in rows} == kernels()
-    # The table that is committed says the same of them.
+@pytest.mark.parametrize("part", PARTS)
+def test_every_kernel_is_made_of_what_its_case_declares(part, tmp_path):
+    capability, patterns = PARTS[part]
+    rows = compiled(tmp_path / "rows.jsonl", capability, *patterns)
     table = {(row["name"], row["capability"]): row for row in map(json.loads, TABLE.read_text(encoding="utf-8").splitlines())}
+    faults = [(row["name"], fault) for row in rows for fault in row["faults"]]
+    if any(row["triton"] != table[row["name"], capability]["triton"] for row in rows):
+        # Registers are given out differently by every version of the compiler; what is asked of it is not.
+        faults = [(name, fault) for name, fault in faults if not any(what in fault for what in OF_THE_COMPILER)]
+    assert faults == []
+    # Each pattern finds something, and the first ones leave no kernel out.
+    assert all(any(fnmatchcase(row["name"], pattern) for row in rows) for pattern in patterns)
+    assert patterns is not EVERY or {row["kernel"] for row in rows} == kernels()
+    # The table that is committed says the same of them.
     for row in rows:
         stated = table[row["name"], capability]
         assert (stated["wants"], stated["lacks"], stated["faults"]) == (row["wants"], row["lacks"], []), row["name"]
