@@ -204,7 +204,7 @@ def _dumped(cubin: bytes) -> tuple[int, int, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, listing = output("cuobjdump", "--dump-resource-usage", file.name), output("nvdisasm", "--print-code", file.name)
+        usage, listing = output("cuobjdump", "-res-usage", file.name), output("nvdisasm", "-c", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+).* LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resource usage:\n{usage}")
