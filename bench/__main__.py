@@ -19,6 +19,7 @@ STUDIES = {
         "index",
         "launches",
         "loading",
+        "machine-code",
         "needed",
         "sanitize",
         "schedule",

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from der_fast.kernels.augment.draw import Draw, bounds
-from der_fast.kernels.compile_case import CompileCase
+from der_fast.kernels.compile_case import WIDE_LOADS, WIDE_STORES, CompileCase, Lack
 
 BLOCK = 1024
 NUM_WARPS = 4
@@ -150,6 +150,18 @@ def compile_cases() -> list[CompileCase]:
     def case(name: str, side: int, absent: tuple[str, ...], out: str) -> CompileCase:
         constants = {"HEIGHT": side, "WIDTH": side, "PADDING": 4, "FLIP": True, "BLOCK": BLOCK, **dict.fromkeys(absent)}
         aligned = tuple(argument for argument in ("images", "out") if argument not in absent)
-        return CompileCase(name, _augment_kernel, {**signature, "out": out}, constants, aligned, num_warps=NUM_WARPS)
+        return CompileCase(
+            f"augment.{name}.{out}",
+            _augment_kernel,
+            {**signature, "out": f"*{out}"},
+            constants,
+            aligned,
+            num_warps=NUM_WARPS,
+            tile_loads=BLOCK,
+            tile_stores=BLOCK * (4 if out == "fp32" else 2),
+            wants=(WIDE_LOADS, WIDE_STORES),
+            lacks=(Lack(WIDE_LOADS, "a crop begins at any byte, and a mirrored row runs backward: values are read one by one"),),
+        )
 
-    return [case("augment.drawn.bf16", 32, given, "*bf16"), case("augment.given.fp32", 224, drawn, "*fp32")]
+    outs = ("bf16", "fp16", "fp32")
+    return [*(case("drawn", 32, given, out) for out in outs), *(case("given", 224, drawn, out) for out in outs)]

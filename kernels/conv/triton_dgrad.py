@@ -19,9 +19,10 @@ from torch import Tensor
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.affine import Affine
 from der_fast.kernels.compile_case import CompileCase
+from der_fast.kernels.conv.cases import SIZES, cases
 from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
-from der_fast.kernels.conv.triton_tiles import case, constants, cut, formed_gradient, launch, multiply, tile_of, within
+from der_fast.kernels.conv.triton_tiles import constants, cut, formed_gradient, launch, multiply, tile_of, within
 
 
 @triton.jit
@@ -187,14 +188,8 @@ def class_rows(shape: ConvShape) -> int:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches of ResNet-18's stage 1, the step to stage 2, and stage 3."""
-    plain = {"g": "act", "weight": "act", "out": "act"}
-    formed = {**plain, "y": "act", "coefficients": "fp32"}
-    chain = {**formed, "y_in": "act", "partials": "fp32"} | dict.fromkeys(("mean", "rstd", "scale", "shift"), "fp32")
-    wide, strided = ConvShape(512, 64, 32, 32, 64, 3, 1), ConvShape(512, 64, 32, 32, 128, 3, 2)
-    deep = ConvShape(512, 256, 8, 8, 256, 3, 1)
-    return [
-        case(_conv_dgrad_kernel, "conv.dgrad.bf16.64x64.affine.epilogue", "dgrad", wide, chain),
-        case(_conv_dgrad_kernel, "conv.dgrad.bf16.64x128.stride2.affine.epilogue", "dgrad", strided, chain),
-        case(_conv_dgrad_kernel, "conv.dgrad.fp16.256x256", "dgrad", deep, plain, dtype="fp16"),
-    ]
+    """Return the launches of every shape."""
+    vectors = ("coefficients", "partials", "mean", "rstd", "scale", "shift")
+    chain = dict.fromkeys(("g", "weight", "out", "y", "y_in"), "act") | dict.fromkeys(vectors, "fp32")
+    sizes = {"batch": lambda shape, _: shape.batch, "tiles": lambda shape, config: triton.cdiv(class_rows(shape), config.block_m), **SIZES}
+    return cases(_conv_dgrad_kernel, "dgrad", chain, ("g", "weight", "out"), sizes)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
+from der_fast.kernels.conv.cases import SIZES, cases
 from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
-from der_fast.kernels.conv.triton_tiles import affine_relu, case, constants, cut, launch, multiply, tile_of, within
+from der_fast.kernels.conv.triton_tiles import affine_relu, constants, cut, launch, multiply, tile_of, within
 
 
 @triton.jit
@@ -136,17 +137,6 @@ def forward(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches of ResNet-18's stages 1 and 3, its stem, and an extractor compacted to odd multiples of 8."""
-    plain = {"x": "act", "weight": "act", "out": "act"}
-    sums = {**plain, "partials": "fp32"}
-    chain = {**sums, "scale": "fp32", "shift": "fp32"}
-    wide, deep = ConvShape(512, 64, 32, 32, 64, 3, 1), ConvShape(512, 256, 8, 8, 256, 3, 1)
-    stem, compacted = ConvShape(512, 3, 32, 32, 64, 3, 1), ConvShape(512, 24, 32, 32, 40, 3, 1)
-    kernel = _conv_forward_kernel
-    return [
-        # For 10.0 the compiler stops at 80 registers and spills one value in the epilogue, once per tile and outside the loop.
-        case(kernel, "conv.forward.bf16.64x64.prologue.statistics", "forward", wide, chain, stack_budget=8),
-        case(kernel, "conv.forward.bf16.256x256.statistics", "forward", deep, sums),
-        case(kernel, "conv.forward.bf16.3x64.statistics", "forward", stem, sums),
-        case(kernel, "conv.forward.bf16.24x40", "forward", compacted, plain),
-    ]
+    """Return the launches of every shape."""
+    chain = {"x": "act", "weight": "act", "out": "act"} | dict.fromkeys(("partials", "scale", "shift"), "fp32")
+    return cases(_conv_forward_kernel, "forward", chain, ("x", "weight", "out"), {"rows": lambda shape, _: shape.out_rows, **SIZES})

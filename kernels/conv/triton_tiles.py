@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.launch import ConvTiles, default_config
+from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 
 
@@ -96,50 +95,6 @@ def constants(shape: ConvShape, config: ConvTiles, dot_in_float32: bool) -> dict
 def launch(config: ConvTiles) -> dict[str, Any]:
     """Return the launch options."""
     return {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-
-
-SIZES = ("rows", "rows_per_part", "batch", "height", "width", "out_height", "out_width", "channel_units", "filter_units", "tiles")
-
-
-def case(
-    kernel: Any,
-    name: str,
-    direction: str,
-    shape: ConvShape,
-    pointers: dict[str, str],
-    dtype: str = "bf16",
-    stack_budget: int = 0,
-    **more: Any,
-) -> CompileCase:
-    """Return the launch of `kernel` for a shape with its default tiles.
-
-    Args:
-        kernel: one of the three.
-        name: the case's name.
-        direction: 'forward', 'dgrad' or 'wgrad'.
-        shape: of the convolution.
-        pointers: name → 'act' or 'fp32' for every tensor that is passed; the others are None.
-        dtype: of activations and weights.
-        stack_budget: bytes per thread that may spill.
-        more: further compile-time arguments.
-    """
-    transformed = "coefficients" in pointers or (direction != "dgrad" and "scale" in pointers)
-    config = default_config(direction, shape, torch.bfloat16, transformed=transformed)
-    names = kernel.arg_names
-    fixed = {**constants(shape, config, False), **more}
-    signature = {name: f"*{dtype if kind == 'act' else kind}" for name, kind in pointers.items()}
-    signature |= {name: "i32" for name in names if name in SIZES}
-    absent = {name: None for name in names if name not in signature and name not in fixed}
-    return CompileCase(
-        name=name,
-        kernel=kernel,
-        signature=signature,
-        constants={**fixed, **absent},
-        aligned=tuple(pointers),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        stack_budget=stack_budget,
-    )
 
 
 def compile_cases() -> list[CompileCase]:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.launch import ConvTiles, wgrad_tiles
+from der_fast.kernels.conv.cases import SIZES, cases
+from der_fast.kernels.conv.launch import ConvTiles, default_split, wgrad_tiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import (
     affine_relu,
-    case,
     constants,
     cut,
     formed_gradient,
@@ -169,14 +169,17 @@ def wgrad(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches of ResNet-18's stages 1 and 3, and the launch that sums the parts."""
-    plain = {"x": "act", "g": "act", "parts": "fp32"}
-    chain = {**plain, "y": "act"} | dict.fromkeys(("scale", "shift", "coefficients"), "fp32")
-    wide, deep = ConvShape(512, 64, 32, 32, 64, 3, 1), ConvShape(512, 256, 8, 8, 256, 3, 1)
+    """Return the launches of every shape, and the sum of the parts."""
+    chain = dict.fromkeys(("x", "g", "y"), "act") | dict.fromkeys(("parts", "scale", "shift", "coefficients"), "fp32")
+
+    def rows_per_part(shape: ConvShape, config: ConvTiles) -> int:
+        steps = triton.cdiv(shape.out_rows, config.block_k)
+        return int(triton.cdiv(steps, default_split(shape, config))) * config.block_k
+
+    sizes = {"rows": lambda shape, _: shape.out_rows, "rows_per_part": rows_per_part, **SIZES}
     summed = {"parts": "*fp32", "out": "*fp32", "elements": "i32", "split": "i32"}
     return [
-        case(_conv_wgrad_kernel, "conv.wgrad.bf16.64x64.prologue.affine", "wgrad", wide, chain),
-        case(_conv_wgrad_kernel, "conv.wgrad.fp16.256x256", "wgrad", deep, plain, dtype="fp16"),
+        *cases(_conv_wgrad_kernel, "wgrad", chain, ("x", "g", "parts"), sizes),
         CompileCase(
             "conv.wgrad.sum", _sum_parts_kernel, summed, {"BLOCK": SUMMED}, ("parts", "out", "elements"), num_warps=4, num_stages=1
         ),

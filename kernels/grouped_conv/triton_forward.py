@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from der_fast.kernels import compile_case as names
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
 from der_fast.kernels.device import multiprocessors
@@ -233,26 +234,60 @@ def _cut(images: int, size: int, block_m: int, pool: bool) -> tuple[int, int, in
 
 
 def _case(name: str, dtype: str, config: GroupedTiles, **constants: object) -> CompileCase:
-    signature = {"x": dtype, "weights": dtype, "bias": "*fp32", "residual": dtype, "out": dtype, "table": "*i32"}
+    signature = dict.fromkeys(("x", "weights", "residual", "out"), f"*{dtype}") | {"bias": "*fp32", "table": "*i32"}
     signature |= dict.fromkeys(_SIZES, "i32")
     if constants.get("POOL"):
         signature["out"] = "*fp32"
     blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
-    usual = {"KERNEL": 3, "STRIDE": 1, "UNIT": 8, "RELU": True, "RESIDUAL_STRIDE": 0, "POOL": 0, "PRECISION": "ieee", "DOT_F32": False}
-    pointers = ("x", "weights", "bias", "residual", "out", "table")
-    name = f"grouped_conv.{name}"
+    usual = {"KERNEL": 3, "STRIDE": 1, "UNIT": ALIGN, "RELU": True, "RESIDUAL_STRIDE": 0, "POOL": 0, "PRECISION": "ieee", "DOT_F32": False}
     fixed = {**usual, **blocks, **constants}
-    return CompileCase(name, grouped_conv_kernel, signature, fixed, pointers, config.num_warps, config.num_stages)
+    itemsize = 4 if dtype == "fp32" else 2
+    moves = (names.WIDE_LOADS, *(() if constants.get("POOL") else (names.WIDE_STORES,)), names.COPIES)
+    products = (names.TENSOR_CORES, names.NO_SCALAR_LOOP, names.ASKED_ASYNCHRONOUS, names.ASYNCHRONOUS)
+    return CompileCase(
+        name=f"grouped_conv.{name}",
+        kernel=grouped_conv_kernel,
+        signature=signature,
+        constants=fixed,
+        aligned=("x", "weights", "bias", "residual", "out", "table"),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        tile_loads=config.block_k * (config.block_m + config.block_n) * itemsize,
+        tile_stores=config.block_m * config.block_n * itemsize,
+        # Exact products of float32 are not made by tensor cores.
+        wants=moves if dtype == "fp32" and fixed["PRECISION"] == "ieee" else (*moves, *products),
+        lacks=_lacks(itemsize) if fixed["UNIT"] == 1 else (),
+    )
+
+
+def _lacks(itemsize: int) -> tuple[names.Lack, ...]:
+    """Return what a stem lacks."""
+    single = f"an image's three channels are loaded one by one, {itemsize} bytes each"
+    found = (names.Lack(names.WIDE_LOADS, single),)
+    if itemsize >= 4:
+        return found
+    waits = (
+        names.Lack(what, "what is not copied asynchronously is waited for", (90,))
+        for what in (names.ASKED_ASYNCHRONOUS, names.ASYNCHRONOUS)
+    )
+    return (*found, names.Lack(names.COPIES, f"{single}, below an asynchronous copy's 4"), *waits)
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches of a bank of residual networks."""
+    """Return the launches that a bank of residual networks consists of: widths are in its table, always padded to multiples of 8."""
     wide, usual, narrow = GroupedTiles(128, 128, 64, num_warps=8), GroupedTiles(128, 64, 64, num_warps=8), GroupedTiles(64, 32, 64)
+    shallow = GroupedTiles(128, 64, 32, num_warps=8)
     return [
-        _case("stem.bf16", "*bf16", GroupedTiles(128, 128, 32, num_warps=8), UNIT=1),
-        _case("3x3.bf16.wide", "*bf16", wide),
-        _case("3x3.bf16.residual", "*bf16", usual, RESIDUAL_STRIDE=1),
-        _case("1x1.fp16.stride2", "*fp16", narrow, KERNEL=1, STRIDE=2, RELU=False),
-        _case("3x3.bf16.pool", "*bf16", usual, RESIDUAL_STRIDE=1, POOL=16),
-        _case("3x3.fp32.widen", "*fp32", GroupedTiles(128, 64, 32, num_warps=8), RESIDUAL_STRIDE=2, PRECISION="tf32"),
+        _case("stem.bf16", "bf16", GroupedTiles(128, 128, 32, num_warps=8), UNIT=1),
+        _case("3x3.bf16.wide", "bf16", wide),
+        _case("3x3.bf16.residual", "bf16", usual, RESIDUAL_STRIDE=1),
+        _case("3x3.bf16.widen", "bf16", usual, RESIDUAL_STRIDE=2),
+        _case("3x3.bf16.pool", "bf16", usual, RESIDUAL_STRIDE=1, POOL=16),
+        _case("1x1.bf16.stride2", "bf16", narrow, KERNEL=1, STRIDE=2, RELU=False),
+        _case("stem.fp16", "fp16", GroupedTiles(128, 128, 32, num_warps=8), UNIT=1),
+        _case("3x3.fp16.residual", "fp16", usual, RESIDUAL_STRIDE=1),
+        _case("1x1.fp16.stride2", "fp16", narrow, KERNEL=1, STRIDE=2, RELU=False),
+        _case("stem.fp32", "fp32", shallow, UNIT=1, PRECISION="tf32"),
+        _case("3x3.fp32.widen", "fp32", shallow, RESIDUAL_STRIDE=2, PRECISION="tf32"),
+        _case("3x3.fp32.exact", "fp32", shallow, RESIDUAL_STRIDE=1),
     ]

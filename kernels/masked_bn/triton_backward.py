@@ -16,6 +16,7 @@ from der_fast.kernels.compile_case import CompileCase
 from der_fast.kernels.device import multiprocessors
 from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import launch as choose
+from der_fast.kernels.masked_bn.cases import cases
 from der_fast.kernels.masked_bn.launch import Launch
 from der_fast.kernels.masked_bn.reference_passes import ReluFrom
 
@@ -254,22 +255,16 @@ def backward_apply(g: Tensor, y: Tensor, k: Tensor, relu_from: ReluFrom, affine:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches of a training step's backward pass, bfloat16."""
-    images = dict.fromkeys(("g", "y", "shortcut", "gz", "out"), "*bf16")
-    names = ("mean", "rstd", "scale", "shift", "shortcut_mean", "shortcut_rstd", "partials", "shortcut_partials", "k")
-    pointers = {**images, **dict.fromkeys(names, "*fp32"), "bits": "*u8"}
-    sizes = dict.fromkeys(("rows", "width", "channels", "fold", "tiles"), "i32")
-
-    def case(name, kernel, constants):
-        constants = {"FOLDED": False, "BLOCK_C": 128, **constants}
-        signature = {argument: kind for argument, kind in {**pointers, **sizes}.items() if argument in kernel.arg_names}
-        aligned = tuple(argument for argument in (*pointers, "width", "channels") if argument in signature and argument not in constants)
-        return CompileCase(f"masked_bn.{name}", kernel, signature, constants, aligned)
-
-    no_shortcut = dict.fromkeys(("shortcut", "shortcut_mean", "shortcut_rstd", "shortcut_partials"))
+    """Return the launches of a training step's backward pass."""
+    images, gate = {"g": "act", "y": "act"}, {"scale": "fp32", "shift": "fp32"}
+    sums = {**images, "mean": "fp32", "rstd": "fp32", "partials": "fp32"}
+    vectors = dict.fromkeys(("shortcut_mean", "shortcut_rstd", "shortcut_partials"), "fp32")
+    joined = {**sums, **vectors, "shortcut": "act", "gz": "act", "bits": "u8"}
+    applied = {**images, "k": "fp32", "out": "act"}
+    recomputed, stored = {"RECOMPUTE": True}, {"RECOMPUTE": False}
     return [
-        case("backward_reduce.bf16", _reduce_kernel, {"RECOMPUTE": True, "BLOCK_M": 16, "bits": None, "gz": None, **no_shortcut}),
-        case("backward_reduce.bf16.shortcut.bits", _reduce_kernel, {"RECOMPUTE": False, "BLOCK_M": 16}),
-        case("backward_apply.bf16", _dy_kernel, {"RECOMPUTE": True, "BLOCK_M": 32, "bits": None}),
-        case("backward_apply.bf16.bits", _dy_kernel, {"RECOMPUTE": False, "BLOCK_M": 32}),
+        *cases(_reduce_kernel, "backward_reduce", {**sums, **gate}, recomputed, RESIDENT),
+        *cases(_reduce_kernel, "backward_reduce.shortcut.bits", joined, stored, RESIDENT_WITH_SHORTCUT),
+        *cases(_dy_kernel, "backward_apply", {**applied, **gate}, recomputed),
+        *cases(_dy_kernel, "backward_apply.bits", {**applied, "bits": "u8"}, stored),
     ]

@@ -18,6 +18,7 @@ from der_fast.kernels.compile_case import CompileCase
 from der_fast.kernels.device import multiprocessors
 from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import launch as choose
+from der_fast.kernels.masked_bn.cases import cases
 from der_fast.kernels.masked_bn.launch import Launch
 
 # Programs per multiprocessor, as the statistics pass's registers allow.
@@ -197,20 +198,11 @@ def apply(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches of a training step's forward pass, bfloat16."""
-    sizes = {"rows": "i32", "width": "i32", "channels": "i32", "tiles": "i32"}
-    aligned = ("y", "partials", "scale", "shift", "residual", "residual_scale", "residual_shift", "out", "bits", "width", "channels")
-
-    def case(name, kernel, signature, constants):
-        constants = {"FOLDED": False, "BLOCK_M": 32, "BLOCK_C": 128, **constants}
-        present = tuple(argument for argument in aligned if argument in {**signature, **sizes} and argument not in constants)
-        return CompileCase(f"masked_bn.{name}", kernel, {**signature, **sizes}, constants, present)
-
-    tensors = {"y": "*bf16", "scale": "*fp32", "shift": "*fp32", "residual": "*bf16", "out": "*bf16", "bits": "*u8"}
-    shortcut = {"residual_scale": "*fp32", "residual_shift": "*fp32"}
-    nothing = dict.fromkeys(("residual", "residual_scale", "residual_shift", "bits"))
+    """Return the launches of a training step's forward pass."""
+    tensors = {"y": "act", "scale": "fp32", "shift": "fp32", "out": "act"}
+    joined = {**tensors, "residual": "act", "residual_scale": "fp32", "residual_shift": "fp32", "bits": "u8"}
     return [
-        case("statistics.bf16", _statistics_kernel, {"y": "*bf16", "partials": "*fp32", "fold": "i32"}, {"BLOCK_M": 16}),
-        case("apply.bf16", _apply_kernel, tensors, {"RELU": True, **nothing}),
-        case("apply.bf16.shortcut.bits", _apply_kernel, {**tensors, **shortcut}, {"RELU": True}),
+        *cases(_statistics_kernel, "statistics", {"y": "act", "partials": "fp32"}, {}, RESIDENT),
+        *cases(_apply_kernel, "apply", tensors, {"RELU": True}),
+        *cases(_apply_kernel, "apply.shortcut.bits", joined, {"RELU": True}),
     ]

@@ -144,18 +144,18 @@ def backward_coefficients(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return one launch of each direction."""
+    """Return both launches, for channels that are multiples of 16 and for others."""
     vectors = dict.fromkeys(("partials", "weight", "bias", "mask", "out"), "*fp32")
     sizes = {"parts": "i32", "channels": "i32"}
     blocks = {"BLOCK_P": 128, "BLOCK_C": BLOCK_C}
     statistics = dict.fromkeys(("mean", "rstd", "scale"), "*fp32")
+
+    def both(name, kernel, signature):
+        pointers = tuple(name for name, kind in signature.items() if kind.startswith("*"))
+        for channels, aligned in (("64", (*pointers, "channels")), ("37", pointers)):
+            yield CompileCase(f"masked_bn.{name}.{channels}", kernel, signature, blocks, aligned)
+
     return [
-        CompileCase("masked_bn.finalize", _finalize_kernel, {**vectors, **sizes, "eps": "fp32"}, blocks, (*vectors, "channels")),
-        CompileCase(
-            "masked_bn.coefficients",
-            _coefficients_kernel,
-            {**vectors, **statistics, **sizes, "inverse": "fp32"},
-            blocks,
-            (*vectors, *statistics, "channels"),
-        ),
+        *both("finalize", _finalize_kernel, {**vectors, **sizes, "eps": "fp32"}),
+        *both("coefficients", _coefficients_kernel, {**vectors, **statistics, **sizes, "inverse": "fp32"}),
     ]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from der_fast.kernels import resources
+from der_fast.kernels import ahead_of_time
 from der_fast.kernels.augment import augment_drawn
 from der_fast.kernels.channel_masks import ConvolutionGroups, MaskStructure, masks_and_sparsity
 from der_fast.kernels.conv import ConvTiles, conv_dgrad, conv_forward, conv_wgrad
@@ -64,7 +64,7 @@ def test_every_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
         chosen.pop()
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    for module in map(importlib.import_module, resources.modules()):
+    for module in map(importlib.import_module, ahead_of_time.modules()):
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel") and hasattr(value, "arg_names"):
                 names.add(name)

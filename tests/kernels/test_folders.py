@@ -9,11 +9,11 @@ import pytest
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 FOLDERS = sorted(path.parent for path in KERNELS.glob("*/__init__.py"))
 # In the order in which they are read. What is special to an operation: its data structures, its passes, the draw before it.
-COMMON = ("__init__", "checks", "reference", "autograd", "launch")
+COMMON = ("__init__", "checks", "reference", "autograd", "launch", "cases")
 OWN = {
     "augment": ("draw",),
     "channel_masks": ("structure",),
-    "conv": ("shape", "strided"),
+    "conv": ("shape", "strided", "registers"),
     "grouped_conv": ("layer",),
     "masked_bn": ("operation", "passes", "reference_passes"),
 }
