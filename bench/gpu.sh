@@ -123,7 +123,9 @@ build() { DER_FAST_CUDA=ON "$python" -m pip install --no-deps --no-build-isolati
 sanitize() {
     local status=0 tool
     for tool in memcheck racecheck; do
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 3 "$python" -m bench sanitize || status=$?
+        # Not its children: those are compilers.
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --target-processes application-only --error-exitcode 3 \
+            "$python" -m bench sanitize || status=$?
     done
     return "$status"
 }

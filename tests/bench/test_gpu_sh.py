@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench.harness.facts import ROOT
-from bench.studies import needed
+from bench.studies import needed, sanitize
+from der_fast.kernels import capture
+from der_fast.training.graphed import WARM_UP
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 SCRIPT = ROOT / "bench" / "gpu.sh"
@@ -85,3 +89,20 @@ def test_versions_are_compared_as_numbers(monkeypatch):
     monkeypatch.setattr(needed.metadata, "version", lambda name: "2.9.1+cu130")
     assert needed.state("torch>=2.11,<2.14") == ("torch>=2.11,<2.14", "2.9.1+cu130, too old", True)
     assert needed.state("torch>=2.9") == ("torch>=2.9", "2.9.1+cu130", False)
+
+
+def test_the_program_for_the_sanitizer_trains_past_the_first_capture_and_captures_nothing(monkeypatch, capsys):
+    for name, value in (("is_available", True), ("current_device", 0), ("synchronize", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(sanitize, "cases_of", lambda setting, groups: [])
+    monkeypatch.setattr(sanitize, "seeded", lambda device, seed: None)
+    monkeypatch.setattr(sanitize, "Task", lambda networks, t, batch, batches: SimpleNamespace(batches=batches, inputs=lambda draw: {}))
+
+    def ours(task, *_, **__):
+        assert task.batches > WARM_UP + 1
+        with pytest.raises(RuntimeError, match="compute-sanitizer watches"):
+            capture.record(lambda: pytest.fail("captured"), None, SimpleNamespace(device="cuda"))
+        return lambda: {"loss": 1.5}
+
+    monkeypatch.setattr(sanitize, "ours", ours)
+    assert sanitize.main([]) == 0 and "6 fused training steps, loss 1.5000" in capsys.readouterr().out
