@@ -19,6 +19,7 @@ STUDIES = {
         "index",
         "loading",
         "needed",
+        "paper",
         "sanitize",
         "schedule",
         "step-overhead",

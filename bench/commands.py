@@ -100,7 +100,7 @@ def run_cases(args: argparse.Namespace) -> int:
     print(f"{known['device']}: copy {limits.gb_per_s:.1f} GB/s, bf16 product {limits.tflop_per_s['bf16']:.3g} TFLOP/s")
     if not setting.cuda:
         print("on a CPU: it shows that the cases run and agree; no speed on a GPU follows")
-    runner = Runner(setting, limits, known, args.variants or (), args.seed, lambda line: print(line, flush=True))
+    runner = Runner(setting, limits, known, args.variants or (), args.without, args.seed, lambda line: print(line, flush=True))
     found = [runner.header()]
     if args.json:
         append(args.json, found[0])
@@ -174,6 +174,7 @@ def parser(studies: Sequence[str]) -> argparse.ArgumentParser:
         scale.add_argument("--quick", action="store_true", help="fewer shapes, fewer samples")
         scale.add_argument("--smoke", action="store_true", help="tiny shapes, one sample: does everything run?")
     command.add_argument("--variants", nargs="+", metavar="NAME", help="only these (baselines are still computed, for the gate)")
+    command.add_argument("--without", nargs="+", metavar="NAME", default=(), help="none of these, where a case has them")
     command.add_argument("--json", type=Path, help="append records to this file")
     command.add_argument("--seed", type=int, default=0, help="of the inputs")
     command.add_argument("--commit", help="name of the commit, where this is a copy without its repository")

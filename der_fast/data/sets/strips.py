@@ -53,6 +53,11 @@ def has_strips(root: Path) -> bool:
     return any(root.glob(_TARS)) or _unpacked(root) is not None
 
 
+def classes_in(root: Path) -> list[str]:
+    """Return the classes whose strips are in `root`, for training and for testing, sorted; raises DataError where a tar cannot be read."""
+    return sorted(_there(_found(root)))
+
+
 def load_strips(root: Path, classes: Sequence[str] | None = None) -> tuple[MemorySource, MemorySource]:
     """Return (train, test): uint8, 32 × 32, class by class in alphabetical order, the images of a class from top to bottom.
 
@@ -93,9 +98,13 @@ def _members(tar: Path) -> Strips:
     return {(match[1], spelled(match[2])): f"{tar}/{member_name(member.name, member.offset_data, member.size)}" for match, member in listed}
 
 
+def _there(found: Mapping[tuple[str, str], str]) -> set[str]:
+    return {name for part, name in found if part == "train"} & {name for part, name in found if part == "test"}
+
+
 def _wanted(root: Path, found: Mapping[tuple[str, str], str], classes: Sequence[str] | None) -> list[str]:
     """Return the classes that are used, sorted; raises DataError where one of them is not there in both parts."""
-    there = {name for part, name in found if part == "train"} & {name for part, name in found if part == "test"}
+    there = _there(found)
     half = {name for _, name in found} - there
     if classes is not None:
         missing = sorted(set(map(spelled, classes)) - there)

@@ -84,6 +84,7 @@ def test_a_missing_tar_is_named_unless_nothing_of_it_is_wanted(tars, pixels):
         DataError, match=r"2 of 4 classes \(only in cifar100_strips_1.tar; apple, bed\): put cifar100_strips_2.tar beside it"
     ):
         loaded(tars)
+    assert strips.classes_in(tars) == NAMES[:2]
     same(loaded(tars, classes=("bed", "apple"))[0], "train", pixels, NAMES[:2])
     with pytest.raises(DataError, match="data.classes names mouse, but the strips in"):
         loaded(tars, classes=("bed", "mouse"))
