@@ -21,6 +21,7 @@ STUDIES = {
         "loading",
         "machine-code",
         "needed",
+        "paper",
         "sanitize",
         "schedule",
         "step-overhead",

@@ -100,7 +100,7 @@ def run_cases(args: argparse.Namespace) -> int:
     print(f"{known['device']}: copy {limits.gb_per_s:.1f} GB/s, bf16 product {limits.tflop_per_s['bf16']:.3g} TFLOP/s")
     if not setting.cuda:
         print("on a CPU: this shows that the cases run and agree; it says nothing about speed on a GPU")
-    runner = Runner(setting, limits, known, args.variants or (), args.seed, lambda line: print(line, flush=True))
+    runner = Runner(setting, limits, known, args.variants or (), args.without, args.seed, lambda line: print(line, flush=True))
     found = [runner.header()]
     if args.json:
         append(args.json, found[0])
@@ -174,6 +174,7 @@ def parser(studies: Sequence[str]) -> argparse.ArgumentParser:
         scale.add_argument("--quick", action="store_true", help="fewer shapes, fewer samples")
         scale.add_argument("--smoke", action="store_true", help="tiny shapes, one sample, to check that everything runs")
     command.add_argument("--variants", nargs="+", metavar="NAME", help="only these (baselines are still computed, for the gate)")
+    command.add_argument("--without", nargs="+", metavar="NAME", default=(), help="skip these variants")
     command.add_argument("--json", type=Path, help="file to append records to")
     command.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     command.add_argument("--commit", help="name of the commit, for a copy without its repository")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -10,6 +11,17 @@ import torch
 Result = TypeVar("Result")
 
 _given_up: list[torch.cuda.CUDAGraph] = []
+_reasons: list[str] = []
+
+
+@contextmanager
+def off(reason: str) -> Iterator[None]:
+    """Let no graph be captured inside: `record` raises with `reason`, as where the driver refuses, and its callers launch instead."""
+    _reasons.append(reason)
+    try:
+        yield
+    finally:
+        _reasons.pop()
 
 
 def run_on(stream: torch.cuda.Stream, run: Callable[[], Result]) -> Result:
@@ -38,7 +50,10 @@ def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch
 
     Raises:
         Exception: what `run` raised; if it raised nothing, a RuntimeError with the driver's reason. The current stream is restored.
+        RuntimeError: captures are `off`; `run` was not called.
     """
+    if _reasons:
+        raise RuntimeError(_reasons[-1])
     here = torch.cuda.current_stream(stream.device)
     problems: list[Exception] = []
     try:

@@ -38,6 +38,7 @@ class Runner:
         ceilings: of the same run.
         facts: of the same run; device and commit go into every record.
         variants: names of the variants to time; empty for all. Baselines are always computed, for the gate.
+        without: names of variants to skip.
         seed: of the inputs.
     """
 
@@ -45,6 +46,7 @@ class Runner:
     ceilings: Ceilings
     facts: dict[str, Any]
     variants: Sequence[str] = ()
+    without: Sequence[str] = ()
     seed: int = 0
     say: Callable[[str], None] = field(default=lambda line: None)
 
@@ -112,7 +114,7 @@ class Runner:
         return 1 if self.setting.smoke or case.timing == "once" else case.sets
 
     def _wanted(self, variant: Variant) -> bool:
-        return not self.variants or variant.name in self.variants
+        return variant.name not in self.without and (not self.variants or variant.name in self.variants)
 
     def _variant(self, case: Case, variant: Variant, sets: Sequence[Tensors], exact: Tensors, baselines: Baselines) -> Record:
         setting = self.setting

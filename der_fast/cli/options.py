@@ -63,7 +63,9 @@ TrainPerClass = Annotated[
     int | None, typer.Option(help="use at most this many training images per class, the first by name", rich_help_panel=_LEARN)
 ]
 TestPerClass = Annotated[int | None, typer.Option(help="use at most this many test images per class", rich_help_panel=_LEARN)]
-DataRoot = Annotated[str | None, typer.Option(help="folder that holds the official cifar archives", rich_help_panel=_LEARN)]
+DataRoot = Annotated[
+    str | None, typer.Option(help="folder that holds the official cifar archives, or strips of cifar100", rich_help_panel=_LEARN)
+]
 Download = Annotated[bool, typer.Option("--download", help="download a missing official archive", rich_help_panel=_LEARN)]
 
 Epochs = Annotated[

@@ -15,6 +15,7 @@ from der_fast.data.memory_source import MemorySource
 from der_fast.data.sets.cifar import ARCHIVES, load_cifar
 from der_fast.data.sets.digits import load_digits
 from der_fast.data.sets.folder import load_folder
+from der_fast.data.sets.strips import NAME, has_strips, load_strips
 from der_fast.data.sizes import refuse_too_much, stored_side
 from der_fast.data.source import ImageSource
 from der_fast.errors import DataError, Spelling
@@ -41,8 +42,16 @@ def load_dataset(
     if config.name == "digits":
         return _limited(load_digits(config.test_share), config)
     if config.name in ARCHIVES:
-        return _limited(load_cifar(config.name, _archive_folder(config), allow_download=config.download), config)
+        return _limited(_cifar(config), config)
     return load_folder(found_place(config), config, cache=cache, say=say)
+
+
+def _cifar(config: DataConfig) -> tuple[MemorySource, MemorySource]:
+    """Load the official archive; where it is not there, strips."""
+    folder = _archive_folder(config)
+    if config.name == NAME and not (folder / ARCHIVES[NAME].file).is_file() and has_strips(folder):
+        return load_strips(folder, config.classes)
+    return load_cifar(config.name, folder, allow_download=config.download)
 
 
 def found_place(config: DataConfig) -> Path:

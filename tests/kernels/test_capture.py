@@ -87,6 +87,13 @@ def test_errors_of_the_run_are_its_own(device):
     assert device.current.name == "default"
 
 
+def test_while_it_is_off_nothing_runs_and_nothing_is_captured(device):
+    with capture.off("a checker watches"), pytest.raises(RuntimeError, match="a checker watches"):
+        capture.record(lambda: pytest.fail("it ran"), object(), SIDE)
+    assert device.modes == [] and device.current.name == "default"
+    assert capture.record(lambda: "again", object(), SIDE) == "again"
+
+
 REFUSED = """
 import torch
 from der_fast.kernels import capture
