@@ -190,7 +190,7 @@ def test_a_rehearsal_goes_from_data_to_table(tmp_path):
     options = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store"), "--commit", "abc", "--rehearse", "--limit", "100"]
     done = script(*options, "--data", str(tmp_path / "cifar100_strips_1.tar"), "time-augment", "paper", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "| augment.batch: batch 3 | ours |" in done.stdout and "No goal is judged" in done.stdout
+    assert "| augment.batch: batch 3 | ours |" in done.stdout and "No goals are judged" in done.stdout
     assert "B0-5 on 10 classes, a part of CIFAR-100's, width 4, 20 images per class" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "out" / "paper.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["classes"] for row in rows] == [2, 4, 6, 8, 10] and all(1 <= row["epochs"] <= 2 for row in rows)
