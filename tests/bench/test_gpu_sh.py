@@ -49,7 +49,12 @@ def test_help_names_every_section():
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["nonsense"], "unknown section nonsense"), (["--nonsense"], "unknown option"), (["--out"], "--out needs a value")],
+    [
+        (["nonsense"], "unknown section nonsense"),
+        (["--nonsense"], "unknown option"),
+        (["--out"], "--out needs a value"),
+        (["--wheels", "nowhere"], "there is no folder nowhere"),
+    ],
 )
 def test_mistakes_are_named(arguments, said):
     done = script(*arguments)
