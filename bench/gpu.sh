@@ -92,6 +92,7 @@ while (($#)); do
 done
 if ((${#sections[@]} == 0)); then read -ra sections <<< "$first"; limit=${limit:-415}; fi
 limit=${limit:-570}
+if [[ -n $wheels && ! -d $wheels && " ${sections[*]} " != *' wheel '* ]]; then echo "--wheels: there is no folder $wheels" >&2; exit 2; fi
 if [[ -n $data ]]; then
     [[ -e $data ]] || { echo "--data: there is no $data" >&2; exit 2; }
     sections=(keep "${sections[@]}")

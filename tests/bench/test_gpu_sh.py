@@ -49,7 +49,12 @@ def test_help_names_every_section():
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["nonsense"], "unknown section nonsense"), (["--nonsense"], "unknown option"), (["--out"], "--out needs a value")],
+    [
+        (["nonsense"], "unknown section nonsense"),
+        (["--nonsense"], "unknown option"),
+        (["--out"], "--out needs a value"),
+        (["--wheels", "nowhere"], "there is no folder nowhere"),
+    ],
 )
 def test_mistakes_are_named(arguments, said):
     done = script(*arguments)
@@ -62,7 +67,7 @@ def test_every_section_is_reported_whatever_fails(tmp_path):
     fake.write_text('#!/bin/bash\necho "ran $*"\n[[ $* == *agreement* ]] && exit 7\n[[ $* == *schedule* ]] && sleep 30\nexit 0\n')
     fake.chmod(0o755)
     out = tmp_path / "out"
-    done = script("--out", str(out), "--limit", "21", "--commit", "abc", "test", "agree", "schedule", "bench-bank", python=fake)
+    done = script("--out", str(out), "--limit", "28", "--commit", "abc", "test", "agree", "schedule", "bench-bank", python=fake)
     lines = done.stdout.splitlines()
     report = lines[lines.index("== sections") + 1 :]
     assert [line.rsplit(", ", 1)[0] for line in report[:-1]] == [
