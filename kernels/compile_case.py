@@ -74,3 +74,23 @@ class CompileCase:
     def lacking(self, capability: int) -> dict[str, str]:
         """Return what is missing today on one GPU, and why."""
         return {lack.what: lack.why for lack in self.lacks if capability in lack.capabilities}
+
+
+def typed(kernel: Any, pointers: Mapping[str, str], dtype: str, sizes: Mapping[str, int], constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `signature`, `constants` and `aligned` of a launch, as Triton derives them from its arguments.
+
+    An argument that is 1 is compiled as a constant; of every other Triton knows whether it is a multiple of 16.
+
+    Args:
+        kernel: the `triton.jit` function.
+        pointers: name → element type of every tensor that is passed, 'act' for activations; the kernel's other arguments are None.
+        dtype: of activations.
+        sizes: name → value of every integer argument.
+        constants: name → value of every other `tl.constexpr` argument.
+    """
+    fixed = {**constants, **{name: value for name, value in sizes.items() if value == 1}}
+    signature = {name: f"*{dtype if kind == 'act' else kind}" for name, kind in pointers.items()}
+    signature |= {name: "i32" for name in sizes if name not in fixed}
+    absent = {name: None for name in kernel.arg_names if name not in signature and name not in fixed}
+    multiples = (name for name, value in sizes.items() if name not in fixed and value % 16 == 0)
+    return {"signature": signature, "constants": {**fixed, **absent}, "aligned": (*pointers, *multiples)}

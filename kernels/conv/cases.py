@@ -87,17 +87,10 @@ def _case(
     config = default_config(direction, shape, DTYPES[dtype], transformed=transformed)
     itemsize = DTYPES[dtype].itemsize
     sizes = {argument: int(value(shape, config)) for argument, value in values.items()}
-    signature = {argument: f"*{dtype if kind == 'act' else kind}" for argument, kind in pointers.items()}
-    # Triton compiles an argument that is 1 as a constant, and knows of every other whether it is a multiple of 16.
-    fixed = {**constants(shape, config, False), **{argument: value for argument, value in sizes.items() if value == 1}}
-    signature |= {argument: "i32" for argument in sizes if argument not in fixed}
-    absent = {argument: None for argument in kernel.arg_names if argument not in signature and argument not in fixed}
     return CompileCase(
         name=name,
         kernel=kernel,
-        signature=signature,
-        constants={**fixed, **absent},
-        aligned=(*pointers, *(argument for argument, value in sizes.items() if argument not in fixed and value % 16 == 0)),
+        **names.typed(kernel, pointers, dtype, sizes, constants(shape, config, False)),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         stack_budget=max(SPILLS.get(name, {}).values(), default=0),

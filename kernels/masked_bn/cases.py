@@ -46,19 +46,12 @@ def _case(
     sizes = {"rows": view.rows, "width": view.width, "channels": channels, "fold": view.fold, "tiles": cut.tiles}
     sizes = {argument: value for argument, value in sizes.items() if argument in kernel.arg_names}
     fixed = {**constants, "FOLDED": view.fold > 1, "BLOCK_M": cut.block_rows, "BLOCK_C": cut.block_columns}
-    # Triton compiles an argument that is 1 as a constant, and knows of every other whether it is a multiple of 16.
-    fixed |= {argument: value for argument, value in sizes.items() if value == 1}
-    signature = {argument: f"*{dtype if kind == 'act' else kind}" for argument, kind in pointers.items()}
-    signature |= {argument: "i32" for argument in sizes if argument not in fixed}
     tile = cut.block_rows * cut.block_columns * ITEMSIZES[dtype]
     written = [argument for argument in ("out", "gz") if argument in pointers]
-    absent = {argument: None for argument in kernel.arg_names if argument not in signature and argument not in fixed}
     return CompileCase(
         name=name,
         kernel=kernel,
-        signature=signature,
-        constants={**fixed, **absent},
-        aligned=(*pointers, *(argument for argument, value in sizes.items() if argument not in fixed and value % 16 == 0)),
+        **names.typed(kernel, pointers, dtype, sizes, fixed),
         num_warps=cut.num_warps,
         resident=resident,
         tile_loads=tile * (list(pointers.values()).count("act") - len(written)),
