@@ -23,6 +23,7 @@ STUDIES = {
         "needed",
         "paper",
         "sanitize",
+        "saving",
         "schedule",
         "step-overhead",
         "strategies",

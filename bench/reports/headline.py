@@ -51,7 +51,11 @@ def _cifar10(found: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         average, last = (spread([entry[key] for entry in chosen]) for key in ("average_top1", "last_top1"))
         million = f"{statistics.mean(entry['final_params'] for entry in chosen) / 1e6:.2f}"
-        how = f"`python -m bench cifar10 FOLDER`: {len(chosen)} seeds" if variant == "pruned" else "the same command"
+        how = (
+            f"`python -m bench cifar10 FOLDER --threads 1 --precision bf16`: {len(chosen)} seeds"
+            if variant == "pruned"
+            else "the same command"
+        )
         rows.append(f"| {what} | {average} % on average, {last} % after the last; {million} M parameters | {how} |")
     return rows
 
