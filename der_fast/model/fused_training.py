@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,22 @@ class _StepTensors:
     weights: dict[Convolution, Tensor]
     masks: dict[MaskedBatchNorm, Tensor | None]
     statistics: list[tuple[MaskedBatchNorm, Tensor, Tensor]] = field(default_factory=list)
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over all pixels, in float32 or better. PyTorch's own backward pass takes three launches: divide, round and reorder."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.like = x.shape, x.dtype
+        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        shape, dtype = ctx.like
+        out = torch.empty(shape, dtype=dtype, device=g.device, memory_format=torch.channels_last)
+        return torch.div(g[:, :, None, None].expand(shape), shape[2] * shape[3], out=out)
 
 
 class FusedTraining:
@@ -90,7 +106,8 @@ class FusedTraining:
             step = _StepTensors(self._cast_weights(), self._slice_masks(masks))
             x = self._preactivation(x, step) if extractor.architecture.preactivation else self._postactivation(x, step)
             _move_statistics(step)
-            return x.mean((2, 3), dtype=torch.promote_types(self.dtype, torch.float32))
+            out: Tensor = _Mean.apply(x)  # type: ignore[no-untyped-call]
+            return out
 
     def _cast_weights(self) -> dict[Convolution, Tensor]:
         """Every convolution's weight in the activations' dtype and channels-last strides, in one launch."""
