@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels.affine import EPSILON, Affine
-from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.conv import Parts, add_parts, conv_dgrad, conv_forward, conv_wgrad
 from der_fast.kernels.conv.strided import convolve, convolve_backward
 from der_fast.kernels.masked_bn import apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
 from der_fast.kernels.masked_bn.autograd import channels_last
@@ -183,21 +183,23 @@ def backward(
     at = _Arriving(g if g_z is None else g_z, g_z is None, sums)
     joined = at
     gradients: list[Gradients] = []
+    pending: list[Parts] = []
     for index in reversed(range(body)):
         before = kept[index - 1] if index else None
         writes = index > 0 and not _needs_dy(block.layers[index - 1], wants_x or index > 1)
-        found, leaving = _layer_backward(block, block.layers[index], weights[index], kept[index], at, before, writes, wants_x)
+        found, leaving = _layer_backward(block, block.layers[index], weights[index], kept[index], at, before, writes, wants_x, pending)
         gradients.insert(0, found)
         if leaving is not None:
             at = leaving
     dx = at.g if wants_x else None
     if projected is not None:
         arriving = _Arriving(joined.g, False, shortcut_sums)
-        found, leaving = _layer_backward(block, block.layers[-1], weights[-1], projected, arriving, None, False, wants_x)
+        found, leaving = _layer_backward(block, block.layers[-1], weights[-1], projected, arriving, None, False, wants_x, pending)
         gradients.append(found)
         dx = dx.add_(leaving.g) if dx is not None and leaving is not None else dx
     elif dx is not None and block.residual != NOTHING:
         dx = _add_identity(block, dx, joined.g)
+    add_parts(pending)
     return dx, gradients
 
 
@@ -222,7 +224,15 @@ def _needs_dy(layer: Layer, wants_x: bool) -> bool:
 
 
 def _layer_backward(
-    block: ChainBlock, layer: Layer, weight: Weights, kept: Kept, at: _Arriving, before: Kept | None, writes: bool, wants_x: bool
+    block: ChainBlock,
+    layer: Layer,
+    weight: Weights,
+    kept: Kept,
+    at: _Arriving,
+    before: Kept | None,
+    writes: bool,
+    wants_x: bool,
+    pending: list[Parts],
 ) -> tuple[Gradients, _Arriving | None]:
     """Return the gradients of a layer's tensors, and what arrives at the previous layer; for the first layer, at the block's input.
 
@@ -232,6 +242,7 @@ def _layer_backward(
         before: what the previous layer kept; None for the block's first layer.
         writes: whether the previous layer needs its g_z stored.
         wants_x: whether the gradient of the block's input is wanted.
+        pending: takes the parts of the weight's gradient.
     """
     assert at.sums is not None
     count = kept.y.numel() // kept.y.shape[1]
@@ -242,17 +253,26 @@ def _layer_backward(
     if _needs_dy(layer, wants_source):
         relu_from: Literal["none", "recompute"] = "recompute" if at.gated else "none"
         g, on_load = backward_apply(at.g, kept.y, k, relu_from=relu_from, affine=kept.affine, backend=block.backend), None
-    conv = _wgrad(block, layer, weight, kept, before, g, on_load)
+    conv = _wgrad(block, layer, weight, kept, before, g, on_load, pending)
     leaving = _dgrad(block, layer, weight, kept.source, before, g, on_load, writes) if wants_source else None
     return Gradients(conv, gamma, beta, mask), leaving
 
 
 def _wgrad(
-    block: ChainBlock, layer: Layer, weight: Weights, kept: Kept, before: Kept | None, g: Tensor, g_affine: tuple[Tensor, Tensor] | None
+    block: ChainBlock,
+    layer: Layer,
+    weight: Weights,
+    kept: Kept,
+    before: Kept | None,
+    g: Tensor,
+    g_affine: tuple[Tensor, Tensor] | None,
+    pending: list[Parts],
 ) -> Tensor:
     source, prologue = kept.source, _pair(before.affine) if kept.transformed and before is not None else None
     if layer.wgrad == CHAIN:
-        return conv_wgrad(source, g, layer.kernel, stride=layer.stride, prologue=prologue, g_affine=g_affine, backend=block.backend)
+        return conv_wgrad(
+            source, g, layer.kernel, stride=layer.stride, prologue=prologue, g_affine=g_affine, pending=pending, backend=block.backend
+        )
     if prologue is not None:
         source, _ = apply(source, prologue, relu=True, keep_bits=False, backend=block.backend)
     return convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (False, True))[1]
