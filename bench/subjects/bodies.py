@@ -77,8 +77,7 @@ class _GroupedBank(FrozenBank):
     def forward(self, images: Tensor) -> Tensor:
         if not len(self):
             return super().forward(images)
-        # Several branches would be concatenated, so a single one is copied too.
-        return torch.cat([self._program(images)], 1)
+        return self._program(images)
 
 
 class Bodies:
