@@ -42,7 +42,7 @@ _KINDS = {
     COPY: "_to_copy cat clone constant_pad_nd copy_ index_select select_backward slice_backward stack",
     FILL: "arange fill_ full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zero_ zeros zeros_like",
     REDUCTION: (
-        "_log_softmax _log_softmax_backward_data any argmax max max_pool2d_with_indices max_pool2d_with_indices_backward mean "
+        "_log_softmax _log_softmax_backward_data amin any argmax max max_pool2d_with_indices max_pool2d_with_indices_backward mean "
         "nll_loss_backward nll_loss_forward sum"
     ),
     PRODUCT: "addmm addmv bmm dot mm mv",

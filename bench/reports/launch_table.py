@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from der_fast.training.methods.der.sparsity import MOST_BATCHES
+
 HEAD = "| one batch of | launches | with a parameter target | modelled | with a parameter target |\n|---|---|---|---|---|"
 _STAGES = {
     "representation": "t = {steps}, masks being learned",
     "settled": "t = {steps}, masks settled",
     "classifier": "the classifier stage after step {steps} (not captured)",
+    "between": f"λ_s, chosen before one batch in {MOST_BATCHES} (not captured)",
 }
 # The goal for a captured step.
 GOAL = 200

@@ -29,6 +29,8 @@ from der_fast.training.packing import TENSOR_CORE_BLOCK
 from der_fast.training.state import CLASSIFIER, REPRESENTATION
 
 SETTLED = "settled"
+# What runs before one batch in `sparsity.MOST_BATCHES` while masks are learned.
+BETWEEN = "between"
 # A share that the pruned networks here do not exceed, so that none of them is pruned further.
 TARGET = 0.1
 
@@ -38,7 +40,7 @@ class Moment:
     """A point of a run.
 
     Attributes:
-        stage: 'representation', 'settled' or 'classifier'.
+        stage: 'representation', 'settled', 'classifier' or 'between'.
         steps: t; t − 1 extractors are frozen, in the classifier stage all t.
         target: whether λ_s follows a share of the parameters.
     """
@@ -50,7 +52,7 @@ class Moment:
 
 MOMENTS = tuple(
     Moment(stage, steps, target)
-    for stage, steps in ((REPRESENTATION, 1), (REPRESENTATION, 10), (SETTLED, 1), (SETTLED, 10), (CLASSIFIER, 10))
+    for stage, steps in ((REPRESENTATION, 1), (REPRESENTATION, 10), (SETTLED, 1), (SETTLED, 10), (CLASSIFIER, 10), (BETWEEN, 1))
     for target in (False, True)
 )
 
@@ -78,8 +80,7 @@ class _GroupedBank(FrozenBank):
     def forward(self, images: Tensor) -> Tensor:
         if not len(self):
             return super().forward(images)
-        # Several branches would be concatenated, so a single one is copied too.
-        return torch.cat([self._program(images)], 1)
+        return self._program(images)
 
 
 class Bodies:
@@ -98,6 +99,9 @@ class Bodies:
         """Return the body of a batch; call this and the body under `launches.no_kernels`."""
         task = Task(self.networks, moment.steps, self.batch, 1, target=TARGET if moment.target else None)
         stage = task.stage(task.inputs(torch.Generator().manual_seed(0)), "bf16", "fused")
+        if moment.stage == BETWEEN:
+            assert stage.state.masks is not None
+            return partial(stage.controller.follow, 0, stage.state.masks.logits.detach())
         images, labels = task.ready(stage)[0]
         step = self._classifier(stage, moment) if moment.stage == CLASSIFIER else self._representation(stage, moment)
         return partial(step.body, images, labels)

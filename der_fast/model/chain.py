@@ -20,9 +20,19 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels.affine import EPSILON, Affine
-from der_fast.kernels.conv import conv_dgrad, conv_forward, conv_wgrad
+from der_fast.kernels.conv import Parts, add_parts, conv_dgrad, conv_forward, conv_wgrad
 from der_fast.kernels.conv.strided import convolve, convolve_backward
-from der_fast.kernels.masked_bn import apply, backward_apply, backward_coefficients, backward_reduce, finalize, statistics
+from der_fast.kernels.masked_bn import (
+    Running,
+    Statistics,
+    Sums,
+    apply,
+    backward_apply,
+    backward_coefficients_all,
+    backward_reduce,
+    finalize_all,
+    statistics,
+)
 from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model.paths import CHAIN, CUDNN, Layer
 
@@ -71,15 +81,12 @@ class Kept:
         affine: batch-norm and mask as one affine map.
         source: the convolution's input as stored: an activation, or the previous layer's y if that is transformed on load.
         transformed: whether it is.
-        mean, variance: of the batch, for the running statistics.
     """
 
     y: Tensor
     affine: Affine
     source: Tensor
     transformed: bool
-    mean: Tensor
-    variance: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,25 +99,34 @@ class Gradients:
     mask: Tensor | None
 
 
-def forward(block: ChainBlock, x: Tensor, weights: Sequence[Weights]) -> tuple[Tensor, Tensor | None, list[Kept]]:
+def forward(
+    block: ChainBlock, x: Tensor, weights: Sequence[Weights], running: Sequence[Running] = ()
+) -> tuple[Tensor, Tensor | None, list[Kept]]:
     """Return the block's output, the bits of its ReLU (None for a stem, which recomputes them), and what each layer keeps.
 
-    Changes nothing, running statistics included, so that it can be timed.
+    Args:
+        block: what it consists of.
+        x: its input, channels-last.
+        weights: of every layer.
+        running: every layer's running statistics, which move. Without them nothing changes, so that it can be timed.
 
     Raises:
         ValueError: only one value per channel, which has no variance.
     """
     kept: list[Kept] = []
-    for layer, weight in zip(block.body, weights, strict=False):
+    moving: Sequence[Running | None] = running or [None] * len(weights)
+    for index, (layer, weight) in enumerate(zip(block.body, weights, strict=False)):
         source, affine = (kept[-1].y, _pair(kept[-1].affine)) if kept else (x, None)
         if affine is not None and layer.forward != CHAIN:
             source, affine = apply(source, affine, relu=True, keep_bits=False, backend=block.backend)[0], None
-        kept.append(_layer_forward(block, layer, weight, source, affine))
-    last, shortcut = kept[-1], None
+        convolved = [_convolved(block, layer, weight, source, affine)]
+        if index == len(block.body) - 1 and block.residual == PROJECTION:
+            convolved.append(_convolved(block, block.layers[-1], weights[-1], x, None))
+        kept += _normalised(block, convolved, weights[index:], moving[index:])
+    last = kept[len(block.body) - 1]
     residual, residual_affine = _identity(block, x, last.y), None
     if block.residual == PROJECTION:
-        shortcut = _layer_forward(block, block.layers[-1], weights[-1], x, None)
-        residual, residual_affine = shortcut.y, _pair(shortcut.affine)
+        residual, residual_affine = kept[-1].y, _pair(kept[-1].affine)
     out, bits = apply(
         last.y,
         _pair(last.affine),
@@ -120,14 +136,24 @@ def forward(block: ChainBlock, x: Tensor, weights: Sequence[Weights]) -> tuple[T
         keep_bits=block.residual != NOTHING,
         backend=block.backend,
     )
-    return out, bits, kept if shortcut is None else [*kept, shortcut]
+    return out, bits, kept
 
 
 def _pair(affine: Affine) -> tuple[Tensor, Tensor]:
     return affine.scale, affine.shift
 
 
-def _layer_forward(block: ChainBlock, layer: Layer, weight: Weights, source: Tensor, prologue: tuple[Tensor, Tensor] | None) -> Kept:
+@dataclass(frozen=True)
+class _Convolved:
+    """A layer before its batch-norm; see `Kept`. `partials` (P, 3, C) are the statistics of y."""
+
+    y: Tensor
+    partials: Tensor
+    source: Tensor
+    transformed: bool
+
+
+def _convolved(block: ChainBlock, layer: Layer, weight: Weights, source: Tensor, prologue: tuple[Tensor, Tensor] | None) -> _Convolved:
     if layer.forward == CUDNN:
         y = channels_last(convolve(source, weight.conv, layer.stride, layer.kernel // 2))
         _check_count(y)
@@ -136,8 +162,17 @@ def _layer_forward(block: ChainBlock, layer: Layer, weight: Weights, source: Ten
         y, partials = conv_forward(source, weight.conv, stride=layer.stride, prologue=prologue, statistics=True, backend=block.backend)
         _check_count(y)
     assert partials is not None
-    affine, mean, variance = finalize(partials, weight.gamma, weight.beta, weight.mask, EPSILON, backend=block.backend)
-    return Kept(y, affine, source, prologue is not None, mean, variance)
+    return _Convolved(y, partials, source, prologue is not None)
+
+
+def _normalised(
+    block: ChainBlock, convolved: Sequence[_Convolved], weights: Sequence[Weights], running: Sequence[Running | None]
+) -> list[Kept]:
+    """What the layers keep, with all their batch-norms in one launch."""
+    given = zip(convolved, weights, running, strict=False)
+    norms = [Statistics(one.partials, weight.gamma, weight.beta, weight.mask, moving) for one, weight, moving in given]
+    found = finalize_all(norms, EPSILON, backend=block.backend)
+    return [Kept(one.y, affine, one.source, one.transformed) for one, (affine, _, _) in zip(convolved, found, strict=True)]
 
 
 def _check_count(y: Tensor) -> None:
@@ -182,22 +217,29 @@ def backward(
     )
     at = _Arriving(g if g_z is None else g_z, g_z is None, sums)
     joined = at
+    ending = [(weights[body - 1], kept[body - 1], sums)]
+    if projected is not None and shortcut_sums is not None:
+        ending.append((weights[-1], projected, shortcut_sums))
+    ends = _coefficients(block, ending)
     gradients: list[Gradients] = []
+    pending: list[Parts] = []
     for index in reversed(range(body)):
         before = kept[index - 1] if index else None
         writes = index > 0 and not _needs_dy(block.layers[index - 1], wants_x or index > 1)
-        found, leaving = _layer_backward(block, block.layers[index], weights[index], kept[index], at, before, writes, wants_x)
+        own = ends[0] if index == body - 1 else _coefficients(block, [(weights[index], kept[index], at.sums)])[0]
+        found, leaving = _layer_backward(block, block.layers[index], weights[index], kept[index], at, own, before, writes, wants_x, pending)
         gradients.insert(0, found)
         if leaving is not None:
             at = leaving
     dx = at.g if wants_x else None
     if projected is not None:
         arriving = _Arriving(joined.g, False, shortcut_sums)
-        found, leaving = _layer_backward(block, block.layers[-1], weights[-1], projected, arriving, None, False, wants_x)
+        found, leaving = _layer_backward(block, block.layers[-1], weights[-1], projected, arriving, ends[1], None, False, wants_x, pending)
         gradients.append(found)
         dx = dx.add_(leaving.g) if dx is not None and leaving is not None else dx
     elif dx is not None and block.residual != NOTHING:
         dx = _add_identity(block, dx, joined.g)
+    add_parts(pending)
     return dx, gradients
 
 
@@ -221,38 +263,69 @@ def _needs_dy(layer: Layer, wants_x: bool) -> bool:
     return layer.wgrad == CUDNN or (wants_x and layer.dgrad == CUDNN)
 
 
+# k (3, C) with dy = k0·g_z + k1·y + k2, and the gradients of γ, β and the mask.
+_Coefficients = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def _coefficients(block: ChainBlock, layers: Sequence[tuple[Weights, Kept, Tensor | None]]) -> list[_Coefficients]:
+    """What follows from the sums at some layers' batch-norms, in one launch."""
+    norms = []
+    for weight, kept, sums in layers:
+        assert sums is not None
+        norms.append(Sums(sums, kept.y.numel() // kept.y.shape[1], kept.affine, weight.gamma, weight.beta, weight.mask))
+    return backward_coefficients_all(norms, backend=block.backend)
+
+
 def _layer_backward(
-    block: ChainBlock, layer: Layer, weight: Weights, kept: Kept, at: _Arriving, before: Kept | None, writes: bool, wants_x: bool
+    block: ChainBlock,
+    layer: Layer,
+    weight: Weights,
+    kept: Kept,
+    at: _Arriving,
+    coefficients: _Coefficients,
+    before: Kept | None,
+    writes: bool,
+    wants_x: bool,
+    pending: list[Parts],
 ) -> tuple[Gradients, _Arriving | None]:
     """Return the gradients of a layer's tensors, and what arrives at the previous layer; for the first layer, at the block's input.
 
     Args:
         block, layer, weight, kept: the layer.
         at: what arrives at its batch-norm.
+        coefficients: what follows from its sums.
         before: what the previous layer kept; None for the block's first layer.
         writes: whether the previous layer needs its g_z stored.
         wants_x: whether the gradient of the block's input is wanted.
+        pending: takes the parts of the weight's gradient.
     """
-    assert at.sums is not None
-    count = kept.y.numel() // kept.y.shape[1]
-    k, gamma, beta, mask = backward_coefficients(at.sums, count, kept.affine, weight.gamma, weight.beta, weight.mask, backend=block.backend)
+    k, gamma, beta, mask = coefficients
     wants_source = wants_x or before is not None
     g = at.g
     on_load: tuple[Tensor, Tensor] | None = (k, kept.y)
     if _needs_dy(layer, wants_source):
         relu_from: Literal["none", "recompute"] = "recompute" if at.gated else "none"
         g, on_load = backward_apply(at.g, kept.y, k, relu_from=relu_from, affine=kept.affine, backend=block.backend), None
-    conv = _wgrad(block, layer, weight, kept, before, g, on_load)
+    conv = _wgrad(block, layer, weight, kept, before, g, on_load, pending)
     leaving = _dgrad(block, layer, weight, kept.source, before, g, on_load, writes) if wants_source else None
     return Gradients(conv, gamma, beta, mask), leaving
 
 
 def _wgrad(
-    block: ChainBlock, layer: Layer, weight: Weights, kept: Kept, before: Kept | None, g: Tensor, g_affine: tuple[Tensor, Tensor] | None
+    block: ChainBlock,
+    layer: Layer,
+    weight: Weights,
+    kept: Kept,
+    before: Kept | None,
+    g: Tensor,
+    g_affine: tuple[Tensor, Tensor] | None,
+    pending: list[Parts],
 ) -> Tensor:
     source, prologue = kept.source, _pair(before.affine) if kept.transformed and before is not None else None
     if layer.wgrad == CHAIN:
-        return conv_wgrad(source, g, layer.kernel, stride=layer.stride, prologue=prologue, g_affine=g_affine, backend=block.backend)
+        return conv_wgrad(
+            source, g, layer.kernel, stride=layer.stride, prologue=prologue, g_affine=g_affine, pending=pending, backend=block.backend
+        )
     if prologue is not None:
         source, _ = apply(source, prologue, relu=True, keep_bits=False, backend=block.backend)
     return convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (False, True))[1]

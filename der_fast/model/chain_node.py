@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels.affine import VECTORS, Affine
+from der_fast.kernels.masked_bn import Running
 from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model import chain
 from der_fast.model.chain import ChainBlock, Kept, Weights
@@ -22,22 +23,17 @@ Flat = Sequence[Tensor | None]
 
 class _BlockNode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, block: ChainBlock, x: Tensor, *flat: Tensor | None) -> tuple[Tensor, ...]:
-        out, bits, kept = chain.forward(block, x, weights_of(flat))
+    def forward(ctx: Any, block: ChainBlock, running: Sequence[Running], x: Tensor, *flat: Tensor | None) -> Tensor:
+        out, bits, kept = chain.forward(block, x, weights_of(flat), running)
         ctx.block, ctx.transformed = block, [layer.transformed for layer in kept]
         # A layer's source is usually a tensor that is saved anyway; saving it twice costs nothing.
         saved = [(layer.y, layer.source, *(getattr(layer.affine, name) for name in VECTORS)) for layer in kept]
         ctx.save_for_backward(bits, *flat, *itertools.chain.from_iterable(saved))
-        statistics = [value for layer in kept for value in (layer.mean, layer.variance)]
-        ctx.mark_non_differentiable(*statistics)
-        # Otherwise every statistic would arrive with a tensor of zeros, a launch each.
-        ctx.set_materialize_grads(False)
-        return out, *statistics
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor | None, *statistics: None) -> tuple[Tensor | None, ...]:
-        assert g is not None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         bits, *rest = ctx.saved_tensors
         layers = len(ctx.block.layers)
         flat, saved = rest[: _PER_LAYER * layers], rest[_PER_LAYER * layers :]
@@ -45,25 +41,26 @@ class _BlockNode(torch.autograd.Function):
         kept = []
         for index, transformed in enumerate(ctx.transformed):
             y, source, *affine = saved[index * size : (index + 1) * size]
-            kept.append(Kept(y, Affine(*affine), source, transformed, affine[0], affine[1]))
+            kept.append(Kept(y, Affine(*affine), source, transformed))
         g = channels_last(g.to(kept[0].y.dtype))
-        dx, gradients = chain.backward(ctx.block, weights_of(flat), kept, bits, g, ctx.needs_input_grad[1])
+        dx, gradients = chain.backward(ctx.block, weights_of(flat), kept, bits, g, ctx.needs_input_grad[2])
         found: list[Tensor | None] = []
         for index, gradient in enumerate(gradients):
             found += [gradient.conv.to(flat[_PER_LAYER * index].dtype), None, gradient.gamma, gradient.beta, gradient.mask]
-        return None, dx, *found
+        return None, None, dx, *found
 
 
-def run_block(block: ChainBlock, x: Tensor, flat: Flat) -> tuple[Tensor, list[Tensor]]:
-    """Return the block's differentiable output, and the mean and unbiased variance of every batch-norm in turn, not differentiable.
+def run_block(block: ChainBlock, x: Tensor, flat: Flat, running: Sequence[Running]) -> Tensor:
+    """Return the block's differentiable output; the running statistics move towards the batch's, the unbiased variance among them.
 
     Args:
         block: what the block consists of.
         x: its input, channels-last.
         flat: for every layer the weight, its copy in x's dtype, γ, β and the mask or None.
+        running: of every layer.
     """
-    out, *statistics = _BlockNode.apply(block, x, *flat)  # type: ignore[no-untyped-call]
-    return out, statistics
+    out: Tensor = _BlockNode.apply(block, running, x, *flat)  # type: ignore[no-untyped-call]
+    return out
 
 
 def weights_of(flat: Flat) -> list[Weights]:

@@ -88,7 +88,7 @@ def keep_classes(layer: nn.Linear, rows: Tensor) -> nn.Linear:
 
 def auxiliary_targets(labels: Tensor, known: int) -> Tensor:
     """Map labels to the auxiliary classifier's: 0 for any of the `known` old classes, 1 … for the new ones (eq. 3)."""
-    return (labels - known + 1).clamp(min=0)
+    return (labels - (known - 1)).clamp(min=0)
 
 
 def _linear(features: int, classes: int) -> nn.Linear:

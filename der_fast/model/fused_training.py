@@ -7,9 +7,9 @@ convolution, use PyTorch's convolutions and the operation `masked_bn`. Precision
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from der_fast.kernels.choices import Choices, shared
 from der_fast.kernels.conv.strided import convolve
-from der_fast.kernels.masked_bn import masked_bn
+from der_fast.kernels.masked_bn import Running, masked_bn
 from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model import paths
 from der_fast.model.chain import IDENTITY, NOTHING, PROJECTION, WIDENED, ChainBlock
@@ -38,12 +38,26 @@ class _StepTensors:
     Attributes:
         weights: every convolution's, in the activations' dtype.
         masks: every batch-norm's, or None.
-        statistics: mean and variance of every batch-norm that a node normalised, in turn.
     """
 
     weights: dict[Convolution, Tensor]
     masks: dict[MaskedBatchNorm, Tensor | None]
-    statistics: list[tuple[MaskedBatchNorm, Tensor, Tensor]] = field(default_factory=list)
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over all pixels, in float32 or better. PyTorch's own backward pass takes three launches: divide, round and reorder."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.like = x.shape, x.dtype
+        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        shape, dtype = ctx.like
+        out = torch.empty(shape, dtype=dtype, device=g.device, memory_format=torch.channels_last)
+        return torch.div(g[:, :, None, None].expand(shape), shape[2] * shape[3], out=out)
 
 
 class FusedTraining:
@@ -89,8 +103,8 @@ class FusedTraining:
             x = channels_last(images.to(self.dtype))
             step = _StepTensors(self._cast_weights(), self._slice_masks(masks))
             x = self._preactivation(x, step) if extractor.architecture.preactivation else self._postactivation(x, step)
-            _move_statistics(step)
-            return x.mean((2, 3), dtype=torch.promote_types(self.dtype, torch.float32))
+            out: Tensor = _Mean.apply(x)  # type: ignore[no-untyped-call]
+            return out
 
     def _cast_weights(self) -> dict[Convolution, Tensor]:
         """Every convolution's weight in the activations' dtype and channels-last strides, in one launch."""
@@ -130,10 +144,8 @@ class FusedTraining:
         flat: list[Tensor | None] = []
         for conv, norm in pairs:
             flat += [conv.weight, step.weights[conv], norm.weight, norm.bias, step.masks[norm]]
-        out, statistics = run_block(self._block(name, pairs, residual, x, flat), x, flat)
-        for (_, norm), mean, variance in zip(pairs, statistics[::2], statistics[1::2], strict=True):
-            step.statistics.append((norm, mean, variance))
-        return out
+        running = [Running(norm.running_mean, norm.running_var, norm.momentum) for _, norm in pairs]
+        return run_block(self._block(name, pairs, residual, x, flat), x, flat, running)
 
     def _block(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, flat: Sequence[Tensor | None]) -> ChainBlock:
         """The paths of a block: chosen at its first batch, and kept for batches of any size."""
@@ -203,15 +215,3 @@ def _pairs(module: ResidualBlock) -> list[Pair]:
 def _uniform(block: ChainBlock, path: str) -> ChainBlock:
     layers = paths.forward_layers(block.layers, path)
     return replace(block, layers=paths.backward_layers(layers, path if path in paths.BACKWARD else paths.CUDNN))
-
-
-@torch.no_grad()
-def _move_statistics(step: _StepTensors) -> None:
-    """Move all running statistics towards the batch's in one launch, as PyTorch's batch-norm does one by one."""
-    by_momentum: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
-    for norm, mean, variance in step.statistics:
-        running, batch = by_momentum.setdefault(norm.momentum, ([], []))
-        running += [norm.running_mean, norm.running_var]
-        batch += [mean, variance]
-    for momentum, (running, batch) in by_momentum.items():
-        torch._foreach_lerp_(running, batch, momentum)

@@ -14,17 +14,17 @@ _ALIGNED = 4
 
 class _Slices(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, places: Sequence[slice], gather: Tensor, sources: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(sources)
+    def forward(ctx: Any, masks: Tensor, places: Sequence[slice], gather: Tensor, sources: Tensor, zero: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(sources, zero)
         parts = masks.index_select(0, gather)
         return tuple(parts[place] for place in places)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        (sources,) = ctx.saved_tensors
-        flat = torch.cat([*grad_outputs, grad_outputs[0].new_zeros(1)])
-        return flat.index_select(0, sources.flatten()).reshape(sources.shape).sum(0), None, None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        sources, zero = ctx.saved_tensors
+        flat = torch.cat([*grad_outputs, zero])
+        return flat.index_select(0, sources.flatten()).reshape(sources.shape).sum(0), None, None, None, None
 
 
 class MaskSlices:
@@ -53,6 +53,7 @@ class MaskSlices:
             gather += entries + [0] * (-len(entries) % _ALIGNED)
         self._gather = torch.tensor(gather, dtype=torch.int64)
         self._sources = torch.tensor([row + [position] * (depth - len(row)) for row in rows], dtype=torch.int64).t().contiguous()
+        self._zero = torch.zeros(1)
 
     def __call__(self, masks: Tensor) -> tuple[Tensor, ...]:
         """Return the parts."""
@@ -60,5 +61,8 @@ class MaskSlices:
             return tuple(masks[part] for part in self.where)
         if self._sources.device != masks.device:
             self._gather, self._sources = self._gather.to(masks.device), self._sources.to(masks.device)
-        parts: tuple[Tensor, ...] = _Slices.apply(masks, self.places, self._gather, self._sources)  # type: ignore[no-untyped-call]
+        if self._zero.device != masks.device or self._zero.dtype != masks.dtype:
+            self._zero = self._zero.to(masks)
+        tables = self.places, self._gather, self._sources, self._zero
+        parts: tuple[Tensor, ...] = _Slices.apply(masks, *tables)  # type: ignore[no-untyped-call]
         return parts

@@ -61,7 +61,7 @@ def _fastest(choices: Choices, key: str, runs: Mapping[str, Run], x: Tensor, wha
 def _output(result: object) -> list[Tensor | None]:
     """The tensors that all forward paths must agree on; what a path keeps is its own."""
     out, _, kept = cast(tuple[Tensor, object, list[Kept]], result)
-    return [out, *(value for one in kept for value in (one.mean, one.variance))]
+    return [out, *(value for one in kept for value in (one.affine.mean, one.affine.rstd))]
 
 
 def _gradients(result: object) -> list[Tensor | None]:

@@ -15,8 +15,8 @@ from der_fast.training.position import Position
 
 def tally(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
     """Add a batch to (2,) `totals`: its mean loss times its images, and hits of `logits` (N, classes) against `labels` (N,)."""
-    hits = (logits.detach().argmax(1) == labels).sum()
-    totals += torch.stack([loss.detach().double() * len(labels), hits.double()])
+    totals[0].add_(loss.detach(), alpha=len(labels))
+    totals[1].add_((logits.detach().argmax(1) == labels).sum())
 
 
 class EpochMeter:

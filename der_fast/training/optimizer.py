@@ -40,6 +40,8 @@ class NamedSGD:
         own = {name: rate for name, rate in (own_lr or {}).items() if name in self.parameters}
         weights = [parameter for name, parameter in self.parameters.items() if name not in own]
         self.on_device = on_device
+        # The gradient of the loss, which autograd would otherwise make in every batch.
+        self._one = torch.ones((), dtype=weights[0].dtype, device=weights[0].device)
         lr = torch.tensor(config.lr, device=weights[0].device) if on_device else config.lr
         groups = [{"params": weights, "lr": lr, "momentum": config.momentum, "weight_decay": config.weight_decay}]
         groups += [{"params": [self.parameters[name]], "lr": rate, "momentum": 0.0, "weight_decay": 0.0} for name, rate in own.items()]
@@ -59,7 +61,7 @@ class NamedSGD:
     def step(self, loss: Tensor) -> None:
         """Back-propagate `loss` and update every parameter that it reaches."""
         self.sgd.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(self._one)  # type: ignore[no-untyped-call]
         if self.on_device:
             for parameter in self.parameters.values():
                 _align(parameter)

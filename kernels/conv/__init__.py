@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
@@ -9,6 +11,7 @@ from der_fast.kernels.affine import Affine
 from der_fast.kernels.checks import check_image
 from der_fast.kernels.conv import checks
 from der_fast.kernels.conv.launch import MOST_PARTS, ConvTiles, candidates, default_config, default_split
+from der_fast.kernels.conv.parts import Parts
 from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
 from der_fast.kernels.conv.shape import ConvShape
 from der_fast.kernels.device import multiprocessors
@@ -17,6 +20,8 @@ __all__ = [
     "Affine",
     "ConvShape",
     "ConvTiles",
+    "Parts",
+    "add_parts",
     "candidates",
     "conv_dgrad",
     "conv_forward",
@@ -128,6 +133,7 @@ def conv_wgrad(
     g_affine: tuple[Tensor, Tensor] | None = None,
     split: int | None = None,
     config: ConvTiles | None = None,
+    pending: list[Parts] | None = None,
     backend: str = "reference",
 ) -> Tensor:
     """Gradient of a convolution's weight, (K, C, R, R) float32 with channels_last strides; the same bits on every run.
@@ -141,6 +147,7 @@ def conv_wgrad(
         g_affine: as in `conv_dgrad`.
         split: how many parts the fused kernel cuts the sum over N·H'·W' into; None for the default of the shape.
         config: tiles of the fused kernel; None for the default of the shape.
+        pending: parts that are still to be added are appended to it. The result is written when the caller passes it to `add_parts`.
         backend: 'reference' or 'fused'.
 
     Raises:
@@ -167,4 +174,19 @@ def conv_wgrad(
     transformed, count = prologue is not None or g_affine is not None, multiprocessors(x.device)
     chosen = config or default_config("wgrad", shape, x.dtype, transformed=transformed, processors=count)
     parts = split or default_split(shape, chosen, count)
-    return wgrad(x, g, shape, chosen, parts, prologue=prologue, g_affine=g_affine)
+    out, unsummed = wgrad(x, g, shape, chosen, parts, prologue=prologue, g_affine=g_affine)
+    later = [] if unsummed is None else [Parts(unsummed, out)]
+    if pending is None:
+        add_parts(later)
+    else:
+        pending += later
+    return out
+
+
+def add_parts(pending: Sequence[Parts]) -> None:
+    """Write the sums of all parts that `conv_wgrad` left pending, in their order; four weight gradients share a launch."""
+    if pending:
+        from der_fast.kernels.conv import triton_parts
+
+        for start in range(0, len(pending), triton_parts.MOST):
+            triton_parts.add(pending[start : start + triton_parts.MOST])

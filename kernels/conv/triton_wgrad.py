@@ -2,7 +2,7 @@
 """Gradient of a convolution's weight as an implicit GEMM: filters × (r, s, c), reduced over the rows (n, h, w) of the output.
 
 The reduction is long and the result small, so it is cut into `split` parts. Each part writes its own float32 copy of the weight's
-gradient, and a second kernel adds the copies in their order: no atomics, the same bits on every run. Nothing is saved.
+gradient, and a second kernel (triton_parts.py) adds the copies. Nothing is saved.
 """
 
 from __future__ import annotations
@@ -108,21 +108,6 @@ def _conv_wgrad_kernel(
     tl.store(parts + place, total, mask=(filter < filters)[:, None] & wanted[None, :])
 
 
-@triton.jit
-def _sum_parts_kernel(parts, out, elements, split, BLOCK: tl.constexpr):
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    line = parts + place
-    for _ in range(split):
-        total += tl.load(line, mask=place < elements, other=0.0)
-        line += elements
-    tl.store(out + place, total, mask=place < elements)
-
-
-# Elements of the weight per program of the second kernel.
-SUMMED = 256
-
-
 def wgrad(
     x: Tensor,
     g: Tensor,
@@ -132,8 +117,8 @@ def wgrad(
     *,
     prologue: tuple[Tensor, Tensor] | None,
     g_affine: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """Launch the kernels; arguments as in `conv_wgrad`, checked."""
+) -> tuple[Tensor, Tensor | None]:
+    """Launch the kernel; arguments as in `conv_wgrad`, checked. Return the gradient and, if it is not written yet, its parts."""
     steps = triton.cdiv(shape.out_rows, config.block_k)
     steps_per_part = triton.cdiv(steps, split)
     split = triton.cdiv(steps, steps_per_part)
@@ -162,14 +147,11 @@ def wgrad(
             **constants(shape, config, triton_runtime.dot_in_float32()),
             **launch(config),
         )
-        if split > 1:
-            grid = (triton.cdiv(out.numel(), SUMMED),)
-            _sum_parts_kernel[grid](parts, out, out.numel(), split, BLOCK=SUMMED, num_warps=4, num_stages=1, enable_fp_fusion=True)
-    return out
+    return out, None if split == 1 else parts
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the launches of every shape, and the sum of the parts."""
+    """Return the launches of every shape."""
     chain = dict.fromkeys(("x", "g", "y"), "act") | dict.fromkeys(("parts", "scale", "shift", "coefficients"), "fp32")
 
     def rows_per_part(shape: ConvShape, config: ConvTiles) -> int:
@@ -177,10 +159,4 @@ def compile_cases() -> list[CompileCase]:
         return int(triton.cdiv(steps, default_split(shape, config))) * config.block_k
 
     sizes = {"rows": lambda shape, _: shape.out_rows, "rows_per_part": rows_per_part, **SIZES}
-    summed = {"parts": "*fp32", "out": "*fp32", "elements": "i32", "split": "i32"}
-    return [
-        *cases(_conv_wgrad_kernel, "wgrad", chain, ("x", "g", "parts"), sizes),
-        CompileCase(
-            "conv.wgrad.sum", _sum_parts_kernel, summed, {"BLOCK": SUMMED}, ("parts", "out", "elements"), num_warps=4, num_stages=1
-        ),
-    ]
+    return cases(_conv_wgrad_kernel, "wgrad", chain, ("x", "g", "parts"), sizes)

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from der_fast.kernels.affine import Affine, affine_of
 from der_fast.kernels.masked_bn import passes
+from der_fast.kernels.masked_bn.norms import Running
 
 BACKEND = "fused"
 
@@ -31,33 +32,30 @@ class FusedMaskedBN(torch.autograd.Function):
         bias: Tensor,
         mask: Tensor | None,
         residual: Tensor | None,
-        running: tuple[Tensor, Tensor] | None,
+        running: Running,
+        training: bool,
         relu: bool,
         eps: float,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return a and, in training mode (`running` is None), the mean and variance with which to update the running statistics."""
+    ) -> Tensor:
+        """Return a; in training mode the running statistics move."""
         x = channels_last(x)
-        if running is None:
-            affine, mean, var = passes.finalize(passes.statistics(x, backend=BACKEND), weight, bias, mask, eps, backend=BACKEND)
+        if training:
+            partials = passes.statistics(x, backend=BACKEND)
+            affine, _, _ = passes.finalize(partials, weight, bias, mask, eps, running=running, backend=BACKEND)
         else:
-            affine, mean, var = affine_of(*running, weight, bias, mask, eps), None, None
+            affine = affine_of(running.mean, running.variance, weight, bias, mask, eps)
         added = None if residual is None else channels_last(residual)
         join = relu and residual is not None
         out, bits = passes.apply(x, (affine.scale, affine.shift), residual=added, relu=relu, keep_bits=join, backend=BACKEND)
-        if mean is not None:
-            ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, mask, affine.mean, affine.rstd, affine.scale, affine.shift, bits)
         ctx.relu_from = "recompute" if relu else "none"
-        ctx.count = math.inf if running else x.numel() // x.shape[1]
-        return out, mean, var
+        ctx.count = x.numel() // x.shape[1] if training else math.inf
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Return the requested gradients of x, γ, β, m and h."""
-        if g is None:
-            return None, None, None, None, None, None, None, None
         x, weight, bias, mask, *vectors, bits = ctx.saved_tensors
         affine = Affine(*vectors)
         for_x, for_weight, for_bias, for_mask, for_residual = ctx.needs_input_grad[:5]
@@ -73,7 +71,7 @@ class FusedMaskedBN(torch.autograd.Function):
         dx = passes.backward_apply(g, x, k, relu_from=relu_from, affine=affine, backend=BACKEND) if for_x else None
         d_residual = g if for_residual else None
         of_vectors = (d if wanted else None for d, wanted in ((d_weight, for_weight), (d_bias, for_bias), (d_mask, for_mask)))
-        return dx, *of_vectors, d_residual, None, None, None
+        return dx, *of_vectors, d_residual, None, None, None, None
 
 
 _SCHEMA = "(Tensor x, Tensor scale, Tensor shift, Tensor? residual, bool relu) -> Tensor"

@@ -12,6 +12,7 @@ from der_fast.kernels.checks import check_backend
 from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn.autograd import FusedMaskedBN, affine_only
+from der_fast.kernels.masked_bn.norms import Running
 from der_fast.kernels.masked_bn.reference import masked_bn_reference
 
 
@@ -100,11 +101,6 @@ def _differentiable(
         raise BackendError(
             "masked_bn with backend 'fused' is traced in evaluation mode without gradients only; call .eval() under torch.no_grad()"
         )
-    statistics = None if training else (running_mean, running_var)
-    out: Tensor
-    out, mean, var = FusedMaskedBN.apply(x, weight, bias, mask, residual, statistics, relu, eps)  # type: ignore[no-untyped-call]
-    if training:
-        # Here and not in a kernel: kernels run many times while candidates are timed.
-        with torch.no_grad():
-            torch._foreach_lerp_([running_mean, running_var], [mean, var], momentum)
+    running = Running(running_mean, running_var, momentum)
+    out: Tensor = FusedMaskedBN.apply(x, weight, bias, mask, residual, running, training, relu, eps)  # type: ignore[no-untyped-call]
     return out

@@ -7,6 +7,8 @@ The ReLU passes z unless z ≤ 0, so that NaN stays NaN. `launch` overrides how 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn import checks
 from der_fast.kernels.masked_bn import reference_passes as reference
 from der_fast.kernels.masked_bn.launch import Launch
+from der_fast.kernels.masked_bn.norms import Running, Statistics, Sums
 from der_fast.kernels.masked_bn.reference_passes import ReluFrom
 
 
@@ -49,7 +52,14 @@ def statistics(y: Tensor, *, launch: Launch | None = None, backend: str) -> Tens
 
 
 def finalize(
-    partials: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float, *, backend: str
+    partials: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    *,
+    running: Running | None = None,
+    backend: str,
 ) -> tuple[Affine, Tensor, Tensor]:
     """Merge partial statistics (Chan, Golub and LeVeque, 1979) and fold batch-norm and mask into an Affine.
 
@@ -57,18 +67,28 @@ def finalize(
         partials: (P, 3, C) from `statistics` or a convolution's epilogue; entries with count 0 are ignored.
         weight, bias, mask: (C,) γ, β and m (None: no mask).
         eps: added to the biased variance.
+        running: moved towards the mean and the unbiased variance in place; None changes nothing.
 
     Returns:
-        the Affine, the batch mean (C,) and the unbiased batch variance (C,), with which the caller updates its running statistics.
+        the Affine, the batch mean (C,) and the unbiased batch variance (C,).
     """
-    checks.check_partials(partials, 3)
-    vectors = {"weight": weight, "bias": bias, "mask": mask}
-    checks.check_vectors(vectors, partials.shape[2], partials.dtype, partials.device)
-    if _fused(backend, partials.device):
+    return finalize_all([Statistics(partials, weight, bias, mask, running)], eps, backend=backend)[0]
+
+
+def finalize_all(norms: Sequence[Statistics], eps: float, *, backend: str) -> list[tuple[Affine, Tensor, Tensor]]:
+    """Return what `finalize` returns for every batch-norm; two share a launch, such as those at a block's join."""
+    for norm in norms:
+        partials = norm.partials
+        checks.check_partials(partials, 3)
+        vectors = {"weight": norm.weight, "bias": norm.bias, "mask": norm.mask}
+        if norm.running is not None:
+            vectors |= {"running mean": norm.running.mean, "running variance": norm.running.variance}
+        checks.check_vectors(vectors, partials.shape[2], partials.dtype, partials.device)
+    if _fused(backend, norms[0].partials.device):
         from der_fast.kernels.masked_bn import triton_vectors
 
-        return triton_vectors.finalize(partials, weight, bias, mask, eps)
-    return reference.finalize_reference(partials, weight, bias, mask, eps)
+        return triton_vectors.finalize(norms, eps)
+    return [reference.finalize_reference(norm, eps) for norm in norms]
 
 
 def apply(
@@ -163,16 +183,24 @@ def backward_coefficients(
         count: M, the elements per channel; math.inf for running statistics, which do not depend on the batch.
         affine, weight, bias, mask: as in `finalize`.
     """
-    checks.check_partials(partials, 2)
-    vectors = {"weight": weight, "bias": bias, "mask": mask, "affine.mean": affine.mean, "affine.rstd": affine.rstd}
-    checks.check_vectors({**vectors, "affine.scale": affine.scale}, partials.shape[2], partials.dtype, partials.device)
-    if not count > 0:
-        raise ValueError(f"masked_bn: count is {count}; it is the number of elements per channel, N·H·W, or math.inf")
-    if _fused(backend, partials.device):
+    return backward_coefficients_all([Sums(partials, count, affine, weight, bias, mask)], backend=backend)[0]
+
+
+def backward_coefficients_all(norms: Sequence[Sums], *, backend: str) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Return what `backward_coefficients` returns for every batch-norm; two share a launch, such as those at a block's join."""
+    for norm in norms:
+        partials, affine = norm.partials, norm.affine
+        checks.check_partials(partials, 2)
+        vectors = {"weight": norm.weight, "bias": norm.bias, "mask": norm.mask}
+        vectors |= {"affine.mean": affine.mean, "affine.rstd": affine.rstd, "affine.scale": affine.scale}
+        checks.check_vectors(vectors, partials.shape[2], partials.dtype, partials.device)
+        if not norm.count > 0:
+            raise ValueError(f"masked_bn: count is {norm.count}; it is the number of elements per channel, N·H·W, or math.inf")
+    if _fused(backend, norms[0].partials.device):
         from der_fast.kernels.masked_bn import triton_vectors
 
-        return triton_vectors.backward_coefficients(partials, count, affine, weight, bias, mask)
-    return reference.backward_coefficients_reference(partials, count, affine, weight, bias, mask)
+        return triton_vectors.backward_coefficients(norms)
+    return [reference.backward_coefficients_reference(norm) for norm in norms]
 
 
 def backward_apply(

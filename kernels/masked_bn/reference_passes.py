@@ -15,6 +15,7 @@ from torch import Tensor
 
 from der_fast.kernels.affine import Affine, affine_of
 from der_fast.kernels.dtypes import accumulator
+from der_fast.kernels.masked_bn.norms import Statistics, Sums
 
 # Rows per entry of the partial sums.
 ROWS = 4096
@@ -58,9 +59,9 @@ def _statistics_of(rows: Tensor) -> Tensor:
     return torch.stack([torch.full_like(step, len(rows)), rows[0] + step, (away - step).square().sum(0)])
 
 
-def finalize_reference(partials: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> tuple[Affine, Tensor, Tensor]:
-    """Merge the partial statistics (Chan et al., 1979); return the Affine, the mean and the unbiased variance."""
-    counts, means, squares = partials.unbind(1)
+def finalize_reference(norm: Statistics, eps: float) -> tuple[Affine, Tensor, Tensor]:
+    """Merge the partial statistics (Chan et al., 1979) and move the running ones; return the Affine, the mean and the unbiased variance."""
+    counts, means, squares = norm.partials.unbind(1)
     filled = counts > 0
     total = counts.sum(0)
     # Relative to one of the means, a sum of equal means is exact.
@@ -68,8 +69,11 @@ def finalize_reference(partials: Tensor, weight: Tensor, bias: Tensor, mask: Ten
     away = torch.where(filled, means - pivot, 0)
     step = (counts * away).sum(0) / total
     square = torch.where(filled, squares + counts * (away - step).square(), 0).sum(0)
-    mean = pivot + step
-    return affine_of(mean, square / total, weight, bias, mask, eps), mean, square / (total - 1)
+    mean, variance = pivot + step, square / (total - 1)
+    if norm.running is not None:
+        norm.running.mean.lerp_(mean, norm.running.momentum)
+        norm.running.variance.lerp_(variance, norm.running.momentum)
+    return affine_of(mean, square / total, norm.weight, norm.bias, norm.mask, eps), mean, variance
 
 
 def apply_reference(
@@ -115,16 +119,15 @@ def backward_reduce_reference(
     return sums(y, affine), None if shortcut is None else sums(*shortcut), image_of(g_z, g) if write_gz else None
 
 
-def backward_coefficients_reference(
-    partials: Tensor, count: float, affine: Affine, weight: Tensor, bias: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def backward_coefficients_reference(norm: Sums) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return k (3, C) with dy = k0·g_z + k1·y + k2, and dγ, dβ, dm."""
-    first, second = partials.sum(0)
-    slope = -affine.scale * affine.rstd * (second / count)
-    k = torch.stack([affine.scale, slope, -affine.scale * (first / count) - slope * affine.mean])
+    first, second = norm.partials.sum(0)
+    affine, mask = norm.affine, norm.mask
+    slope = -affine.scale * affine.rstd * (second / norm.count)
+    k = torch.stack([affine.scale, slope, -affine.scale * (first / norm.count) - slope * affine.mean])
     if mask is None:
         return k, second, first, None
-    return k, mask * second, mask * first, weight * second + bias * first
+    return k, mask * second, mask * first, norm.weight * second + norm.bias * first
 
 
 def backward_apply_reference(g: Tensor, y: Tensor, k: Tensor, relu_from: ReluFrom, affine: Affine) -> Tensor:

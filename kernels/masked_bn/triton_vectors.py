@@ -1,10 +1,12 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-"""From partial results to per-channel values, in Triton: one small launch in each direction.
+"""From partial results to per-channel values, in Triton: one small launch in each direction, for one batch-norm or for two.
 
-A program owns BLOCK_C channels and walks down the partial results, BLOCK_P at a time, always in the same order.
+A program owns BLOCK_C channels of one batch-norm and walks down its partial results, BLOCK_P at a time, always in the same order.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from der_fast.kernels.affine import Affine
 from der_fast.kernels.compile_case import CompileCase
+from der_fast.kernels.masked_bn.norms import Statistics, Sums
 
 # Eight float32 are one sector of 32 bytes.
 BLOCK_C = 8
@@ -23,7 +26,27 @@ def _block(parts: int) -> int:
 
 
 @triton.jit
-def _finalize_kernel(partials, weight, bias, mask, out, parts, channels, eps, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+def _moved(old, new, momentum):
+    # As torch.lerp: exact for a momentum of 0 and of 1.
+    return tl.where(momentum < 0.5, old + momentum * (new - old), new - (new - old) * (1 - momentum))
+
+
+@triton.jit
+def _finalize(
+    partials,
+    weight,
+    bias,
+    mask,
+    running_mean,
+    running_variance,
+    out,
+    parts,
+    channels,
+    momentum,
+    eps,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     dtype = out.dtype.element_ty
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = channel < channels
@@ -67,11 +90,63 @@ def _finalize_kernel(partials, weight, bias, mask, out, parts, channels, eps, BL
     tl.store(out + channels, rstd, mask=inside)
     tl.store(out + 2 * channels, scale, mask=inside)
     tl.store(out + 3 * channels, shift, mask=inside)
-    tl.store(out + 4 * channels, squares / (elements - 1), mask=inside)
+    unbiased = squares / (elements - 1)
+    tl.store(out + 4 * channels, unbiased, mask=inside)
+    if running_mean is not None:
+        old_mean = tl.load(running_mean + channel, mask=inside, other=0)
+        old_variance = tl.load(running_variance + channel, mask=inside, other=0)
+        tl.store(running_mean + channel, _moved(old_mean, centre, momentum), mask=inside)
+        tl.store(running_variance + channel, _moved(old_variance, unbiased, momentum), mask=inside)
 
 
 @triton.jit
-def _coefficients_kernel(
+def _finalize_kernel(
+    partials,
+    weight,
+    bias,
+    mask,
+    running_mean,
+    running_variance,
+    out,
+    parts,
+    channels,
+    momentum,
+    partials2,
+    weight2,
+    bias2,
+    mask2,
+    running_mean2,
+    running_variance2,
+    out2,
+    parts2,
+    channels2,
+    momentum2,
+    eps,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    if tl.program_id(1) == 0:
+        _finalize(partials, weight, bias, mask, running_mean, running_variance, out, parts, channels, momentum, eps, BLOCK_P, BLOCK_C)
+    elif partials2 is not None:
+        _finalize(
+            partials2,
+            weight2,
+            bias2,
+            mask2,
+            running_mean2,
+            running_variance2,
+            out2,
+            parts2,
+            channels2,
+            momentum2,
+            eps,
+            BLOCK_P,
+            BLOCK_C,
+        )
+
+
+@triton.jit
+def _coefficients(
     partials, mean, rstd, scale, weight, bias, mask, out, parts, channels, inverse, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     dtype = out.dtype.element_ty
@@ -105,57 +180,96 @@ def _coefficients_kernel(
     tl.store(out + 4 * channels, s1, mask=inside)
 
 
-def finalize(partials: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float) -> tuple[Affine, Tensor, Tensor]:
+@triton.jit
+def _coefficients_kernel(
+    partials,
+    mean,
+    rstd,
+    scale,
+    weight,
+    bias,
+    mask,
+    out,
+    parts,
+    channels,
+    inverse,
+    partials2,
+    mean2,
+    rstd2,
+    scale2,
+    weight2,
+    bias2,
+    mask2,
+    out2,
+    parts2,
+    channels2,
+    inverse2,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    if tl.program_id(1) == 0:
+        _coefficients(partials, mean, rstd, scale, weight, bias, mask, out, parts, channels, inverse, BLOCK_P, BLOCK_C)
+    elif partials2 is not None:
+        _coefficients(partials2, mean2, rstd2, scale2, weight2, bias2, mask2, out2, parts2, channels2, inverse2, BLOCK_P, BLOCK_C)
+
+
+def _launch(kernel, arguments: Sequence[Sequence[object]], partials: Sequence[Tensor], *last: float) -> None:
+    """Launch a kernel for every batch-norm, two at a time."""
+    for start in range(0, len(partials), 2):
+        here = partials[start : start + 2]
+        given = [value for one in arguments[start : start + 2] for value in one]
+        missing = [None] * ((2 - len(here)) * len(arguments[start]))
+        grid = (max(triton.cdiv(one.shape[2], BLOCK_C) for one in here), len(here))
+        block = _block(max(len(one) for one in here))
+        with torch.cuda.device_of(here[0]):
+            kernel[grid](*given, *missing, *last, BLOCK_P=block, BLOCK_C=BLOCK_C, enable_fp_fusion=True)
+
+
+def finalize(norms: Sequence[Statistics], eps: float) -> list[tuple[Affine, Tensor, Tensor]]:
     """Launch the merge of the statistics; see `passes.finalize`."""
-    parts, _, channels = partials.shape
-    out = torch.empty(5, channels, dtype=partials.dtype, device=partials.device)
-    with torch.cuda.device_of(partials):
-        _finalize_kernel[(triton.cdiv(channels, BLOCK_C),)](
-            partials, weight, bias, mask, out, parts, channels, eps, BLOCK_P=_block(parts), BLOCK_C=BLOCK_C, enable_fp_fusion=True
-        )
-    mean, rstd, scale, shift, var = out.unbind(0)
-    return Affine(mean, rstd, scale, shift), mean, var
+    outs, arguments = [], []
+    for norm in norms:
+        parts, _, channels = norm.partials.shape
+        outs.append(torch.empty(5, channels, dtype=norm.partials.dtype, device=norm.partials.device))
+        running = norm.running
+        moved = (None, None) if running is None else (running.mean, running.variance)
+        momentum = 0.0 if running is None else float(running.momentum)
+        arguments.append([norm.partials, norm.weight, norm.bias, norm.mask, *moved, outs[-1], parts, channels, momentum])
+    _launch(_finalize_kernel, arguments, [norm.partials for norm in norms], eps)
+    return [(Affine(*out.unbind(0)[:4]), out[0], out[4]) for out in outs]
 
 
-def backward_coefficients(
-    partials: Tensor, count: float, affine: Affine, weight: Tensor, bias: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def backward_coefficients(norms: Sequence[Sums]) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Launch the sum of the two reductions and what follows from it; see `passes.backward_coefficients`."""
-    parts, _, channels = partials.shape
-    out = torch.empty(5 if mask is None else 6, channels, dtype=partials.dtype, device=partials.device)
-    with torch.cuda.device_of(partials):
-        _coefficients_kernel[(triton.cdiv(channels, BLOCK_C),)](
-            partials,
-            affine.mean,
-            affine.rstd,
-            affine.scale,
-            weight,
-            bias,
-            mask,
-            out,
-            parts,
-            channels,
-            1.0 / count,
-            BLOCK_P=_block(parts),
-            BLOCK_C=BLOCK_C,
-            enable_fp_fusion=True,
-        )
-    return out[:3], out[3], out[4], None if mask is None else out[5]
+    outs, arguments = [], []
+    for norm in norms:
+        parts, _, channels = norm.partials.shape
+        rows = 5 if norm.mask is None else 6
+        outs.append(torch.empty(rows, channels, dtype=norm.partials.dtype, device=norm.partials.device))
+        affine = norm.affine.mean, norm.affine.rstd, norm.affine.scale
+        inverse = 1.0 / norm.count
+        arguments.append([norm.partials, *affine, norm.weight, norm.bias, norm.mask, outs[-1], parts, channels, inverse])
+    _launch(_coefficients_kernel, arguments, [norm.partials for norm in norms])
+    return [(out[:3], out[3], out[4], None if len(out) == 5 else out[5]) for out in outs]
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return both launches, for channels that are multiples of 16 and for others."""
-    vectors = dict.fromkeys(("partials", "weight", "bias", "mask", "out"), "*fp32")
-    sizes = {"parts": "i32", "channels": "i32"}
-    blocks = {"BLOCK_P": 128, "BLOCK_C": BLOCK_C}
-    statistics = dict.fromkeys(("mean", "rstd", "scale"), "*fp32")
-
-    def both(name, kernel, signature):
-        pointers = tuple(name for name, kind in signature.items() if kind.startswith("*"))
-        for channels, aligned in (("64", (*pointers, "channels")), ("37", pointers)):
-            yield CompileCase(f"masked_bn.{name}.{channels}", kernel, signature, blocks, aligned)
-
-    return [
-        *both("finalize", _finalize_kernel, {**vectors, **sizes, "eps": "fp32"}),
-        *both("coefficients", _coefficients_kernel, {**vectors, **statistics, **sizes, "inverse": "fp32"}),
-    ]
+    """Return the launches for one batch-norm and for a block's join, for channels that are multiples of 16 and for others."""
+    forward = ("partials", "weight", "bias", "mask", "running_mean", "running_variance", "out")
+    backward = ("partials", "mean", "rstd", "scale", "weight", "bias", "mask", "out")
+    found = []
+    for name, kernel, pointers, own, last in (
+        ("finalize", _finalize_kernel, forward, "momentum", {"eps": "fp32"}),
+        ("coefficients", _coefficients_kernel, backward, "inverse", {}),
+    ):
+        one = {**dict.fromkeys(pointers, "*fp32"), "parts": "i32", "channels": "i32", own: "fp32"}
+        two = {**one, **{f"{argument}2": kind for argument, kind in one.items()}}
+        for norms, signature in (("", one), (".join", two)):
+            absent = {argument: None for argument in kernel.arg_names if argument not in {**signature, **last}}
+            constants = {**absent, "BLOCK_P": 128, "BLOCK_C": BLOCK_C}
+            aligned = tuple(argument for argument, kind in signature.items() if kind.startswith("*"))
+            for channels, multiples in (("64", ("channels", "channels2")), ("37", ())):
+                known = (*aligned, *(argument for argument in multiples if argument in signature))
+                case = f"masked_bn.{name}{norms}.{channels}"
+                found.append(CompileCase(case, kernel, {**signature, **last}, constants, known))
+    return found

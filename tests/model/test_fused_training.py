@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from der_fast.kernels import choices
+from der_fast.kernels.masked_bn import Running
 from der_fast.model import chain, chain_node, fused_training, paths
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
@@ -147,10 +148,13 @@ def test_any_mixture_of_ways_in_one_block(seed, residual):
             vectors = [(draw(outputs, seed=30 + 3 * number + i) + 1).requires_grad_() for i in range(3)]
             flat += [weight, weight.detach(), *vectors]
         source = x.clone().requires_grad_()
-        out, statistics = chain_node.run_block(chain.ChainBlock(layers, residual, stride, "reference"), source, flat)
+        running = [Running(draw(shape[0], seed=60), draw(shape[0], seed=61).abs(), 0.3) for shape in shapes]
+        out = chain_node.run_block(chain.ChainBlock(layers, residual, stride, "reference"), source, flat, running)
         (out * draw(*out.shape, seed=50)).sum().backward()
         leaves = [source, *(leaf for leaf in flat if leaf.requires_grad)]
-        return [out.detach(), *statistics, *(leaf.grad for leaf in leaves)]
+        moved = [value for one in running for value in (one.mean, one.variance)]
+        assert not any(torch.equal(value, draw(len(value), seed=60)) for value in moved)
+        return [out.detach(), *moved, *(leaf.grad for leaf in leaves)]
 
     picked = torch.randint(0, len(WAYS), (len(shapes),), generator=seeded(seed)).tolist()
     for found, wanted in zip(outcome([WAYS[index] for index in picked]), outcome([WAYS[0]] * len(shapes)), strict=True):
@@ -197,7 +201,9 @@ def test_activations_between_nodes_are_in_the_asked_dtype_and_weights_are_cast_o
     seen, casts = [], []
     original, copying = fused_training.run_block, torch._foreach_copy_
     monkeypatch.setattr(
-        fused_training, "run_block", lambda block, x, flat: seen.append((x.dtype, flat[1].dtype, flat[2].dtype)) or original(block, x, flat)
+        fused_training,
+        "run_block",
+        lambda block, x, flat, running: seen.append((x.dtype, flat[1].dtype, flat[2].dtype)) or original(block, x, flat, running),
     )
     monkeypatch.setattr(torch, "_foreach_copy_", lambda *tensors: casts.append(len(tensors[0])) or copying(*tensors))
     extractor = network("resnet20", dtype=torch.float32)

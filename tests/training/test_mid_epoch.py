@@ -20,6 +20,7 @@ from der_fast.training import epoch as epochs
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, tally
 from der_fast.training.learner import Learner
+from der_fast.training.methods.der import representation
 from der_fast.training.methods.der.method import begin_step
 from der_fast.training.model import Model, Network
 from der_fast.training.position import Position
@@ -122,6 +123,19 @@ def test_interrupted_again_and_again(tmp_path: Path, tiny: Tiny, synthetic: Imag
         assert observer.seen == EVENTS[begun : begun + 6]
     run(out, tiny, synthetic, resume=True)
     run(tmp_path / "straight", tiny, synthetic)
+    assert run_facts(out) == run_facts(tmp_path / "straight")
+
+
+def test_the_weight_of_sparsity_that_was_chosen_batches_ago_is_kept(
+    tmp_path: Path, tiny: Tiny, synthetic: Images, run_facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(representation, "interval", lambda batches, epochs: 4)
+    # A budget that is far away, and no bound that λ_s would soon meet.
+    keys, once = {"masks.target_params": 0.05, "masks.sparsity": 1e3}, {"runtime.checkpoint_seconds": 0}
+    run(tmp_path / "straight", tiny, synthetic, {**keys, **once})
+    # Batch 3 of the step: the next choice is due before batch 5.
+    out = cut(tmp_path / "run", EVENTS.index((2, "representation", 1, 3)), tiny, synthetic, keys)
+    run(out, tiny, synthetic, {**keys, **once}, resume=True)
     assert run_facts(out) == run_facts(tmp_path / "straight")
 
 

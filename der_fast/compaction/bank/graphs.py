@@ -46,7 +46,8 @@ def run_beside(works: Sequence[Callable[[], Tensor]], streams: Sequence[torch.cu
 
 def run_parallel(branches: Sequence[Branch], images: Tensor, streams: Sequence[torch.cuda.Stream]) -> Tensor:
     """Return the outputs of all branches, side by side in the channels; see `run_beside`."""
-    return torch.cat(run_beside([partial(branch, images) for branch in branches], streams), 1)
+    found = run_beside([partial(branch, images) for branch in branches], streams)
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _stream(images: Tensor) -> torch.cuda.Stream:

@@ -16,7 +16,7 @@ from der_fast.training.methods.der.state import DerState
 
 
 class DerLoss:
-    """From images and labels to loss and logits. Mask scale, λ_s and its controller's values are scalars on the device.
+    """From images and labels to loss and logits. Mask scale and λ_s are scalars on the device.
 
     It keeps the networks that it was made with: if they are replaced, make a new one.
 
@@ -39,9 +39,10 @@ class DerLoss:
         self._features = TrainedFeatures(context, state.extractor)
 
     def prepare(self, scale: float, batch: int) -> None:
-        """Set the mask scale s and the number of the next batch, 0-based, counted over all epochs that learn masks."""
+        """Set the mask scale s and, if it is due, λ_s before batch `batch`, 0-based, counted over all epochs that learn masks."""
         self._scale.fill_(scale)
-        self.controller.set_batch(batch)
+        if self.state.masks is not None and not self.settled:
+            self.controller.follow(batch, self.state.masks.logits.detach())
 
     def _binary_masks(self) -> Tensor | None:
         """The masks of the settled epochs; None if the compact network, which has no masks, is trained."""
@@ -54,16 +55,15 @@ class DerLoss:
         """Return the mean loss and the logits (N, classes)."""
         state, masks, sparsity = self.state, self._binary, None
         if state.masks is not None and not self.settled:
-            self.controller.adapt(state.masks.logits.detach())
             masks, sparsity = state.masks.with_sparsity(self._scale, backend=self._features.kernels)
         new = self._features(images, masks)
         logits = state.head(torch.cat([self.context.features(self.bank, images), new], 1))
         loss = F.cross_entropy(logits, labels)
         if state.auxiliary is not None:
             auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))
-            loss = loss + self.context.config.method.aux_weight * auxiliary
+            loss = torch.add(loss, auxiliary, alpha=self.context.config.method.aux_weight)
         if sparsity is not None:
-            loss = loss + self.controller.value.to(loss.dtype) * sparsity
+            loss = loss + self.controller.value * sparsity
         return loss, logits
 
     def constrain(self) -> None:

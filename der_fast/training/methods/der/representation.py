@@ -15,7 +15,7 @@ from der_fast.training.context import Context
 from der_fast.training.methods.der.loss import DerLoss
 from der_fast.training.methods.der.mask_log import is_noted
 from der_fast.training.methods.der.pruning import binarise, final_keep, kept_share
-from der_fast.training.methods.der.sparsity import SparsityController
+from der_fast.training.methods.der.sparsity import SparsityController, interval
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.schedule import mask_scale, settled_from
 from der_fast.training.stage import Stage
@@ -43,7 +43,8 @@ class RepresentationStage(Stage):
         masks = context.config.masks
         self.settle_at = settled_from(schedule.epochs, masks.settle) if state.masks is not None else schedule.epochs
         layout = MaskLayout(state.extractor.architecture)
-        self.controller = SparsityController(masks, self.settle_at * self.batches, layout, context.device)
+        learned, every = self.settle_at * self.batches, interval(self.batches, self.settle_at)
+        self.controller = SparsityController(masks, learned, layout, context.device, every=every)
         if state.sparsity_weight is not None:
             self.controller.weight = state.sparsity_weight
         self.der_loss: DerLoss | None = None
@@ -92,7 +93,7 @@ class RepresentationStage(Stage):
         return self.step
 
     def before_batch(self, number: int) -> None:
-        """Set the mask scale."""
+        """Set the mask scale and λ_s."""
         assert self.der_loss is not None
         scale = mask_scale(number, self.batches, self.context.config.masks.s_max)
         self.der_loss.prepare(scale, self.state.epoch * self.batches + number - 1)

@@ -12,16 +12,22 @@ from der_fast.config.schema import MasksConfig
 from der_fast.model.architecture import Groups
 from der_fast.model.layout import MaskLayout
 
+# λ_s is chosen once in at most so many batches, but at least so often per epoch and in all: with fewer, the last choices push too far.
+MOST_BATCHES, LEAST_PER_EPOCH, LEAST = 8, 4, 40
+# The least mean gradient of the sparsity loss that λ_s is divided by.
+_LEAST_PULL = 1e-12
+
 
 class Budget:
     """Finds the threshold on mask logits that leaves a given share of the parameters.
 
     It is the smallest τ such that keeping e_c > τ·w_c (and the floor) leaves at most the target share. The weights w_c are the
     channels' prices to the power `masks.price_power`: expensive channels go first. The candidates for τ are the scores e_c / w_c
-    themselves. For each, only the number of channels that each group keeps matters, because all prices in a group are the same. Counts
-    are whole numbers in double precision, so the result is exact.
+    themselves, in descending order: with the j-th one, the first j channels stay. Only the number of channels that each group keeps
+    matters, because all prices in a group are the same. With these numbers n, (G,), the parameters are n·(Q n + q), because every
+    convolution has area × inputs × outputs of them. All numbers are whole and in double precision, so the result is exact.
 
-    Nothing here copies a number to or from the device, so a CUDA graph can hold it.
+    Nothing here copies a number to or from the device.
 
     Args:
         layout: the full network's mask layout.
@@ -32,55 +38,65 @@ class Budget:
     def __init__(self, layout: MaskLayout, config: MasksConfig, device: torch.device) -> None:
         assert config.target_params is not None
         architecture = layout.architecture
-        self.target, self.total = config.target_params, architecture.parameters()
+        self.most = _most_parameters(config.target_params, architecture.parameters())
         self.weights = layout.prices().pow(config.price_power).to(device)
         terms = layout.sparsity_terms(torch.float64, device)
-        self._members, self._area, self._image = terms["membership"].t(), terms["area"], terms["image"]
-        self._reads, self._writes = terms["reads"].t(), terms["writes"].t()
+        self._members = terms["membership"].contiguous()
+        by_area = terms["writes"].t() * terms["area"]
 
         def table(rows: Sequence[Groups]) -> Tensor:
-            entries = [[float(row.count(name)) for row in rows] for name in layout.names]
-            return torch.tensor(entries, dtype=torch.float64, device=device).reshape(len(layout.names), len(rows))
+            entries = [[float(row.count(name)) for name in layout.names] for row in rows]
+            return torch.tensor(entries, dtype=torch.float64, device=device).reshape(len(rows), len(layout.names))
 
+        # Q and q without batch-norm, which the sparsity loss does not count.
+        self._pairs, alone = by_area @ terms["reads"], by_area @ terms["image"]
+        self._singles = (alone + 2 * table(architecture.norms()).sum(0))[:, None]
         streams = set(layout.stream_groups())
         least = [least_kept(width, config.floor) if name in streams else 0 for name, width in architecture.groups.items()]
-        self._least = torch.tensor(least, dtype=torch.float64, device=device)
-        self._norms = 2 * table(architecture.norms()).sum(1)
+        self._least = torch.tensor(least, dtype=torch.float64, device=device)[:, None]
         self._path = table([architecture.stem.target, *(block.target for block in architecture.blocks)])
         inner = [(number, conv.target) for number, block in enumerate(architecture.blocks) for conv in block.convs[:-1]]
         self._inner = table([groups for _, groups in inner])
         owners = torch.tensor([number for number, _ in inner], device=device)
         # (I, I): which inner convolutions belong to the same block.
         self._together = (owners[:, None] == owners[None]).double()
+        self._alone = len({number for number, _ in inner}) == len(inner)
+        sizes = self._members.sum(1)
+        # The mean over channels of the sparsity loss's gradient is linear in the sums of the masks.
+        divisor = (sizes @ (self._pairs @ sizes + alone)) * layout.channels
+        self._slope, self._constant = (self._pairs + self._pairs.t()) / divisor, alone / divisor
 
     def threshold(self, logits: Tensor) -> Tensor:
         """Return τ for logits (C,), a scalar of their dtype; the largest score if the floor alone exceeds the target."""
-        scores = logits / self.weights
-        ordered, order = scores.sort()
-        candidates = torch.cat([ordered[:1] - 1, ordered])
-        # Row i: for every group, the number of its scores from position i on.
-        above = self._members.index_select(0, order).flip(0).cumsum(0).flip(0)
-        above = torch.cat([above, torch.zeros_like(above[:1])])
-        kept = above.index_select(0, torch.searchsorted(ordered, candidates, right=True))
-        meets = self._parameters(torch.maximum(kept, self._least)) / self.total <= self.target
-        meets[-1:].fill_(True)
-        return candidates.index_select(0, meets.to(torch.uint8).argmax(0, keepdim=True)).squeeze(0)
+        ordered, order = (logits / self.weights).sort(descending=True)
+        kept = torch.maximum(self._members.index_select(1, order).cumsum(1), self._least)
+        # More channels never have fewer parameters, and equal scores stand together: among them, the first one decides.
+        meeting = (self._parameters(kept) <= self.most).sum(0, keepdim=True)
+        return torch.cat([ordered, ordered[-1:] - 1]).index_select(0, meeting).squeeze(0)
 
     def _parameters(self, kept: Tensor) -> Tensor:
-        """Parameters that remain (J,) for numbers of kept channels per group (J, G), as `compaction.live_widths` counts them."""
-        lost = (kept @ self._inner == 0).double() @ self._together > 0
-        kept = kept.masked_fill(lost.double() @ self._inner.t() > 0, 0.0)
-        kept = kept.masked_fill((kept @ self._path == 0).any(1, keepdim=True), 0.0)
-        return (self._area * (kept @ self._reads + self._image) * (kept @ self._writes)).sum(1) + kept @ self._norms
+        """Parameters that remain (J,) for numbers of kept channels per group (G, J), as `compaction.live_widths` counts them."""
+        if not self._alone:
+            lost = self._together @ (self._inner @ kept == 0).double() > 0
+            kept = kept.masked_fill(self._inner.t() @ lost.double() > 0, 0.0)
+        whole = (self._path @ kept).amin(0) > 0
+        return (kept * torch.addmm(self._singles, self._pairs, kept)).sum(0) * whole
 
     def pull(self, logits: Tensor) -> Tensor:
         """Return the mean over channels of ∂L_S/∂e, compensated, at the soft masks σ(e): a scalar, float64."""
         soft = torch.sigmoid(logits).double()
-        sums, sizes = soft @ self._members, self._members.sum(0)
-        inputs, outputs = sums @ self._reads + self._image, sums @ self._writes
-        slope = self._reads @ (self._area * outputs) + self._writes @ (self._area * inputs)
-        full = (self._area * (sizes @ self._reads + self._image) * (sizes @ self._writes)).sum()
-        return ((soft * (1 - soft)) @ self._members) @ slope / full / len(logits)
+        slope = torch.addmv(self._constant, self._slope, self._members @ soft)
+        return (self._members @ (soft * (1 - soft))) @ slope
+
+
+def _most_parameters(target: float, total: int) -> int:
+    """Return the largest number of parameters whose share of `total` is at most `target`, rounding included."""
+    most = int(target * total)
+    while (most + 1) / total <= target:
+        most += 1
+    while most / total > target:
+        most -= 1
+    return most
 
 
 def least_kept(width: int, floor: float) -> int:
@@ -94,12 +110,17 @@ def budget_threshold(layout: MaskLayout, logits: Tensor, config: MasksConfig) ->
     return float(Budget(layout, config, logits.device).threshold(logits))
 
 
+def interval(batches: int, epochs: int) -> int:
+    """Return n: λ_s is chosen before every n-th batch, if `epochs` of `batches` learn masks. In short schedules it is every batch."""
+    return max(1, min(MOST_BATCHES, batches // LEAST_PER_EPOCH, batches * epochs // LEAST))
+
+
 class SparsityController:
     """Chooses λ_s: a constant, or the weight that moves the ranking of channels across zero in time.
 
     With a target, the threshold τ that would meet the budget now must fall to 0 in the R batches that remain. The sparsity loss
     alone moves a logit by λ_s · lr · ∂L_S/∂e per batch, so the required weight is λ_s = τ / (R · lr · ∂L_S/∂e), with the
-    mean over channels for ∂L_S/∂e.
+    mean over channels for ∂L_S/∂e. It is chosen between batches, so a step that a CUDA graph holds only reads it.
 
     `masks.sparsity` bounds it from above: in a short schedule a larger weight drags whole streams to zero before the task loss
     can object (docs/pruning.md has the measurement). It is also used if no weight moves a logit (masks.lr = 0). `meet_budget` removes
@@ -110,35 +131,35 @@ class SparsityController:
         batches: number of batches that learn masks, over all epochs.
         layout: the full network's mask layout.
         device: where the logits lie.
+        every: choose it once in so many batches; see `interval`.
 
     Attributes:
-        value: λ_s, a scalar, float64 on `device`.
+        value: λ_s as the loss reads it, a scalar, float32 on `device`.
     """
 
-    def __init__(self, config: MasksConfig, batches: int, layout: MaskLayout, device: torch.device) -> None:
-        self.config, self.batches = config, batches
-        self.value = torch.tensor(config.sparsity, dtype=torch.float64, device=device)
-        self._remaining = torch.tensor(max(batches, 1), dtype=torch.float64, device=device)
-        self._budget = None if config.target_params is None else Budget(layout, config, device)
+    def __init__(self, config: MasksConfig, batches: int, layout: MaskLayout, device: torch.device, *, every: int = 1) -> None:
+        self.config, self.batches, self.every = config, batches, every
+        self._exact = torch.tensor(config.sparsity, dtype=torch.float64, device=device)
+        self.value = self._exact.float()
+        follows = config.target_params is not None and config.lr * _LEAST_PULL > 0
+        self._budget = Budget(layout, config, device) if follows else None
 
     @property
     def weight(self) -> float:
-        """λ_s as a number, read from the device."""
-        return float(self.value)
+        """λ_s as a number in double precision, read from the device."""
+        return float(self._exact)
 
     @weight.setter
     def weight(self, weight: float) -> None:
-        self.value.fill_(weight)
-
-    def set_batch(self, batch: int) -> None:
-        """Set the number of the next batch (0-based, counted over all epochs that learn masks)."""
-        self._remaining.fill_(max(self.batches - batch, 1))
+        self._exact.fill_(weight)
+        self.value.copy_(self._exact)
 
     @torch.no_grad()
-    def adapt(self, logits: Tensor) -> None:
-        """Set λ_s for the next batch, from the mask logits (C,)."""
-        if self._budget is None:
+    def follow(self, batch: int, logits: Tensor) -> None:
+        """Choose λ_s before batch `batch` (0-based, counted over all epochs that learn masks), from the mask logits (C,), if it is due."""
+        if self._budget is None or batch % self.every:
             return
-        threshold = self._budget.threshold(logits).double().clamp(min=0)
-        moved = self._remaining * self.config.lr * self._budget.pull(logits).clamp(min=1e-12)
-        self.value.copy_((threshold / moved).clamp(max=self.config.sparsity).masked_fill(moved <= 0, self.config.sparsity))
+        moved = self._budget.pull(logits).clamp_(min=_LEAST_PULL).mul_(max(self.batches - batch, 1) * self.config.lr)
+        threshold = self._budget.threshold(logits).clamp_(min=0)
+        torch.div(threshold, moved, out=self._exact).clamp_(max=self.config.sparsity)
+        self.value.copy_(self._exact)

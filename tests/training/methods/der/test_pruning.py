@@ -16,7 +16,7 @@ from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 from der_fast.training.methods.der.pruning import final_keep, kept_share, meet_budget
-from der_fast.training.methods.der.sparsity import Budget, SparsityController, budget_threshold
+from der_fast.training.methods.der.sparsity import Budget, SparsityController, budget_threshold, interval
 
 LAYOUT = MaskLayout(build_architecture("resnet20", width=2))
 seeds = st.integers(0, 10**6)
@@ -33,13 +33,12 @@ def masks_of(seed: int, low: float = -2.0, high: float = 3.0) -> ChannelMasks:
     return ChannelMasks(LAYOUT, low=low, high=high, clamp=6.0, generator=torch.Generator().manual_seed(seed))
 
 
-def controller_of(config: MasksConfig, batches: int) -> SparsityController:
-    return SparsityController(config, batches, LAYOUT, torch.device("cpu"))
+def controller_of(config: MasksConfig, batches: int, every: int = 1) -> SparsityController:
+    return SparsityController(config, batches, LAYOUT, torch.device("cpu"), every=every)
 
 
 def update(controller: SparsityController, masks: ChannelMasks, batch: int) -> None:
-    controller.set_batch(batch)
-    controller.adapt(masks.logits.detach())
+    controller.follow(batch, masks.logits.detach())
 
 
 def only_the_floor(logits: Tensor, floor: float) -> Tensor:
@@ -188,3 +187,47 @@ def test_the_controllers_weight_is_what_its_formula_says() -> None:
     later = controller_of(replace(config, sparsity=1e9), 40)
     update(later, masks, 10)
     assert later.weight == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("batches", "epochs", "every"),
+    [(1, 2, 1), (12, 1, 1), (16, 1, 1), (40, 17, 8), (55, 17, 8), (17, 10, 4), (100, 1, 2), (1000, 1, 8), (3, 100, 1), (0, 0, 1)],
+)
+def test_short_schedules_choose_the_weight_before_every_batch(batches: int, epochs: int, every: int) -> None:
+    assert interval(batches, epochs) == every
+
+
+def test_between_its_choices_the_weight_stays() -> None:
+    masks, config = masks_of(3, 0.0, 2.0), replace(config_of(0.3), sparsity=1e9)
+    controller, always = controller_of(config, 40, every=4), controller_of(config, 40)
+    for batch in range(12):
+        before = controller.weight
+        update(controller, masks, batch)
+        update(always, masks, batch)
+        assert controller.weight == (before if batch % 4 else always.weight)
+        assert float(controller.value) == float(torch.tensor(controller.weight, dtype=torch.float32))
+        with torch.no_grad():
+            masks.logits -= 0.01
+    # What a run saves and continues with.
+    later = controller_of(config, 40, every=4)
+    later.weight = controller.weight
+    assert torch.equal(later.value, controller.value)
+    assert later.weight == controller.weight
+
+
+@pytest.mark.parametrize(("batches", "epochs"), [(20, 4), (80, 4)])
+@pytest.mark.parametrize("target", [0.4, 0.6, 0.8])
+def test_the_ranking_reaches_zero_in_time_when_the_weight_is_chosen_now_and_then(batches: int, epochs: int, target: float) -> None:
+    config, every, total = replace(config_of(target, power=1.5), sparsity=1e9, lr=1.0), interval(batches, epochs), batches * epochs
+    assert every > 1
+    masks, found = masks_of(1, 0.0, 2.0), []
+    controller = controller_of(config, total, every)
+    for batch in range(total):
+        update(controller, masks, batch)
+        (gradient,) = torch.autograd.grad(controller.value * masks.with_sparsity(1.0)[1], masks.logits)
+        with torch.no_grad():
+            masks.logits -= gradient
+        found.append(budget_threshold(LAYOUT, masks.logits.detach(), config))
+    # It starts far above 0 and must neither stay there nor be pushed far below, where more than the budget asks for is lost.
+    assert found[0] > 0.3
+    assert abs(found[-1]) < 0.02
