@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -43,10 +43,11 @@ def warm_up(run: Callable[[], object], stream: torch.cuda.Stream, times: int = 2
         run_on(stream, run)
 
 
-def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Result:
+def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Result:
     """Capture what `run` launches into `graph`, on `stream`; return what it returns. A replay overwrites the tensors in that result.
 
-    Other threads may use the device during the capture, for example to load images.
+    Other threads may use the device during the capture, for example to load images. `pool` is that of another graph to share memory with,
+    which is safe if no result of the two is read after the other's replay.
 
     Raises:
         Exception: what `run` raised; if it raised nothing, a RuntimeError with the driver's reason. The current stream is restored.
@@ -57,7 +58,7 @@ def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch
     here = torch.cuda.current_stream(stream.device)
     problems: list[Exception] = []
     try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             try:
                 return run()
             except Exception as error:

@@ -50,14 +50,15 @@ class DerLoss:
             return None
         return final_keep(state.masks, self.context.config.masks).float().to(self.context.device)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the logits (N, classes)."""
+    def __call__(self, images: Tensor, labels: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the logits (N, classes); `frozen` (N, F): features of the frozen extractors, if they are kept."""
         state, masks, sparsity = self.state, self._binary, None
         if state.masks is not None and not self.settled:
             self.controller.adapt(state.masks.logits.detach())
             masks, sparsity = state.masks.with_sparsity(self._scale, backend=self._features.kernels)
         new = self._features(images, masks)
-        logits = state.head(torch.cat([self.context.features(self.bank, images), new], 1))
+        old = self.context.features(self.bank, images) if frozen is None else frozen
+        logits = state.head(torch.cat([old, new], 1))
         loss = F.cross_entropy(logits, labels)
         if state.auxiliary is not None:
             auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))
