@@ -34,6 +34,33 @@ def run_on(stream: torch.cuda.Stream, run: Callable[[], Result]) -> Result:
     return result
 
 
+class Beside:
+    """Runs work on a stream of its own while the current stream goes on; on a CPU it runs at once.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def start(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return what `run` returns, after the work queued so far; nothing may read it before `join`."""
+        if self._stream is None:
+            return run()
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            return run()
+
+    def join(self, result: torch.Tensor) -> torch.Tensor:
+        """Return the result of `start`, now that the current stream waits for it."""
+        if self._stream is not None:
+            here = torch.cuda.current_stream(self._stream.device)
+            here.wait_stream(self._stream)
+            result.record_stream(here)
+        return result
+
+
 def warm_up(run: Callable[[], object], stream: torch.cuda.Stream, times: int = 2) -> None:
     """Run on `stream` before a capture.
 

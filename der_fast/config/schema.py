@@ -217,7 +217,7 @@ class LaterConfig(ScheduleConfig):
         0,
         at_least(0),
         "each image's augmentations come from this many fixed views, one per epoch in turn: frozen extractors compute a view once and "
-        "their features are kept; 0 = fresh ones in every epoch, as in the paper",
+        "their features are kept; 0, or as many as epochs = fresh ones, as in the paper",
     )
 
 
@@ -230,8 +230,8 @@ class ClassifierConfig(ScheduleConfig):
     views: int = key(
         0,
         at_least(0),
-        "the classifier is retrained on features of this many fixed views of every image, one per epoch in turn, computed once; 0 = fresh "
-        "ones in every epoch, as in the paper",
+        "the classifier is retrained on features of this many fixed views of every image, one per epoch in turn, computed once; 0, or as "
+        "many as epochs = fresh ones, as in the paper",
     )
     temperature: float = key(5.0, POSITIVE, "logits are divided by T (5 on CIFAR, 1 on ImageNet)")
 

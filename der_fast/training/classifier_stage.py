@@ -13,7 +13,7 @@ from der_fast.seeds import generator
 from der_fast.training.batch_step import on_device
 from der_fast.training.context import Context
 from der_fast.training.feed import FeatureFeed, Feed
-from der_fast.training.kept import KeptFeatures
+from der_fast.training.kept import KeptFeatures, saves
 from der_fast.training.memory import balanced_subset
 from der_fast.training.stage import Stage
 from der_fast.training.state import CLASSIFIER, StepState
@@ -40,7 +40,7 @@ def classifier_stage(context: Context, state: StepState, bank: FrozenBank, sourc
     chosen = balanced_subset(source.labels, generator(*names, "subset"))
 
     feed: Feed | None = None
-    if schedule.views:
+    if saves(schedule.views, schedule.epochs):
         kept = KeptFeatures(context, bank, source, names[1:], schedule.views, schedule.epochs, chosen)
         feed = FeatureFeed(context, kept, source.labels[chosen], schedule.batch_size)
 

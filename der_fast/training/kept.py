@@ -19,6 +19,11 @@ from der_fast.training.context import Context
 DTYPE = torch.bfloat16
 
 
+def saves(views: int, epochs: int) -> bool:
+    """Whether fixed views save anything; with as many views as epochs every epoch has its own, as with fresh ones."""
+    return 0 < views < epochs
+
+
 class KeptFeatures:
     """Keeps the features of a stage's views on the device, then in host memory; what fits in neither is computed again when needed.
 

@@ -58,7 +58,7 @@ def test_a_recipe_that_is_written_holds_the_keys_of_its_method(tmp_path: Path) -
 
 def test_the_keys_of_der() -> None:
     owned = {name for name, key in declared().items() if key.method == "der"}
-    assert owned == {*(f"masks.{name}" for name in to_dict(Config())["masks"]), "method.aux_weight"}
+    assert owned == {*(f"masks.{name}" for name in to_dict(Config())["masks"]), "method.aux_weight", "later.views"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.compaction.bank import FrozenBank
+from der_fast.kernels.capture import Beside
 from der_fast.model.classifier import auxiliary_targets
 from der_fast.training.batch_step import TrainedFeatures
 from der_fast.training.context import Context
@@ -37,6 +38,7 @@ class DerLoss:
         self._scale = torch.ones((), device=context.device)
         self._binary = self._binary_masks() if settled else None
         self._features = TrainedFeatures(context, state.extractor)
+        self._beside = Beside(context.device)
 
     def prepare(self, scale: float, batch: int) -> None:
         """Set the mask scale s and the number of the next batch, 0-based, counted over all epochs that learn masks."""
@@ -56,9 +58,9 @@ class DerLoss:
         if state.masks is not None and not self.settled:
             self.controller.adapt(state.masks.logits.detach())
             masks, sparsity = state.masks.with_sparsity(self._scale, backend=self._features.kernels)
+        old = self._beside.start(lambda: self.context.features(self.bank, images)) if frozen is None else None
         new = self._features(images, masks)
-        old = self.context.features(self.bank, images) if frozen is None else frozen
-        logits = state.head(torch.cat([old, new], 1))
+        logits = state.head(torch.cat([frozen if old is None else self._beside.join(old), new], 1))
         loss = F.cross_entropy(logits, labels)
         if state.auxiliary is not None:
             auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))

@@ -12,7 +12,7 @@ from der_fast.data.source import ImageSource
 from der_fast.model.layout import MaskLayout
 from der_fast.training.batch_step import BatchStep, on_device
 from der_fast.training.context import Context
-from der_fast.training.kept import KeptFeatures
+from der_fast.training.kept import KeptFeatures, saves
 from der_fast.training.methods.der.loss import DerLoss
 from der_fast.training.methods.der.mask_log import is_noted
 from der_fast.training.methods.der.pruning import binarise, final_keep, kept_share
@@ -40,10 +40,9 @@ class RepresentationStage(Stage):
     def __init__(
         self, context: Context, state: DerState, bank: FrozenBank, source: ImageSource, known: int, schedule: ScheduleConfig
     ) -> None:
-        kept = None
-        if context.config.later.views and len(bank):
-            names = (REPRESENTATION, state.step)
-            kept = KeptFeatures(context, bank, source, names, context.config.later.views, schedule.epochs)
+        kept, views = None, context.config.later.views
+        if len(bank) and saves(views, schedule.epochs):
+            kept = KeptFeatures(context, bank, source, (REPRESENTATION, state.step), views, schedule.epochs)
         super().__init__(context, state, source, schedule, kept=kept, graphed=on_device(context))
         self.bank, self.known = bank, known
         masks = context.config.masks
