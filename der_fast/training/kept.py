@@ -69,12 +69,13 @@ class KeptFeatures:
             self.current.copy_(features)
             self._known = known.clone()
         else:
-            self._compute(self.keys[view])
+            self.compute(self.keys[view])
             if epoch + len(self.keys) < self.epochs:
                 self._keep(view)
         return self.keys[view]
 
-    def _compute(self, key: int) -> None:
+    def compute(self, key: int) -> None:
+        """Compute the features of the view with this key; they become the current ones."""
         done, told = 0, self.context.observer.images_pass
         self._known = torch.zeros_like(self._known)
         told("features of earlier extractors", 0, len(self.positions))

@@ -58,9 +58,9 @@ class DerLoss:
         if state.masks is not None and not self.settled:
             self.controller.adapt(state.masks.logits.detach())
             masks, sparsity = state.masks.with_sparsity(self._scale, backend=self._features.kernels)
-        old = self._beside.start(lambda: self.context.features(self.bank, images)) if frozen is None else None
+        old = self._beside.start(lambda: self.context.features(self.bank, images) if frozen is None else frozen)
         new = self._features(images, masks)
-        logits = state.head(torch.cat([frozen if old is None else self._beside.join(old), new], 1))
+        logits = state.head(torch.cat([self._beside.join(old), new], 1))
         loss = F.cross_entropy(logits, labels)
         if state.auxiliary is not None:
             auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))
