@@ -1,7 +1,7 @@
 """One batch of every stage of a run as a function without arguments, as it would run on a GPU, so that its launches can be listed.
 
 The backend is 'fused', with der_fast's kernels for every layer; what `auto` would measure is not known here. The frozen bank runs grouped,
-which on a GPU is measured against parallel streams.
+which on a GPU is measured against parallel streams. The settled network has the dead channels that it has on a GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from der_fast.compaction.bank.grouped import GroupedProgram
 from der_fast.model.classifier import new_classifier
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.classifier_stage import classifier_stage
+from der_fast.training.methods.der import settled
 from der_fast.training.methods.der.representation import RepresentationStage
+from der_fast.training.packing import TENSOR_CORE_BLOCK
 from der_fast.training.state import CLASSIFIER, REPRESENTATION
 
 SETTLED = "settled"
@@ -108,7 +111,8 @@ class Bodies:
             assert stage.state.masks is not None
             stage.state.masks.logits.data.copy_(self.networks.plan(0).masks.float() - 0.5)
             stage.settle_at = 0
-            stage.begin_epoch()
+            with mock.patch.object(settled, "settled_padding", lambda device: TENSOR_CORE_BLOCK):
+                stage.begin_epoch()
         step = stage.batch_step()
         stage.before_batch(1)
         return step

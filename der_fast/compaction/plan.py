@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from der_fast import native
+from der_fast.compaction.selection import Selection
 from der_fast.compaction.units import description
 from der_fast.model.architecture import Groups
 from der_fast.model.layout import MaskLayout
@@ -38,6 +39,13 @@ class CompactionPlan:
     def parameters(self) -> int:
         """Parameters of the compact network."""
         return self.layout.architecture.parameters(self.widths)
+
+    @property
+    def selection(self) -> Selection:
+        """The channels that stay, among those of the full network."""
+        architecture = self.layout.architecture
+        places = {name: part.nonzero().squeeze(1) for name, part in self.layout.by_group(self.keep).items()}
+        return Selection(architecture, architecture.groups, places)
 
     def kept(self, groups: Groups) -> Tensor:
         """Return which channels of a tensor made of `groups` stay, boolean."""

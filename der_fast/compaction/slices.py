@@ -1,4 +1,4 @@
-"""The part of the full network's tensors that belongs to the compact one: taking it out, and putting it back."""
+"""The part of a wide network's tensors that belongs to a narrower one: taking it out, and putting it back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from der_fast.compaction.plan import CompactionPlan
+from der_fast.compaction.selection import Selection
 from der_fast.model.architecture import Architecture, Conv, Groups
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -40,53 +40,54 @@ def tensor_groups(architecture: Architecture) -> dict[str, tuple[Groups, ...]]:
     return table
 
 
-def gather(plan: CompactionPlan, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what the compact network keeps of the full network's tensors, which do not change.
+def gather(selection: Selection, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what the narrow network has of the wide one's tensors, which do not change.
 
     Args:
-        plan: what remains.
+        selection: the narrow network's channels.
         tensors: any of an `Extractor`'s tensors by name (see `tensor_groups`), or others of the same shapes, such as momentum buffers.
 
     Raises:
         KeyError: a name that the network does not have.
     """
-    table, rows = tensor_groups(plan.layout.architecture), _Rows(plan)
+    table = tensor_groups(selection.architecture)
     parts = {}
     for name, value in tensors.items():
         part = value.detach()
         for dimension, groups in enumerate(table[name]):
-            part = part.index_select(dimension, rows(groups).to(value.device))
+            part = part.index_select(dimension, selection.rows(groups).to(value.device))
         parts[name] = part.clone() if part.data_ptr() == value.data_ptr() else part
     return parts
 
 
 @torch.no_grad()
-def scatter(plan: CompactionPlan, parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Write the compact network's tensors back into the full network's, in place: the inverse of `gather`.
+def scatter(selection: Selection, parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Write the narrow network's tensors into the wide one's, in place: the inverse of `gather`.
 
     Args:
-        plan: what remains.
-        parts: the compact network's tensors by name.
-        tensors: the full network's tensors, at least those in `parts`.
+        selection: the narrow network's channels.
+        parts: its tensors by name.
+        tensors: the wide network's tensors, at least those in `parts`.
 
     Raises:
         KeyError: a name that the network or `tensors` does not have.
     """
-    table, rows = tensor_groups(plan.layout.architecture), _Rows(plan)
+    table = tensor_groups(selection.architecture)
     for name, part in parts.items():
-        indices = [rows(groups).to(part.device) for groups in table[name]]
+        indices = [selection.rows(groups).to(part.device) for groups in table[name]]
         where = torch.meshgrid(*indices, indexing="ij") if len(indices) > 1 else (indices[0],)
         tensors[name].index_put_(where, part.detach())
 
 
-class _Rows:
-    """Positions of the kept channels of a tensor, by its groups."""
+def spread(selection: Selection, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the wide network's tensors: the narrow one's, and zeros everywhere else.
 
-    def __init__(self, plan: CompactionPlan) -> None:
-        self.plan = plan
-        self.known: dict[Groups, Tensor] = {}
-
-    def __call__(self, groups: Groups) -> Tensor:
-        if groups not in self.known:
-            self.known[groups] = self.plan.keep[self.plan.layout.slice_of(groups)].nonzero().squeeze(1)
-        return self.known[groups]
+    Raises:
+        KeyError: a name that the network does not have.
+    """
+    architecture, table, tensors = selection.architecture, tensor_groups(selection.architecture), {}
+    for name, part in parts.items():
+        lengths = [architecture.width(groups, selection.wide) for groups in table[name]]
+        tensors[name] = part.new_zeros(*lengths, *part.shape[len(lengths) :])
+    scatter(selection, parts, tensors)
+    return tensors

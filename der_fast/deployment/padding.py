@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from der_fast.compaction.program import AFFINE, BIAS, CONV, program
+from der_fast.compaction.selection import among_dead
 from der_fast.compaction.units import AFFINE as AFFINE_UNIT
 from der_fast.compaction.units import CONSTANT, CONVOLUTION, units
 from der_fast.deployment.network import FoldedExtractor, FoldedNetwork
-from der_fast.model.architecture import Architecture, Groups
+from der_fast.model.architecture import Architecture
 
 _KINDS = {CONV: CONVOLUTION, BIAS: CONSTANT, AFFINE: AFFINE_UNIT}
 
@@ -22,30 +22,21 @@ def padded_network(network: FoldedNetwork, multiple: int) -> FoldedNetwork:
 
 
 def _padded(extractor: FoldedExtractor, architecture: Architecture, multiple: int) -> FoldedExtractor:
-    widths = {name: -(-width // multiple) * multiple for name, width in extractor.widths.items()}
-    if widths == dict(extractor.widths):
+    selection = among_dead(architecture, extractor.widths, multiple)
+    if selection.wide == dict(extractor.widths):
         return extractor
-
-    def places(groups: Groups) -> Tensor:
-        """Positions of the stored channels of a tensor made of `groups` among the padded ones."""
-        found, before = [], 0
-        for name in groups:
-            found.append(torch.arange(extractor.widths[name]) + before)
-            before += widths[name]
-        return torch.cat(found)
-
     groups = {(unit.name, unit.kind): (unit.source, unit.target) for unit in units(architecture)}
-    ops, tensors = program(architecture, widths), {}
+    ops, tensors = program(architecture, selection.wide), {}
     for op in ops:
         for name, shape in op.tensors().items():
             source, target = groups[op.target, _KINDS[op.kind]]
             wide = torch.zeros(shape, dtype=extractor.tensors[name].dtype)
             # The image's channels, which belong to no group, are not padded.
             whole = len(shape) == 1 or not source
-            where = (places(target),) if whole else (places(target)[:, None], places(source))
+            where = (selection.rows(target),) if whole else (selection.rows(target)[:, None], selection.rows(source))
             wide[where] = extractor.tensors[name]
             tensors[name] = wide
-    index = places(architecture.features) if ops else None
+    index = selection.rows(architecture.features) if ops else None
     if index is not None and extractor.feature_index is not None:
         index = index[extractor.feature_index]
-    return FoldedExtractor(widths, ops, tensors, index)
+    return FoldedExtractor(selection.wide, ops, tensors, index)

@@ -58,6 +58,21 @@ def slice_classifier(layer: nn.Linear, keep: Tensor, constant: Tensor | None = N
 
 
 @torch.no_grad()
+def spread_classifier(layer: nn.Linear, columns: Tensor, features: int) -> nn.Linear:
+    """Return the classifier that reads the same features among others, which it ignores: their weights are zero.
+
+    Args:
+        layer: (classes, narrow features).
+        columns: (narrow features,) int64, their positions among the others.
+        features: how many there are then.
+    """
+    spread = _linear(features, layer.out_features).to(layer.weight)
+    spread.weight.zero_().index_copy_(1, columns, layer.weight)
+    spread.bias.copy_(layer.bias)
+    return spread
+
+
+@torch.no_grad()
 def keep_classes(layer: nn.Linear, rows: Tensor) -> nn.Linear:
     """Return the classifier for some classes only, with the weights of `layer`: their logits do not change, up to rounding.
 

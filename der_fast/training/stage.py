@@ -14,7 +14,6 @@ from der_fast.config.schema import ScheduleConfig
 from der_fast.data.read.place import Place
 from der_fast.data.source import ImageSource
 from der_fast.errors import DivergenceError
-from der_fast.model.classifier import initialise_classifier
 from der_fast.seeds import generator
 from der_fast.stopping import deferred, requested, stop_if_requested
 from der_fast.training.batch_step import BatchLoss, BatchStep
@@ -121,9 +120,7 @@ class Stage:
     def redraw(self, *names: str) -> None:
         """Initialise linear parts again, as the authors' code does with classifiers at the end of the warm-up."""
         for name in names:
-            layer = self.state.parts.get(name)
-            if isinstance(layer, nn.Linear):
-                initialise_classifier(layer, generator(self.context.seed, "after warm-up", name, self.state.step))
+            self.state.redraw(name, generator(self.context.seed, "after warm-up", name, self.state.step))
         self.optimizer.forget(tuple(f"{name}." for name in names))
 
     def run(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from der_fast.errors import Spelling
 from der_fast.kernels import choices
+from der_fast.model.classifier import initialise_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.training.position import Position
 from der_fast.training.progress import EpochRecord
@@ -87,6 +88,12 @@ class StepState:
     def modules(self) -> dict[str, nn.Module]:
         """The parts with weights, by name."""
         return dict(self.parts)
+
+    def redraw(self, name: str, draws: torch.Generator) -> None:
+        """Initialise a part again, in place, if it is a linear layer."""
+        layer = self.parts.get(name)
+        if isinstance(layer, nn.Linear):
+            initialise_classifier(layer, draws)
 
     def drop_gradients(self) -> None:
         """Free the gradients of parts that are no longer trained but stay until the step ends."""

@@ -28,7 +28,7 @@ def compact(dense: Extractor, plan: CompactionPlan) -> Extractor:
     if plan.layout.architecture != dense.architecture or dense.widths != dict(dense.architecture.groups):
         raise ValueError(f"the plan is for the full {plan.layout.architecture.name}, not for this {dense.architecture.name}")
     small = Extractor(dense.architecture, plan.widths).to(dense.stem.weight)
-    small.load_state_dict(gather(plan, dense.state_dict()))
+    small.load_state_dict(gather(plan.selection, dense.state_dict()))
     if not (plan.constant or dense.architecture.preactivation):
         places = {description.name: block for description, block in zip(dense.architecture.blocks, small.blocks, strict=True)}
         for lost, block in lost_branches(dense, plan.masked):

@@ -15,6 +15,7 @@ from der_fast.model.classifier import (
     keep_classes,
     new_classifier,
     slice_classifier,
+    spread_classifier,
 )
 
 
@@ -72,6 +73,16 @@ def test_growing_leaves_the_old_one_alone():
     with torch.no_grad():
         grown.weight.zero_()
     assert torch.equal(old.weight, weight)
+
+
+def test_spread_inputs_are_read_and_all_others_ignored():
+    layer, columns = new_classifier(3, 4, seeded(0)).double(), torch.tensor([0, 2, 5])
+    spread = spread_classifier(layer, columns, 7)
+    features = torch.randn(5, 7, generator=seeded(1), dtype=torch.float64)
+    torch.testing.assert_close(spread(features), layer(features[:, columns]))
+    assert spread.weight.count_nonzero() == layer.weight.count_nonzero() == 12
+    again = slice_classifier(spread, torch.zeros(7, dtype=torch.bool).index_fill(0, columns, True))
+    assert torch.equal(again.weight, layer.weight) and torch.equal(again.bias, layer.bias)
 
 
 @pytest.mark.parametrize("kept", [(0, 3, 4), (), tuple(range(7))])

@@ -4,22 +4,31 @@ The compact network takes over the full one's weights, batch-norm statistics and
 The removed part is kept, because the next step's extractor starts from this one's full weights. A channel whose mask is zero receives
 no gradient, so only momentum and weight decay would have moved its weights; both are linear, and a whole epoch of them is one 2 × 2
 matrix.
+
+Kept widths are any numbers. Where whole blocks of channels are faster, the small network is trained with dead channels behind the live ones
+of every group. Everything that belongs to a dead channel is zero and stays zero: its filter yields zeros, γ = β = 0 keeps them, no ReLU
+passes a gradient where its output is zero, and no weight that reads a zero gets one. The classifiers read dead features with zero weights.
+Dead channels exist in the memory of the settled epochs only: nothing saves or counts them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from der_fast.compaction.plan import CompactionPlan
-from der_fast.compaction.slices import gather, scatter
+from der_fast.compaction.selection import Selection, among_dead
+from der_fast.compaction.slices import gather, scatter, spread
 from der_fast.config.schema import ScheduleConfig
-from der_fast.model.classifier import slice_classifier
+from der_fast.model.classifier import slice_classifier, spread_classifier
 from der_fast.model.extractor import Extractor
+from der_fast.training.packing import TENSOR_CORE_BLOCK
+from der_fast.training.state import named_part
 
 PREFIX = "extractor."
 
@@ -32,11 +41,13 @@ class Remainder:
         plan: which channels the compact network has.
         tensors: the full network's state by name; the kept channels' entries are out of date.
         momentum: its momentum buffers by parameter name; likewise out of date.
+        padding: the compact network's channels among dead ones; None if it is trained without any.
     """
 
     plan: CompactionPlan
     tensors: dict[str, Tensor]
     momentum: dict[str, Tensor]
+    padding: Selection | None = None
 
     def decay(self, schedule: ScheduleConfig, lr: float, updates: int) -> None:
         """Update the removed part as `updates` steps of SGD without gradient would (eq. 13)."""
@@ -53,18 +64,79 @@ class Remainder:
                 self.momentum[name] = vw * weight + vv * buffer
 
 
-def take_over(full: Extractor, momentum: Mapping[str, Tensor], plan: CompactionPlan) -> tuple[Extractor, dict[str, Tensor], Remainder]:
-    """Return the compact network ready for training, its momentum buffers, and the remainder of the full one.
+def settled_padding(device: torch.device) -> int:
+    """Return the number of which the settled network's widths are padded to a multiple."""
+    # cuDNN's and Triton's wide loads need it. On a CPU it made a batch slower.
+    return TENSOR_CORE_BLOCK if device.type == "cuda" else 1
+
+
+def padding_of(plan: CompactionPlan, device: torch.device) -> Selection | None:
+    """Return where the compact network's channels lie among dead ones; None if it is trained without any."""
+    padding = among_dead(plan.layout.architecture, plan.widths, settled_padding(device))
+    return None if padding.wide == plan.widths else padding
+
+
+def narrowed(
+    parts: Mapping[str, nn.Module], momentum: Mapping[str, Tensor], selection: Selection
+) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+    """Return a step's parts and their momentum with the narrow extractor of `selection` in place of the wide one.
 
     Args:
-        full: the full network.
-        momentum: its momentum buffers by parameter name.
-        plan: what to keep; its features must not be constant.
+        parts: by name; 'extractor', and the linear layers that read its features last.
+        momentum: buffers by parameter name.
+        selection: what the extractor and the layers behind it keep.
     """
-    tensors = {name: value.detach() for name, value in full.state_dict().items()}
-    small = extractor_like(full, plan.widths)
-    small.load_state_dict(gather(plan, tensors))
-    return small, gather(plan, momentum), Remainder(plan, tensors, dict(momentum))
+    extractor = cast(Extractor, parts["extractor"])
+    parts, momentum = dict(parts), dict(momentum)
+    parts["extractor"] = small = extractor_like(extractor, selection.narrow)
+    small.load_state_dict(gather(selection, extractor.state_dict()))
+    momentum.update(_extractor_momentum(gather(selection, named_part(momentum, PREFIX))))
+    for name, layer in _linear_layers(parts):
+        columns = _columns(selection, layer.in_features - extractor.features, layer.weight.device)
+        keep = torch.zeros(layer.in_features, dtype=torch.bool, device=columns.device).index_fill_(0, columns, True)
+        parts[name], weight = slice_classifier(layer, keep), f"{name}.weight"
+        if weight in momentum:
+            momentum[weight] = momentum[weight].index_select(1, columns)
+    return parts, momentum
+
+
+def widened(
+    parts: Mapping[str, nn.Module], momentum: Mapping[str, Tensor], selection: Selection
+) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+    """Return a step's parts and their momentum with the wide extractor of `selection` in place of the narrow one.
+
+    What only the wide one has is zero, the variance of dead channels included: then every tensor stays as it is in training.
+
+    Args:
+        parts, momentum: as `narrowed` returns them.
+        selection: as there.
+    """
+    extractor = cast(Extractor, parts["extractor"])
+    parts, momentum = dict(parts), dict(momentum)
+    parts["extractor"] = wide = extractor_like(extractor, selection.wide)
+    wide.load_state_dict(spread(selection, extractor.state_dict()))
+    momentum.update(_extractor_momentum(spread(selection, named_part(momentum, PREFIX))))
+    for name, layer in _linear_layers(parts):
+        old = layer.in_features - extractor.features
+        columns = _columns(selection, old, layer.weight.device)
+        parts[name], weight = spread_classifier(layer, columns, old + wide.features), f"{name}.weight"
+        if weight in momentum:
+            buffer = momentum[weight]
+            momentum[weight] = buffer.new_zeros(len(buffer), old + wide.features).index_copy_(1, columns, buffer)
+    return parts, momentum
+
+
+def _extractor_momentum(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{PREFIX}{name}": buffer for name, buffer in buffers.items()}
+
+
+def _linear_layers(parts: Mapping[str, nn.Module]) -> list[tuple[str, nn.Linear]]:
+    return [(name, layer) for name, layer in parts.items() if isinstance(layer, nn.Linear)]
+
+
+def _columns(selection: Selection, old: int, device: torch.device) -> Tensor:
+    """Positions of the narrow network's features behind `old` others, among the wide one's."""
+    return torch.cat([torch.arange(old), old + selection.rows(selection.architecture.features)]).to(device)
 
 
 def extractor_like(other: Extractor, widths: Mapping[str, int] | None = None) -> Extractor:
@@ -77,22 +149,12 @@ def extractor_like(other: Extractor, widths: Mapping[str, int] | None = None) ->
 
 
 def merged(small: Extractor, remainder: Remainder) -> Extractor:
-    """Return the full network with the compact one's weights and statistics put back."""
+    """Return the full network with the compact one's weights and statistics put back; the compact one has no dead channels."""
     tensors = {name: value.clone() for name, value in remainder.tensors.items()}
-    scatter(remainder.plan, small.state_dict(), tensors)
+    scatter(remainder.plan.selection, small.state_dict(), tensors)
     full = extractor_like(small)
     full.load_state_dict(tensors)
     return full
-
-
-def slice_inputs(
-    layer: nn.Linear, momentum: Mapping[str, Tensor], keep: Tensor, constant: Tensor | None = None
-) -> tuple[nn.Linear, dict[str, Tensor]]:
-    """Return the linear layer that reads only the features in `keep` (boolean), and its momentum buffers by parameter name."""
-    buffers = dict(momentum)
-    if "weight" in buffers:
-        buffers["weight"] = buffers["weight"][:, keep.to(buffers["weight"].device)].clone()
-    return slice_classifier(layer, keep.to(layer.weight.device), constant), buffers
 
 
 def _is_parameter(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from der_fast.errors import Spelling
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
 from der_fast.training.methods.der.mask_log import FILE, MaskLog
-from der_fast.training.methods.der.settled import Remainder, extractor_like, merged, slice_inputs, take_over
+from der_fast.training.methods.der.settled import PREFIX, Remainder, extractor_like, merged, narrowed, padding_of, widened
 from der_fast.training.state import CLASSIFIER, StepFile, StepState, moved, named_part
 
 
@@ -62,20 +62,43 @@ class DerState(StepState):
         decision = plan(MaskLayout(self.extractor.architecture), keep)
         if decision.constant:
             return False
-        own = {part: named_part(self.momentum, f"{part}.") for part in self.modules()}
-        old = torch.ones(self.head.in_features - self.extractor.features, dtype=torch.bool)
-        self.extractor, own["extractor"], self.remainder = take_over(self.extractor, own["extractor"], decision)
-        self.head, own["head"] = slice_inputs(self.head, own["head"], torch.cat([old, decision.features]))
-        if self.auxiliary is not None:
-            self.parts["auxiliary"], own["auxiliary"] = slice_inputs(self.auxiliary, own["auxiliary"], decision.features)
-        self.momentum = {f"{part}.{name}": value for part, buffers in own.items() for name, value in buffers.items()}
+        full = {name: value.detach() for name, value in self.extractor.state_dict().items()}
+        self.remainder = Remainder(decision, full, named_part(self.momentum, PREFIX))
+        self.parts, self.momentum = narrowed(self.parts, self.momentum, decision.selection)
+        self._pad()
         return True
+
+    def _pad(self) -> None:
+        """Add dead channels to the compact network if it is trained with them."""
+        assert self.remainder is not None
+        self.remainder.padding = padding_of(self.remainder.plan, self.head.weight.device)
+        if self.remainder.padding is not None:
+            self.parts, self.momentum = widened(self.parts, self.momentum, self.remainder.padding)
+
+    def alive(self) -> DerState:
+        """Return this state without dead channels: itself if there are none, else one with copies of what is trained."""
+        remainder = self.remainder
+        if remainder is None or remainder.padding is None:
+            return self
+        parts, momentum = narrowed(self.parts, self.momentum, remainder.padding)
+        return replace(self, parts=parts, momentum=momentum, remainder=replace(remainder, padding=None))
 
     def expand(self) -> None:
         """Return to the full network with the compact one's weights put back and without momentum; does nothing if it is full."""
         if self.remainder is None:
             return
+        self.parts = self.alive().parts
         self.extractor, self.remainder, self.momentum = merged(self.extractor, self.remainder), None, {}
+
+    def redraw(self, name: str, draws: torch.Generator) -> None:
+        """See `StepState.redraw`; weights of dead features stay zero."""
+        alive = self.alive()
+        super(DerState, alive).redraw(name, draws)
+        if alive is not self and name in self.parts:
+            assert self.remainder is not None and self.remainder.padding is not None
+            wide, _ = widened(alive.parts, {}, self.remainder.padding)
+            # In place, because the optimizer holds the weights.
+            self.parts[name].load_state_dict(wide[name].state_dict())
 
     def files(self) -> dict[str, StepFile]:
         """The mask trajectory, if there are masks."""
@@ -86,7 +109,10 @@ class DerState(StepState):
         return {FILE: (tensors, {"groups": json.dumps(list(layout.names))})}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state, by name, on the CPU and contiguous."""
+        """Every tensor of the state, by name; see `StepState.tensors`. Dead channels are left out."""
+        alive = self.alive()
+        if alive is not self:
+            return alive.tensors()
         tensors = {}
         if self.remainder is not None:
             tensors["keep"] = self.remainder.plan.keep
@@ -97,6 +123,9 @@ class DerState(StepState):
 
     def facts(self) -> dict[str, Any]:
         """Everything else, as plain JSON values."""
+        alive = self.alive()
+        if alive is not self:
+            return alive.facts()
         return {**super().facts(), "sparsity_weight": self.sparsity_weight}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -109,5 +138,6 @@ class DerState(StepState):
             device = self.head.weight.device
             full, momentum = (moved(named_part(tensors, prefix), device) for prefix in ("full.", "full_momentum."))
             self.remainder = Remainder(decision, full, momentum)
+            self._pad()
         self.mask_log = MaskLog.of(named_part(tensors, "mask_log."))
         self.sparsity_weight = facts["sparsity_weight"]

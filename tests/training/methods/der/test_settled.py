@@ -87,7 +87,7 @@ def test_the_compact_network_goes_on_where_the_masked_one_was(
     # The statistics of what was cut away are not updated any more: they are re-estimated when the step ends.
     parameters = [name for name in wanted if not name.endswith(("running_mean", "running_var"))]
     pairs = [(found[name], wanted[name]) for name in parameters]
-    pairs += list(zip(gather(kept, found).values(), gather(kept, wanted).values(), strict=True))
+    pairs += list(zip(gather(kept.selection, found).values(), gather(kept.selection, wanted).values(), strict=True))
     pairs.append((state.head.weight, masked.head.weight[:, _columns(kept, masked)]))
     assert all(torch.allclose(one, other, rtol=1e-6, atol=1e-9) for one, other in pairs)
     assert momentum == 0 or names >= {f"extractor.{name}" for name in parameters}
@@ -158,17 +158,17 @@ def test_taking_out_and_putting_back_changes_what_was_kept_and_nothing_else(back
     tensors = Extractor(architecture).initialise(generator).state_dict()
     assert set(tensor_groups(architecture)) == set(tensors)
     before = {name: value.clone() for name, value in tensors.items()}
-    parts = gather(decision, tensors)
+    parts = gather(decision.selection, tensors)
     assert all(torch.equal(tensors[name], value) for name, value in before.items())
     compact = Extractor(architecture, decision.widths).state_dict()
     assert {name: value.shape for name, value in parts.items()} == {name: value.shape for name, value in compact.items()}
     assert all(
         part.untyped_storage().data_ptr() != tensors[name].untyped_storage().data_ptr() for name, part in parts.items() if part.numel()
     )
-    scatter(decision, {name: torch.full_like(part, 7.0) for name, part in parts.items()}, tensors)
+    scatter(decision.selection, {name: torch.full_like(part, 7.0) for name, part in parts.items()}, tensors)
     for name, value in tensors.items():
         assert int((value == 7.0).sum()) == parts[name].numel()
         untouched = value != 7.0
         assert torch.equal(value[untouched], before[name][untouched])
-    scatter(decision, parts, tensors)
+    scatter(decision.selection, parts, tensors)
     assert all(torch.equal(tensors[name], value) for name, value in before.items())
