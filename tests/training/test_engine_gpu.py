@@ -17,6 +17,7 @@ from der_fast.model.architecture import build_architecture
 from der_fast.model.extractor import Extractor
 from der_fast.training import graphed
 from der_fast.training.batch_step import BatchStep
+from der_fast.training.classifier_stage import classifier_stage
 from der_fast.training.context import Context
 from der_fast.training.feed import ResidentFeed
 from der_fast.training.graphed import WARM_UP
@@ -25,6 +26,8 @@ from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.model import Model, Network
 from der_fast.training.progress import Observer
+from der_fast.training.stage import Stage
+from der_fast.training.state import CLASSIFIER, StepState
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -41,7 +44,7 @@ CHANGES: dict[str, Any] = {
 
 class Watching(Observer):
     def __init__(self) -> None:
-        self.stage: RepresentationStage | None = None
+        self.stage: Stage | None = None
         self.captured: list[int] = []
         self.messages: list[str] = []
 
@@ -167,3 +170,33 @@ def test_one_step_is_a_handful_of_launches_from_the_host(tiny: Tiny, synthetic: 
         event.count for event in profile.key_averages() if event.key in ("cudaLaunchKernel", "cudaMemcpyAsync", "cuLaunchKernel")
     )
     assert launches <= 6
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_the_classifier_stage_replays_what_it_launches(
+    views: int, tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = synthetic("abcd", per_class=34, side=32)
+    keys = {"classifier.epochs": 6, "classifier.batch_size": 16, "classifier.views": views}
+    watching = Watching()
+    context = replace(context_for(tiny(keys), source), device=torch.device("cuda"), observer=watching, backend=Backend("fused", "a test"))
+    architecture = build_architecture("resnet18", width=8)
+    bank = FrozenBank([Extractor(architecture).initialise(torch.Generator().manual_seed(seed)) for seed in (1, 2)]).to("cuda")
+
+    def head() -> torch.Tensor:
+        state = StepState(2, {"head": torch.nn.Linear(bank.features, 4, device="cuda")}, stage=CLASSIFIER, stages=1)
+        watching.stage = classifier_stage(context, state, bank, source)
+        watching.stage.run()
+        return state.head.weight.detach()
+
+    replayed = head()
+    assert watching.captured[-1] == 2
+    monkeypatch.setattr(graphed, "WARM_UP", 10**9)
+    assert torch.equal(head(), replayed) and watching.captured[-1] == 0
+    assert watching.messages == []
+
+
+def test_kept_features_train_what_the_bank_in_every_batch_trains(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
+    source = synthetic("abcd", per_class=34, side=32)
+    states = [trained(context_for(tiny({**CHANGES, "later.views": 2, "runtime.features_gib": gib}), source))[0] for gib in (1.0, 0.0)]
+    same(*states)
