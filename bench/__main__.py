@@ -29,6 +29,7 @@ STUDIES = {
         "strategies",
         "sweep",
         "tiles",
+        "views",
     )
 }
 

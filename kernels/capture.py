@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,6 +34,33 @@ def run_on(stream: torch.cuda.Stream, run: Callable[[], Result]) -> Result:
     return result
 
 
+class Beside:
+    """Runs work on a stream of its own while the current stream goes on; on a CPU it runs at once.
+
+    Args:
+        device: where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def start(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return what `run` returns, after the work queued so far; nothing may read it before `join`."""
+        if self._stream is None:
+            return run()
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            return run()
+
+    def join(self, result: torch.Tensor) -> torch.Tensor:
+        """Return the result of `start`, now that the current stream waits for it."""
+        if self._stream is not None:
+            here = torch.cuda.current_stream(self._stream.device)
+            here.wait_stream(self._stream)
+            result.record_stream(here)
+        return result
+
+
 def warm_up(run: Callable[[], object], stream: torch.cuda.Stream, times: int = 2) -> None:
     """Run on `stream` before a capture.
 
@@ -43,10 +70,11 @@ def warm_up(run: Callable[[], object], stream: torch.cuda.Stream, times: int = 2
         run_on(stream, run)
 
 
-def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Result:
+def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Result:
     """Capture what `run` launches into `graph`, on `stream`; return what it returns. A replay overwrites the tensors in that result.
 
-    Other threads may use the device during the capture, for example to load images.
+    Other threads may use the device during the capture, for example to load images. `pool` is that of another graph to share memory with,
+    which is safe if no result of the two is read after the other's replay.
 
     Raises:
         Exception: what `run` raised; if it raised nothing, a RuntimeError with the driver's reason. The current stream is restored.
@@ -57,7 +85,7 @@ def record(run: Callable[[], Result], graph: torch.cuda.CUDAGraph, stream: torch
     here = torch.cuda.current_stream(stream.device)
     problems: list[Exception] = []
     try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             try:
                 return run()
             except Exception as error:

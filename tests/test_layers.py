@@ -32,7 +32,7 @@ DATA_LAYERS = [
     ["read"],
     ["source"],
     ["photos", "memory_source"],
-    ["duplicates", "identity", "joined", "storage"],
+    ["duplicates", "identity", "joined", "resident", "storage"],
     ["sets"],
     ["load"],
     ["whole"],

@@ -43,6 +43,30 @@ def summary(seconds: Mapping[Case, Sequence[float]], rows: Sequence[Mapping[str,
     return found
 
 
+def schedule_ratios(seconds: Mapping[Case, Sequence[float]], epochs: int, masked: int, views: int) -> dict[str, float]:
+    """Return a whole step's time at t over that at the first t, with fresh crops and with kept features; medians over rounds.
+
+    Args:
+        seconds: of every round, by (t, part, 'schedule').
+        epochs: of a step.
+        masked: how many of them learn masks.
+        views: how many compute a view first.
+    """
+
+    def spent(steps: int, kept: str) -> list[float]:
+        parts = [seconds[steps, name, "schedule"] for name in (f"masked{kept}", f"settled{kept}", "view")]
+        return [masked * one + (epochs - masked) * two + (views * three if kept else 0) for one, two, three in zip(*parts, strict=True)]
+
+    counts = sorted({steps for steps, _, mode in seconds if mode == "schedule"})
+    return {
+        f"whole step at t = {steps} over t = {counts[0]}: {name}, time": statistics.median(
+            later / start for later, start in zip(spent(steps, kept), spent(counts[0], ""), strict=True)
+        )
+        for name, kept in (("fresh", ""), ("views", "_kept"))
+        for steps in counts[1:]
+    }
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], ratios: Mapping[str, float]) -> None:
     """Write both as Markdown."""
     counts = sorted({row["steps"] for row in rows})

@@ -12,6 +12,10 @@ The variants have the same allocator settings and threads and take turns within 
   onnx_unpruned, onnx_ours  infer only, up to ten steps: both as exported .onnx graphs, batch-norm folded, in ONNX Runtime
   onnx_blocks    the same with masks rounded to whole blocks of channels within the same parameters, as `masks.multiple=32` rounds them
 
+Mode schedule, without a picture: a whole step of 170 epochs, of which masks are learned in 17, at t over t = 1, in time per image.
+  fresh          every epoch runs the bank of earlier extractors
+  views          `later.views` = 16: sixteen epochs compute a view's features first, and every epoch gathers them
+
 A rival's training step is cross-entropy with auxiliary loss and SGD on ready float batches; der_fast's adds augmentation, metering and
 the decay of weights that were cut. Masks keep the same share of every channel group, √(1/12), which is about 1/12 of the parameters
 per extractor, the paper's density. Rates are medians over rounds. Peak memory is that of a separate process (VmHWM), including PyTorch,
@@ -40,7 +44,7 @@ from torch import nn
 
 from bench.harness.arguments import study_parser
 from bench.harness.facts import ROOT
-from bench.reports.growth_report import summary, write_picture, write_table
+from bench.reports.growth_report import schedule_ratios, summary, write_picture, write_table
 from bench.subjects import growth_onnx
 from bench.subjects.plain import PlainFeatures
 from der_fast.compaction import Arena, pack, plan
@@ -54,6 +58,7 @@ from der_fast.model.classifier import new_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.model.layout import MaskLayout
 from der_fast.training.context import Context
+from der_fast.training.feed import LoadedFeed
 from der_fast.training.methods.der.method import begin_step
 from der_fast.training.methods.der.pruning import kept_share
 from der_fast.training.methods.der.representation import RepresentationStage
@@ -63,7 +68,14 @@ from der_fast.training.runtime import apply_runtime
 
 SIZE, CLASSES_PER_STEP, MULTIPLE = 32, 10, 32
 ONNX = ("onnx_unpruned", "onnx_ours", "onnx_blocks") if growth_onnx.available() else ()
-MODES = {"train": ("eager_unpruned", "dense_single", "ours", "ours_settled"), "infer": ("eager_unpruned", "dense_single", "ours", *ONNX)}
+EPOCHS, MASKED, VIEWS = 170, 17, 16
+# What a schedule is made of: an epoch of one batch before and after the masks settle, with and without kept features, and a view.
+PARTS = ("masked", "settled", "masked_kept", "settled_kept", "view")
+MODES = {
+    "train": ("eager_unpruned", "dense_single", "ours", "ours_settled"),
+    "infer": ("eager_unpruned", "dense_single", "ours", *ONNX),
+    "schedule": PARTS,
+}
 Run = Callable[[], object]
 
 
@@ -147,10 +159,11 @@ def train_plain(setup: GrowthSetup, variant: str, steps: int) -> Run:
     return step
 
 
-def train_ours(setup: GrowthSetup, variant: str, steps: int) -> Run:
-    """Return a function that trains one batch of the representation stage."""
+def train_ours(setup: GrowthSetup, variant: str, steps: int) -> RepresentationStage:
+    """Return the representation stage; its epoch is one batch."""
     batch = len(setup.pixels)
     keys: dict[str, Any] = {"model.backbone": setup.args.backbone, "masks.enabled": True, "masks.target_params": 1 / 12}
+    keys |= {"later.views": int(variant.endswith(("kept", "view")))}
     for part in ("first", "later"):
         keys |= {f"{part}.batch_size": batch, f"{part}.epochs": 10**6, f"{part}.milestones": (), f"{part}.lr": 0.03}
     config = resolve_config("cifar10", "B0-5", preset="cifar10-5x2", changes=keys)
@@ -167,19 +180,33 @@ def train_ours(setup: GrowthSetup, variant: str, steps: int) -> Run:
     labels = torch.randint(steps * CLASSES_PER_STEP, (batch,))
     source = MemorySource(setup.pixels, labels, [name for step in names for name in step])
     known = (steps - 1) * CLASSES_PER_STEP
-    if variant == "ours_settled":
+    settled = "settled" in variant
+    if settled:
         state.compact(setup.keep)
         state.epoch = 1
     stage = RepresentationStage(context, state, model.network.bank, source, known, config.later if steps > 1 else config.first)
-    stage.settle_at = 0 if variant == "ours_settled" else 10**6
-    return stage.epoch
+    stage.settle_at = 0 if settled else 10**6
+    return stage
+
+
+def part_of_schedule(setup: GrowthSetup, part: str, steps: int) -> Run:
+    """Return a function that trains one batch of a part of the schedule, or computes a view of it (nothing at t = 1)."""
+    stage = train_ours(setup, part, steps)
+    if part != "view":
+        return stage.epoch
+    feed = stage.feed
+    assert isinstance(feed, LoadedFeed)
+    kept = feed.kept
+    return lambda: None if kept is None else kept.compute(kept.keys[0])
 
 
 def build(setup: GrowthSetup, mode: str, variant: str, steps: int) -> Run:
     """Return the function that one measurement runs: one batch."""
     if mode == "infer":
         return infer(setup, variant, steps)
-    return (train_ours if variant.startswith("ours") else train_plain)(setup, variant, steps)
+    if mode == "schedule":
+        return part_of_schedule(setup, variant, steps)
+    return train_ours(setup, variant, steps).epoch if variant.startswith("ours") else train_plain(setup, variant, steps)
 
 
 def parameter_shares(args: argparse.Namespace) -> dict[str, float]:
@@ -244,7 +271,7 @@ def merged(
     before: dict[str, Any], modes: list[str], rows: list[dict[str, Any]], ratios: dict[str, float]
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Return rows and ratios, taking those of modes that were not run from an earlier file."""
-    words = {"train": "training at", "infer": "inference at"}
+    words = {"train": "training at", "infer": "inference at", "schedule": "whole step at"}
     old = {name: value for name, value in before["ratios"].items() if not name.startswith(tuple(words[mode] for mode in modes))}
     return [row for row in before["rows"] if row["mode"] not in modes] + rows, {**old, **ratios}
 
@@ -267,12 +294,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for case in list(seconds):
         steps, variant, mode = case
+        if mode == "schedule":
+            continue
         rate, peak = args.batch / statistics.median(seconds[case]), peak_memory(args, case)
         print(f"{mode:>6} {variant:>15} {steps:3d} steps: {rate:8.1f} images/s, {peak:6.0f} MB", flush=True)
         for count in args.steps if variant == "dense_single" else [steps]:
             seconds[count, variant, mode] = seconds[case]
             rows.append({"steps": count, "variant": variant, "mode": mode, "images_per_s": rate, "peak_mb": peak})
-    ratios = summary(seconds, rows)
+    ratios = summary(seconds, rows) | schedule_ratios(seconds, EPOCHS, MASKED, VIEWS)
     for name, value in ratios.items():
         print(f"{name}: {value:.2f}")
     if args.json:

@@ -125,7 +125,4 @@ class Bodies:
         bank, state = self._bank(moment.steps), stage.state
         state.head = new_classifier(bank.features, moment.steps * CLASSES, torch.Generator().manual_seed(0))
         made = classifier_stage(stage.context, state, bank, stage.source)
-        for group in made.optimizer.sgd.param_groups:
-            # What PyTorch chooses on a GPU.
-            group["foreach"] = True
         return made.batch_step()

@@ -9,9 +9,13 @@ from typing import Any
 def present_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a saved configuration, nested, with the keys of this version; the one given is left unchanged.
 
-    Up to version 0.1 two switches said what `method.name` says now, and the class order's seed was for PyTorch's generator.
+    Up to version 0.1 two switches said what `method.name` says now, the class order's seed was for PyTorch's generator, and every epoch had
+    fresh crops.
     """
     tree = dict(tree)
+    runtime = tree.get("runtime")
+    if isinstance(runtime, Mapping) and "seed" in runtime and "features_gib" not in runtime:
+        tree |= {stage: {"views": 0, **tree[stage]} for stage in ("later", "classifier") if isinstance(tree.get(stage), Mapping)}
     method = tree.get("method")
     if isinstance(method, Mapping) and ("expand" in method or "bound" in method):
         rest = {name: value for name, value in method.items() if name not in ("expand", "bound")}

@@ -15,7 +15,14 @@ from der_fast.config.schema import Config
 from der_fast.config.tree import replace_keys
 
 # Everything that der_fast adds to the paper, switched off.
-PAPER = {"masks.settle": 0.0, "masks.target_params": None, "masks.floor": 0.0, "masks.multiple": 1}
+PAPER = {
+    "masks.settle": 0.0,
+    "masks.target_params": None,
+    "masks.floor": 0.0,
+    "masks.multiple": 1,
+    "later.views": 0,
+    "classifier.views": 0,
+}
 
 # Presets for a user's own images, by the images' longer side in pixels.
 _BY_SIDE = ((32, "images"), (64, "images64"))
@@ -39,7 +46,7 @@ def resolve_config(
         protocol: e.g. ``"B0-10"``, ``"10,10,5"`` or lists of class names, see `protocol_keys`; None keeps the preset's.
         preset: name of a preset, or the path of your own (``"recipe.toml"``, see `load_preset`); None takes the one made for `data` and
             `protocol` (see `preset_for`).
-        paper: switch off what is not in the paper (settling, parameter target, floor, whole blocks).
+        paper: switch off what is not in the paper (settling, parameter target, floor, whole blocks, fixed views).
         changes: dotted keys, e.g. ``{"later.lr": 0.03}``; they win over everything else. If they change a stage's epochs,
             its milestones and warm-up move in proportion, unless they are given too.
         base: a configuration to change instead of a preset; only used if `preset` is None.

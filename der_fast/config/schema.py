@@ -210,11 +210,29 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class LaterConfig(ScheduleConfig):
+    """SGD over the representation stage of the steps after the first."""
+
+    views: int = _der(
+        0,
+        at_least(0),
+        "each image's augmentations come from this many fixed views, one per epoch in turn: frozen extractors compute a view once and "
+        "their features are kept; 0, or as many as epochs = fresh ones, as in the paper",
+    )
+
+
+@dataclass(frozen=True)
 class ClassifierConfig(ScheduleConfig):
     """The classifier stage on the class-balanced subset (steps after the first)."""
 
     epochs: int = key(30, at_least(0), "number of epochs; 0 = no classifier stage")
     milestones: tuple[int, ...] = key((15,), EPOCHS, "epochs at which the learning rate is multiplied by gamma")
+    views: int = key(
+        0,
+        at_least(0),
+        "the classifier is retrained on features of this many fixed views of every image, one per epoch in turn, computed once; 0, or as "
+        "many as epochs = fresh ones, as in the paper",
+    )
     temperature: float = key(5.0, POSITIVE, "logits are divided by T (5 on CIFAR, 1 on ImageNet)")
 
 
@@ -273,6 +291,12 @@ class RuntimeConfig:
         "every epoch",
         Change.RESUME,
     )
+    features_gib: float = key(
+        2.0,
+        NOT_NEGATIVE,
+        "GiB for kept features of frozen extractors on the device, and as much again in host memory; what does not fit is computed again",
+        Change.RESUME,
+    )
     tensorboard: bool = key(False, SWITCH, "also write TensorBoard event files (needs the extra 'tensorboard')", Change.RESUME)
 
 
@@ -285,7 +309,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     masks: MasksConfig = field(default_factory=MasksConfig)
     first: ScheduleConfig = field(default_factory=ScheduleConfig)
-    later: ScheduleConfig = field(default_factory=ScheduleConfig)
+    later: LaterConfig = field(default_factory=LaterConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     method: MethodConfig = field(default_factory=MethodConfig)

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from der_fast.data.augment.draws import key_of
 from der_fast.data.augment.transform import Transform
 from der_fast.data.io.names import spelled
 from der_fast.data.read.place import BEGINNING, Place
 from der_fast.data.selection import check_indices, check_names, positions_of, selection_of
-from der_fast.data.shards import check_process, shard_of
+from der_fast.data.shards import check_process, shuffled
 from der_fast.data.source import Batch, check_same_names
 from der_fast.errors import DataError
 
@@ -191,15 +190,13 @@ class MemorySource:
         """Go through the images once; see `ImageSource.batches`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        if (shuffle or transform.train) and generator is None:
+        if generator is None and (shuffle or transform.draws):
             raise ValueError("shuffling and augmentation need a torch.Generator: without one the result could not be repeated")
         order = torch.arange(len(self)) if indices is None else check_indices(indices, len(self))
         if shuffle:
-            order = order[torch.randperm(len(order), generator=generator)]
-            order = shard_of(order, self.groups, self.rank, self.world)
-            if len(order) > batch_size > 1 == len(order) % batch_size:
-                order = order[:-1]
-        key = key_of(generator) if transform.train and generator is not None else None
+            assert generator is not None
+            order = shuffled(order, generator, batch_size, self.groups, self.rank, self.world)
+        key = transform.key_of(generator)
         return self._walk(order, batch_size, transform, key, device, channels_last, start.batches)
 
     def _walk(

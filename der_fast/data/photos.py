@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from der_fast.data.augment.draws import Ints, key_of
+from der_fast.data.augment.draws import Ints
 from der_fast.data.augment.transform import Transform
 from der_fast.data.catalogue.file_table import FileTable
 from der_fast.data.decode.pixels import decode_files
@@ -21,7 +21,7 @@ from der_fast.data.read.library import Library
 from der_fast.data.read.place import BEGINNING, Place
 from der_fast.data.read.walk import Walk
 from der_fast.data.selection import check_indices, check_names, positions_of, selection_of
-from der_fast.data.shards import check_process, shard_of
+from der_fast.data.shards import check_process, shuffled
 from der_fast.data.source import Batch, check_same_names
 from der_fast.errors import DataError
 
@@ -199,7 +199,7 @@ class PhotoSource:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        if (shuffle or transform.train) and generator is None:
+        if generator is None and (shuffle or transform.draws):
             raise ValueError("shuffling and augmentation need a torch.Generator: without one the result could not be repeated")
         if not transform.random_resized_crop or transform.stored_size != self.image_size:
             raise DataError(
@@ -207,13 +207,10 @@ class PhotoSource:
             )
         order = torch.arange(len(self)) if indices is None else check_indices(indices, len(self))
         if shuffle:
-            order = order[torch.randperm(len(order), generator=generator)]
-            order = shard_of(order, self.groups, self.rank, self.world)
-        key = key_of(generator) if transform.train and generator is not None else None
+            assert generator is not None
+            order = shuffled(order, generator, batch_size, self.groups, self.rank, self.world)
         parts = [order[at : at + batch_size].numpy() for at in range(0, len(order), batch_size)]
-        if shuffle and len(parts) > 1 and len(parts[-1]) == 1 < batch_size:
-            parts.pop()
-        walk = Walk(self.table, self.rows, parts, batch_size, key, transform, dtype, torch.device(device), start)
+        walk = Walk(self.table, self.rows, parts, batch_size, transform.key_of(generator), transform, dtype, torch.device(device), start)
         return self._walk(walk, channels_last, shuffle and batch_size > 1)
 
     def _walk(self, walk: Walk, channels_last: bool, needs_two: bool) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +35,18 @@ def shard_of(order: Tensor, groups: Tensor, rank: int, world: int) -> Tensor:
     # Group after group, in turn: a group continues where the one before ended, so that all shares stay equal.
     by_group = groups[order].argsort(stable=True)[: share * world]
     return order[by_group[rank::world].sort().values]
+
+
+def shuffled(order: Tensor, generator: torch.Generator, batch_size: int, groups: Tensor, rank: int = 0, world: int = 1) -> Tensor:
+    """Return an epoch's images in a new order, those of one process; see `ImageSource.batches` and `shard_of`.
+
+    A last batch of a single image is left out if it is not the only one, because batch-norm cannot train on one value.
+
+    Args:
+        order: (n,) int64: positions of images.
+        generator: decides the order.
+        batch_size: images per batch.
+        groups, rank, world: see `shard_of`.
+    """
+    order = shard_of(order[torch.randperm(len(order), generator=generator)], groups, rank, world)
+    return order[:-1] if len(order) > batch_size > 1 == len(order) % batch_size else order

@@ -19,8 +19,8 @@ from der_fast.training.epoch import tally
 from der_fast.training.graphed import GraphedStep
 from der_fast.training.optimizer import NamedSGD
 
-# From images and labels (N,) to the mean loss and the logits (N, classes).
-BatchLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# From images (N, …), labels (N,) and whatever else the stage's feed delivers to the mean loss and the logits (N, classes).
+BatchLoss = Callable[..., tuple[Tensor, Tensor]]
 
 
 def on_device(context: Context) -> bool:
@@ -36,6 +36,7 @@ class BatchStep:
         optimizer: updates everything that is trained.
         loss: the method's batch loss.
         constrain: called after every update of the weights, e.g. to clamp them; reads nothing from the device.
+        inputs: from what the step is called with to what the loss takes (see `Feed.inputs`); default: the same.
         graphed: whether a CUDA graph may hold it.
 
     Attributes:
@@ -43,22 +44,30 @@ class BatchStep:
     """
 
     def __init__(
-        self, context: Context, optimizer: NamedSGD, loss: BatchLoss, constrain: Callable[[], None] | None = None, *, graphed: bool = False
+        self,
+        context: Context,
+        optimizer: NamedSGD,
+        loss: BatchLoss,
+        constrain: Callable[[], None] | None = None,
+        *,
+        inputs: Callable[..., tuple[Tensor, ...]] | None = None,
+        graphed: bool = False,
     ) -> None:
-        self.optimizer, self.loss, self.constrain = optimizer, loss, constrain
+        self.optimizer, self.loss, self.constrain, self.inputs = optimizer, loss, constrain, inputs
         self.totals = torch.zeros(2, dtype=torch.float64, device=context.device)
         self._graphed = GraphedStep(context.device, context.observer.message) if graphed else None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> None:
+    def __call__(self, *tensors: Tensor) -> None:
         """Train on a batch."""
         if self._graphed is None:
-            self.body(images, labels)
+            self.body(*tensors)
         else:
-            self._graphed(self.body, images, labels)
+            self._graphed(self.body, *tensors)
 
-    def body(self, images: Tensor, labels: Tensor) -> None:
+    def body(self, *tensors: Tensor) -> None:
         """Train on a batch, kernel by kernel: what a CUDA graph holds."""
-        loss, logits = self.loss(images, labels)
+        images, labels, *more = tensors if self.inputs is None else self.inputs(*tensors)
+        loss, logits = self.loss(images, labels, *more)
         self.optimizer.step(loss)
         if self.constrain is not None:
             self.constrain()

@@ -10,7 +10,10 @@ from der_fast.data.source import ImageSource
 from der_fast.model.classifier import initialise_classifier
 from der_fast.model.readout import Readout, linear_readout
 from der_fast.seeds import generator
+from der_fast.training.batch_step import on_device
 from der_fast.training.context import Context
+from der_fast.training.feed import FeatureFeed, Feed
+from der_fast.training.kept import KeptFeatures, saves
 from der_fast.training.memory import balanced_subset
 from der_fast.training.stage import Stage
 from der_fast.training.state import CLASSIFIER, StepState
@@ -36,11 +39,17 @@ def classifier_stage(context: Context, state: StepState, bank: FrozenBank, sourc
         initialise_classifier(head, generator(*names, "start"))
     chosen = balanced_subset(source.labels, generator(*names, "subset"))
 
-    def loss(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(context.features(bank, images))
+    feed: Feed | None = None
+    if saves(schedule.views, schedule.epochs):
+        kept = KeptFeatures(context, bank, source, names[1:], schedule.views, schedule.epochs, chosen)
+        feed = FeatureFeed(context, kept, source.labels[chosen], schedule.batch_size)
+
+    def loss(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(inputs if feed is not None else context.features(bank, inputs))
         return F.cross_entropy(logits / schedule.temperature, labels), logits
 
-    return Stage(context, state, source, schedule, loss, parts={"head": head}, chosen=chosen, name=CLASSIFIER)
+    graphed = on_device(context)
+    return Stage(context, state, source, schedule, loss, parts={"head": head}, chosen=chosen, feed=feed, name=CLASSIFIER, graphed=graphed)
 
 
 def train_classifier(context: Context, state: StepState, bank: FrozenBank, source: ImageSource) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,14 @@ class Context:
         return torch.bfloat16 if self.config.runtime.precision == "bf16" else torch.float32
 
     def training_batches(
-        self, source: ImageSource, chosen: Tensor | None, size: int, draws: torch.Generator, start: Place = BEGINNING
+        self,
+        source: ImageSource,
+        chosen: Tensor | None,
+        size: int,
+        draws: torch.Generator,
+        start: Place = BEGINNING,
+        *,
+        view: int | None = None,
     ) -> Iterator[Batch]:
         """Yield one epoch's batches of up to `size` augmented images, shuffled.
 
@@ -61,11 +68,12 @@ class Context:
             size: images per batch.
             draws: shuffles and augments.
             start: where the pass begins.
+            view: key of the augmentation; None: drawn for this epoch.
         """
         return source.batches(
             chosen,
             size,
-            transform=self.train_transform,
+            transform=self.view_of(view),
             generator=draws,
             shuffle=True,
             device=self.device,
@@ -73,16 +81,21 @@ class Context:
             start=start,
         )
 
+    def view_of(self, view: int | None) -> Transform:
+        """Return the training transform; with a key, the one of that fixed view."""
+        return self.train_transform if view is None else replace(self.train_transform, view=view)
+
+    def view_batches(self, source: ImageSource, chosen: Tensor, view: int) -> Iterator[Batch]:
+        """Yield batches of a fixed view, in the order of the positions `chosen` (n,), to compute features of."""
+        return self._in_order(source, chosen, self.view_of(view))
+
     def test_batches(self, source: ImageSource, chosen: Tensor | None = None) -> Iterator[Batch]:
         """Yield batches of test-transformed images, in the order of the positions `chosen` (n,); default: all."""
+        return self._in_order(source, chosen, self.test_transform)
+
+    def _in_order(self, source: ImageSource, chosen: Tensor | None, transform: Transform) -> Iterator[Batch]:
         runtime = self.config.runtime
-        return source.batches(
-            chosen,
-            runtime.eval_batch_size,
-            transform=self.test_transform,
-            device=self.device,
-            channels_last=runtime.channels_last,
-        )
+        return source.batches(chosen, runtime.eval_batch_size, transform=transform, device=self.device, channels_last=runtime.channels_last)
 
     def features(self, extractor: nn.Module, images: Tensor, *masks: Tensor | None) -> Tensor:
         """Return the features (N, F), float32, of an extractor or a bank in the run's precision."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from der_fast.data.read.place import BEGINNING, Place
-from der_fast.data.source import Batch
 from der_fast.training.position import Position
+
+Item = TypeVar("Item")
 
 
 def tally(totals: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -48,7 +50,7 @@ class EpochMeter:
             self.started -= position.seconds
             self.waited = position.waited
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
         """Pass batches on and measure the wait for each, without waiting for the GPU's pending work."""
         while True:
             asked = time.perf_counter()

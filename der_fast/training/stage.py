@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from der_fast.config.schema import ScheduleConfig
 from der_fast.data.read.place import Place
-from der_fast.data.source import Batch, ImageSource
+from der_fast.data.source import ImageSource
 from der_fast.errors import DivergenceError
 from der_fast.seeds import generator
 from der_fast.stopping import deferred, requested, stop_if_requested
 from der_fast.training.batch_step import BatchLoss, BatchStep
 from der_fast.training.context import Context
 from der_fast.training.epoch import EpochMeter, count_batches
+from der_fast.training.feed import Fed, Feed, feed_for
+from der_fast.training.kept import KeptFeatures
 from der_fast.training.optimizer import NamedSGD
 from der_fast.training.progress import EpochRecord
 from der_fast.training.schedule import learning_rate
@@ -40,6 +42,8 @@ class Stage:
         constrain: called after every update of the weights; reads nothing from the device.
         parts: names of the trained parts; default: all parts of the state.
         chosen: positions (n,) of the images to train on; default: all.
+        kept: kept features of the frozen extractors, which the loss takes after images and labels.
+        feed: delivers the batches; default: the images, from the device if they lie there.
         name: the stage's name in records and random numbers; default: the state's.
         graphed: whether optimizer and batches stay on the device, for a CUDA graph.
     """
@@ -55,6 +59,8 @@ class Stage:
         constrain: Callable[[], None] | None = None,
         parts: Mapping[str, nn.Module] | None = None,
         chosen: Tensor | None = None,
+        kept: KeptFeatures | None = None,
+        feed: Feed | None = None,
         name: str | None = None,
         graphed: bool = False,
     ) -> None:
@@ -62,6 +68,7 @@ class Stage:
         self.loss, self.constrain, self.parts, self.chosen, self.graphed = loss, constrain, parts, chosen, graphed
         self.name = name or state.stage
         self.batches = count_batches(len(source) if chosen is None else len(chosen), schedule.batch_size)
+        self.feed = feed or feed_for(context, source, chosen, schedule.batch_size, kept)
         self.optimizer = self.new_optimizer()
         self.step: BatchStep | None = None
         self._saved, self._told = time.perf_counter(), 0.0
@@ -86,8 +93,12 @@ class Stage:
         """Return the function that trains a batch; called in every epoch."""
         if self.step is None:
             assert self.loss is not None
-            self.step = BatchStep(self.context, self.optimizer, self.loss, self.constrain, graphed=self.graphed)
+            self.step = self.new_step(self.loss, self.constrain)
         return self.step
+
+    def new_step(self, loss: BatchLoss, constrain: Callable[[], None] | None) -> BatchStep:
+        """Return a new step function over the stage's feed and optimizer."""
+        return BatchStep(self.context, self.optimizer, loss, constrain, inputs=self.feed.inputs, graphed=self.graphed)
 
     def before_batch(self, number: int) -> None:
         """Prepare batch `number` (1-based) of the epoch."""
@@ -141,12 +152,11 @@ class Stage:
         step = self.batch_step()
         meter = self.meter(step.totals)
         draws = generator(self.context.seed, self.name, state.step, epoch)
-        batches = self.context.training_batches(self.source, self.chosen, self.schedule.batch_size, draws, meter.start)
-        for number, batch in enumerate(self._heeding(meter, batches), meter.batch + 1):
+        for number, batch in enumerate(self._heeding(meter, self.feed.epoch(epoch, draws, meter.start)), meter.batch + 1):
             self.before_batch(number)
-            step(batch.images, batch.labels)
+            step(*batch.tensors)
             self.after_batch(number)
-            self.count(meter, len(batch.labels))
+            self.count(meter, batch.images)
             self.checkpoint(meter, batch.place, lr)
         self.end_epoch(lr)
         self.write_down()
@@ -160,7 +170,7 @@ class Stage:
         self._told = time.perf_counter()
         return meter
 
-    def _heeding(self, meter: EpochMeter, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _heeding(self, meter: EpochMeter, batches: Iterator[Fed]) -> Iterator[Fed]:
         """Pass batches on. A signal that says stop may also have ended the workers."""
         try:
             yield from meter.timed(batches)

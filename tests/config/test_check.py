@@ -70,6 +70,8 @@ REFUSED: dict[str, list[Any]] = {
         }.items()
     },
     "classifier.temperature": [0.0],
+    "classifier.views": [-1],
+    "later.views": [-1],
     "memory.total": [-1],
     "memory.per_class": [-1],
     "method.name": ["", "wa", "DER"],
@@ -81,6 +83,7 @@ REFUSED: dict[str, list[Any]] = {
     "runtime.threads": [0],
     "runtime.eval_batch_size": [0],
     "runtime.keep_checkpoints": [0],
+    "runtime.features_gib": [-1.0, float("inf")],
     "runtime.checkpoint_seconds": [-1.0, float("inf")],
 }
 

@@ -58,7 +58,7 @@ def test_a_recipe_that_is_written_holds_the_keys_of_its_method(tmp_path: Path) -
 
 def test_the_keys_of_der() -> None:
     owned = {name for name, key in declared().items() if key.method == "der"}
-    assert owned == {*(f"masks.{name}" for name in to_dict(Config())["masks"]), "method.aux_weight"}
+    assert owned == {*(f"masks.{name}" for name in to_dict(Config())["masks"]), "method.aux_weight", "later.views"}
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,11 @@ def test_saved_configurations_of_version_0_1_say_which_method_it_was(expand: boo
     assert (config.protocol.class_order, config.protocol.class_order_seed) == ("torch-1993", None)
     assert old == before
     assert present_keys(to_dict(config)) == to_dict(config)
+
+
+def test_runs_saved_before_there_were_fixed_views_keep_fresh_crops() -> None:
+    old = to_dict(Config())
+    del old["later"]["views"], old["classifier"]["views"], old["runtime"]["features_gib"]
+    assert present_keys(old)["later"]["views"] == present_keys(old)["classifier"]["views"] == 0
+    given = {"classifier": {"epochs": 3}}
+    assert present_keys(given) == given

@@ -21,12 +21,14 @@ class Device:
         self.current = SimpleNamespace(device="cuda:0", name="default")
         self.refused = False
         self.modes: list[str] = []
+        self.pools: list[object] = []
 
     def set_stream(self, stream):
         self.current = stream
 
-    def graph(self, graph, *, stream, capture_error_mode):
+    def graph(self, graph, *, pool, stream, capture_error_mode):
         self.modes.append(capture_error_mode)
+        self.pools.append(pool)
         device = self
 
         class Recording:
@@ -52,9 +54,11 @@ def device(monkeypatch):
 
 def test_it_runs_on_the_stream_and_returns_what_was_made(device):
     assert capture.record(lambda: device.current.name, object(), SIDE) == "side"
+    assert capture.record(lambda: device.current.name, object(), SIDE, (0, 7)) == "side"
+    assert device.pools == [None, (0, 7)]
     assert device.current.name == "default"
     # Threads that load images may allocate meanwhile.
-    assert device.modes == ["thread_local"]
+    assert device.modes == ["thread_local"] * 2
 
 
 def test_a_refusal_says_what_was_refused_and_leaves_no_stream_behind(device):
@@ -120,3 +124,43 @@ def test_what_the_driver_refuses():
     done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "captur" in done.stdout and done.stdout.splitlines()[-1] == "[6.0, 6.0, 6.0, 6.0]"
+
+
+def test_work_beside_the_current_stream_waits_for_what_came_before_and_is_waited_for(monkeypatch):
+    done: list[str] = []
+
+    class Stream:
+        device = "cuda:0"
+
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            done.append(f"{self.name} waits for {other.name}")
+
+    class On:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            self.before, here[0] = here[0], self.stream
+
+        def __exit__(self, *args):
+            here[0] = self.before
+
+    here = [Stream("main")]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "stream", On)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: here[0])
+    beside = capture.Beside(torch.device("cuda"))
+    result = SimpleNamespace(record_stream=lambda stream: done.append(f"used by {stream.name}"))
+
+    def work():
+        done.append(f"work on {here[0].name}")
+        return result
+
+    assert beside.start(work) is result
+    done.append(f"more on {here[0].name}")
+    assert beside.join(result) is result
+    assert done == ["side waits for main", "work on side", "more on main", "main waits for side", "used by main"]
+    assert capture.Beside(torch.device("cpu")).start(lambda: here[0].name) == "main"

@@ -33,6 +33,9 @@ TINY = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 CONFIG = TINY["tiny_config"]({"protocol.name": "B0-2"})
 # A checkpoint after every batch.
 OFTEN = TINY["tiny_config"]({"protocol.name": "B0-2", "runtime.checkpoint_seconds": 1e-9})
+# Frozen extractors' features are kept for one view, and computed again where a run goes on.
+KEPT_VIEWS = {"later.views": 1, "classifier.views": 1, "masks.settle": 0.0}
+VIEWS = TINY["tiny_config"]({"protocol.name": "B0-2", "runtime.checkpoint_seconds": 1e-9, **KEPT_VIEWS})
 
 
 def die() -> None:
@@ -131,6 +134,11 @@ WITHIN: dict[str, Callable[[], Observer | None]] = {
     "before the checkpoints within an epoch are deleted": lambda: before(checkpoint, "remove_record", ends_with("-0001-00000001")),
 }
 
+WITH_VIEWS: dict[str, Callable[[], Observer | None]] = {
+    "with kept features, in an epoch that only gathers them": lambda: DieInBatch(2, "representation", 2, batch=2),
+    "with kept features, in the classifier stage": lambda: DieInBatch(2, "classifier", 2),
+}
+
 LEARNING: dict[str, Callable[[], Observer | None]] = {
     "learning more, in the representation stage": lambda: DieInBatch(3, "representation", 2),
     "learning more, in the classifier stage": lambda: DieInBatch(3, "classifier", 2),
@@ -156,12 +164,13 @@ def main(folder: Path) -> None:
     run_protocol(CONFIG, TINY["synthetic_images"]("abcd"), TINY["synthetic_images"]("abcd", 2), None)
     checkpoint.Checkpoints.save = save_and_wait  # type: ignore[method-assign]
     signals = {}
-    for name, arm in {**SCENARIOS, **WITHIN, **LEARNING}.items():
+    for name, arm in {**SCENARIOS, **WITHIN, **WITH_VIEWS, **LEARNING}.items():
         child = os.fork()
         if child == 0:
             # A process that does not come to its point shows where it stands instead.
             faulthandler.dump_traceback_later(60, exit=True)
-            begin(folder / name, arm(), name in LEARNING, OFTEN if name in WITHIN else CONFIG)
+            config = VIEWS if name in WITH_VIEWS else OFTEN if name in WITHIN else CONFIG
+            begin(folder / name, arm(), name in LEARNING, config)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         signals[name] = os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)

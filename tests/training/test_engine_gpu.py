@@ -17,13 +17,17 @@ from der_fast.model.architecture import build_architecture
 from der_fast.model.extractor import Extractor
 from der_fast.training import graphed
 from der_fast.training.batch_step import BatchStep
+from der_fast.training.classifier_stage import classifier_stage
 from der_fast.training.context import Context
+from der_fast.training.feed import ResidentFeed
 from der_fast.training.graphed import WARM_UP
 from der_fast.training.methods.der.method import begin_step
 from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.model import Model, Network
 from der_fast.training.progress import Observer
+from der_fast.training.stage import Stage
+from der_fast.training.state import CLASSIFIER, StepState
 
 Tiny = Callable[..., Config]
 Images = Callable[..., MemorySource]
@@ -40,14 +44,14 @@ CHANGES: dict[str, Any] = {
 
 class Watching(Observer):
     def __init__(self) -> None:
-        self.stage: RepresentationStage | None = None
-        self.captured: list[bool] = []
+        self.stage: Stage | None = None
+        self.captured: list[int] = []
         self.messages: list[str] = []
 
     def batch_ends(self, *event: Any) -> None:
         assert self.stage is not None and self.stage.step is not None
         graphed = self.stage.step._graphed
-        self.captured.append(graphed is not None and graphed.captured)
+        self.captured.append(0 if graphed is None else graphed.captured)
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -82,20 +86,21 @@ def same(one: DerState, other: DerState) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet20", "preact_resnet18"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "warm_up"), [("fp32", WARM_UP), ("bf16", WARM_UP), ("bf16", 1)])
 def test_replays_do_what_launches_do(
-    backbone: str, precision: str, tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch
+    backbone: str, precision: str, warm_up: int, tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = synthetic("abcd", per_class=34, side=32)
     context = context_for(tiny({**CHANGES, "runtime.precision": precision}), source)
+    monkeypatch.setattr(graphed, "WARM_UP", warm_up)
     state, watching = trained(context, source, backbone)
-    # Eight full batches and an odd one per epoch; a new graph where the compact network begins, after three epochs.
+    # Eight full batches and an odd one per epoch; new graphs where the compact network begins, after three epochs.
     full = [number % 9 != 8 for number in range(45)]
-    counted, expected = 0, []
+    counted, expected = {True: 0, False: 0}, []
     for number in range(45):
-        counted = 0 if number == 27 else counted
-        counted += full[number]
-        expected.append(counted > WARM_UP)
+        counted = {True: 0, False: 0} if number == 27 else counted
+        counted[full[number]] += 1
+        expected.append(sum(count > warm_up for count in counted.values()))
     assert watching.captured == expected and watching.messages == []
     monkeypatch.setattr(graphed, "WARM_UP", 10**9)
     eager, watching = trained(context, source, backbone)
@@ -112,8 +117,8 @@ def test_where_no_graph_can_be_captured_training_goes_on_with_one_line(
     original = BatchStep.body
 
     # A real refusal by the driver would leave marks on the process and on the tests behind this one.
-    def refusing(self: BatchStep, images: torch.Tensor, labels: torch.Tensor) -> None:
-        original(self, images, labels)
+    def refusing(self: BatchStep, *tensors: torch.Tensor) -> None:
+        original(self, *tensors)
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("no graphs today")
 
@@ -130,15 +135,15 @@ def test_nothing_waits_for_the_device_within_an_epoch(
     source = synthetic("abcd", per_class=34, side=32)
     context = context_for(tiny(CHANGES), source)
     original = BatchStep.__call__
-    calls: list[int] = []
+    calls: list[tuple[int, int]] = []
 
-    def watched(self: BatchStep, images: torch.Tensor, labels: torch.Tensor) -> None:
-        calls.append(len(labels))
-        # Ways are chosen, kernels compiled and the graph captured in the first batches.
-        strict = self._graphed is not None and self._graphed._runs > WARM_UP + 1
+    def watched(self: BatchStep, *tensors: torch.Tensor) -> None:
+        calls.append((id(self), len(tensors[0])))
+        # Ways are chosen, kernels compiled and the graph captured in the first batches of a shape.
+        strict = calls.count(calls[-1]) > WARM_UP + 1
         torch.cuda.set_sync_debug_mode("error" if strict else "default")
         try:
-            original(self, images, labels)
+            original(self, *tensors)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -153,14 +158,45 @@ def test_one_step_is_a_handful_of_launches_from_the_host(tiny: Tiny, synthetic: 
     _, watching = trained(context, source)
     assert watching.stage is not None and watching.stage.step is not None
     step = watching.stage.step
-    batch = next(iter(source.batches(None, 16, transform=context.test_transform, device="cuda")))
+    assert isinstance(watching.stage.feed, ResidentFeed)
+    positions = torch.arange(16, device="cuda")
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         watching.stage.before_batch(1)
-        step(batch.images, batch.labels)
+        step(positions)
     names = [event.key for event in profile.key_averages() if event.key.startswith("cuda")]
     assert "cudaGraphLaunch" in names
     launches = sum(
         event.count for event in profile.key_averages() if event.key in ("cudaLaunchKernel", "cudaMemcpyAsync", "cuLaunchKernel")
     )
     assert launches <= 6
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_the_classifier_stage_replays_what_it_launches(
+    views: int, tiny: Tiny, synthetic: Images, context_for: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = synthetic("abcd", per_class=34, side=32)
+    keys = {"classifier.epochs": 6, "classifier.batch_size": 16, "classifier.views": views}
+    watching = Watching()
+    context = replace(context_for(tiny(keys), source), device=torch.device("cuda"), observer=watching, backend=Backend("fused", "a test"))
+    architecture = build_architecture("resnet18", width=8)
+    bank = FrozenBank([Extractor(architecture).initialise(torch.Generator().manual_seed(seed)) for seed in (1, 2)]).to("cuda")
+
+    def head() -> torch.Tensor:
+        state = StepState(2, {"head": torch.nn.Linear(bank.features, 4, device="cuda")}, stage=CLASSIFIER, stages=1)
+        watching.stage = classifier_stage(context, state, bank, source)
+        watching.stage.run()
+        return state.head.weight.detach()
+
+    replayed = head()
+    assert watching.captured[-1] == 2
+    monkeypatch.setattr(graphed, "WARM_UP", 10**9)
+    assert torch.equal(head(), replayed) and watching.captured[-1] == 0
+    assert watching.messages == []
+
+
+def test_kept_features_train_what_the_bank_in_every_batch_trains(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
+    source = synthetic("abcd", per_class=34, side=32)
+    states = [trained(context_for(tiny({**CHANGES, "later.views": 2, "runtime.features_gib": gib}), source))[0] for gib in (1.0, 0.0)]
+    same(*states)

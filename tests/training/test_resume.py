@@ -117,6 +117,25 @@ def test_a_killed_run_goes_on_to_the_same_end(
     assert learner.predict(images) == Learner.load(straight).predict(images)
 
 
+@pytest.mark.parametrize(
+    ("point", "first"),
+    [
+        ("with kept features, in an epoch that only gathers them", (2, "representation", 2)),
+        ("with kept features, in the classifier stage", (2, "classifier", 2)),
+    ],
+)
+def test_features_that_were_kept_are_computed_again_to_the_same_end(
+    point: str, first: tuple[int, str, int], killed: Path, tiny: Tiny, synthetic: Images, run_facts: Facts, watcher: Any, tmp_path: Path
+) -> None:
+    config = tiny({"protocol.name": "B0-2", **NAMES["KEPT_VIEWS"]})
+    arguments = (config, synthetic("abcd"), synthetic("abcd", 2, seed=1))
+    run_protocol(*arguments, tmp_path / "straight")
+    run_protocol(*arguments, killed / point, resume=True, observer=watcher)
+    record = watcher.records[0]
+    assert (record.step, record.stage, record.epoch) == first
+    assert run_facts(killed / point) == run_facts(tmp_path / "straight")
+
+
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(
     kind: str, killed: Path, straight: Path, tiny: Tiny, synthetic: Images, run_facts: Facts, watcher: Any

@@ -174,7 +174,7 @@ def test_where_it_computes_may_change(copy: Path, tiny: Tiny, synthetic: Images)
                "runtime.keep_checkpoints": 5, "runtime.checkpoint_seconds": 5.0, "data.name": "/moved", "data.root": "elsewhere",
                "data.download": True, "data.max_gib": 1.0, "runtime.tensorboard": True, "data.test_list": "elsewhere.txt",
                "data.reader": "memory", "data.workers": 3, "data.prefetch": 1, "data.timeout": 9.0, "data.cache_gib": 1.0,
-               "data.hardware_load": 0.5, "data.width_hint": 640, "data.height_hint": 480}  # fmt: skip
+               "data.hardware_load": 0.5, "data.width_hint": 640, "data.height_hint": 480, "runtime.features_gib": 0.5}  # fmt: skip
     assert set(changes) == set(keys_with(Change.RESUME, Change.PLACE))
     learner = resumed(copy, tiny, synthetic, changes)
     assert learner.config.runtime.keep_checkpoints == 5

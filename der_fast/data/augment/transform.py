@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from der_fast.config.schema import DataConfig
-from der_fast.data.augment.draws import brightness, flips, random_windows, uniform
+from der_fast.data.augment.draws import brightness, flips, key_of, random_windows, uniform
 from der_fast.data.sizes import stored_side
 from der_fast.errors import DataError
-from der_fast.kernels.augment import Draw, augment, draw_augmentation
+from der_fast.kernels.augment import Draw, augment, augment_drawn, draw_augmentation
 
 
 class Drawn(NamedTuple):
@@ -51,6 +51,7 @@ class Transform:
         mean: channel means in [0, 1].
         std: channel standard deviations in [0, 1].
         train: draw random numbers; False gives the same result every time.
+        view: the key of the draws, 0 … 2⁶³ − 1, for a fixed view of every image; None: each pass draws its own from its generator.
     """
 
     size: tuple[int, int]
@@ -61,6 +62,18 @@ class Transform:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     train: bool
+    view: int | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether every pass draws its own random numbers."""
+        return self.train and self.view is None
+
+    def key_of(self, generator: torch.Generator | None) -> int | None:
+        """Return the key of a pass's draws: the view's, or one drawn from the generator; None if nothing is drawn."""
+        if not self.train or self.view is not None:
+            return self.view if self.train else None
+        return None if generator is None else key_of(generator)
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -110,6 +123,33 @@ class Transform:
             std=self.std,
             dtype=dtype,
             channels_last=channels_last,
+        )
+
+    def drawn_on_device(
+        self, images: Tensor, positions: Tensor, key: Tensor, *, dtype: torch.dtype, channels_last: bool, backend: str
+    ) -> Tensor:
+        """Return what the transform makes of resident small images, with the draws that `draw` would return for the same key.
+
+        Args:
+            images: uint8, D × H × W × 3, contiguous, on a device.
+            positions: int64 (N,), on the same device.
+            key: int64 (2,), on the same device: the epoch's key, and 0.
+            dtype, channels_last: of the result, N × 3 × H × W.
+            backend: 'fused' or 'reference', see `augment_drawn`.
+        """
+        return augment_drawn(
+            images,
+            key=key,
+            numbers=positions,
+            index=positions,
+            padding=self._padding,
+            jitter=self.brightness,
+            flip=self.flip,
+            mean=self.mean,
+            std=self.std,
+            dtype=dtype,
+            channels_last=channels_last,
+            backend=backend,
         )
 
     def draw(self, key: int, images: Tensor, stored: tuple[int, int]) -> Drawn:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.compaction.bank import FrozenBank
+from der_fast.kernels.capture import Beside
 from der_fast.model.classifier import auxiliary_targets
 from der_fast.training.batch_step import TrainedFeatures
 from der_fast.training.context import Context
@@ -37,6 +38,7 @@ class DerLoss:
         self._scale = torch.ones((), device=context.device)
         self._binary = self._binary_masks() if settled else None
         self._features = TrainedFeatures(context, state.extractor)
+        self._beside = Beside(context.device)
 
     def prepare(self, scale: float, batch: int) -> None:
         """Set the mask scale s and, if it is due, λ_s before batch `batch`, 0-based, counted over all epochs that learn masks."""
@@ -51,13 +53,14 @@ class DerLoss:
             return None
         return final_keep(state.masks, self.context.config.masks).float().to(self.context.device)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and the logits (N, classes)."""
+    def __call__(self, images: Tensor, labels: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the logits (N, classes); `frozen` (N, F): features of the frozen extractors, if they are kept."""
         state, masks, sparsity = self.state, self._binary, None
         if state.masks is not None and not self.settled:
             masks, sparsity = state.masks.with_sparsity(self._scale, backend=self._features.kernels)
+        old = self._beside.start(lambda: self.context.features(self.bank, images) if frozen is None else frozen)
         new = self._features(images, masks)
-        logits = state.head(torch.cat([self.context.features(self.bank, images), new], 1))
+        logits = state.head(torch.cat([self._beside.join(old), new], 1))
         loss = F.cross_entropy(logits, labels)
         if state.auxiliary is not None:
             auxiliary = F.cross_entropy(state.auxiliary(new), auxiliary_targets(labels, self.known))

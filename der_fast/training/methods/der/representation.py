@@ -12,6 +12,7 @@ from der_fast.data.source import ImageSource
 from der_fast.model.layout import MaskLayout
 from der_fast.training.batch_step import BatchStep, on_device
 from der_fast.training.context import Context
+from der_fast.training.kept import KeptFeatures, saves
 from der_fast.training.methods.der.loss import DerLoss
 from der_fast.training.methods.der.mask_log import is_noted
 from der_fast.training.methods.der.pruning import binarise, final_keep, kept_share
@@ -19,6 +20,7 @@ from der_fast.training.methods.der.sparsity import SparsityController, interval
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.schedule import mask_scale, settled_from
 from der_fast.training.stage import Stage
+from der_fast.training.state import REPRESENTATION
 
 
 class RepresentationStage(Stage):
@@ -38,7 +40,10 @@ class RepresentationStage(Stage):
     def __init__(
         self, context: Context, state: DerState, bank: FrozenBank, source: ImageSource, known: int, schedule: ScheduleConfig
     ) -> None:
-        super().__init__(context, state, source, schedule, graphed=on_device(context))
+        kept, views = None, context.config.later.views
+        if len(bank) and saves(views, schedule.epochs):
+            kept = KeptFeatures(context, bank, source, (REPRESENTATION, state.step), views, schedule.epochs)
+        super().__init__(context, state, source, schedule, kept=kept, graphed=on_device(context))
         self.bank, self.known = bank, known
         masks = context.config.masks
         self.settle_at = settled_from(schedule.epochs, masks.settle) if state.masks is not None else schedule.epochs
@@ -89,7 +94,7 @@ class RepresentationStage(Stage):
         """The function that trains a batch, built again when masks settle or networks are replaced."""
         if self.step is None or self.der_loss is None or self.der_loss.settled != self.settled:
             self.der_loss = DerLoss(self.context, self.state, self.bank, self.known, self.controller, self.settled)
-            self.step = BatchStep(self.context, self.optimizer, self.der_loss, self.der_loss.constrain, graphed=self.graphed)
+            self.step = self.new_step(self.der_loss, self.der_loss.constrain)
         return self.step
 
     def before_batch(self, number: int) -> None:
