@@ -16,6 +16,11 @@ def check_backend(op: str, backend: str, backends: Sequence[str] = BACKENDS) -> 
         raise ValueError(f"{op}: unknown backend {backend!r}: choose from {', '.join(backends)}")
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be checked; reading them back from a GPU would stall it."""
+    return tensor.device.type == "cpu"
+
+
 def check_rank(name: str, tensor: Tensor) -> None:
     """Refuse what is not (N, C, H, W)."""
     if tensor.dim() != 4:

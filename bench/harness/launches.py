@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.harness import aten
-from der_fast.kernels import triton_runtime
+from der_fast.kernels import checks, triton_runtime
 
 # Published for the H100 SXM, without sparsity: bytes and FLOP per second; matrix products on tensor cores, except float32.
 BANDWIDTH = 3.35e12
@@ -103,7 +103,8 @@ def _kernels_go_to(note: Callable[[Launch], None]) -> Iterator[None]:
         return lambda *args, **kwargs: note(_triton_launch(kernel, args, kwargs))
 
     usable = mock.patch.object(triton_runtime, "usable", lambda device: (True, "nothing is launched"))
-    with usable, mock.patch.object(KernelInterface, "__getitem__", launcher):
+    unread = mock.patch.object(checks, "readable", lambda tensor: False)
+    with usable, unread, mock.patch.object(KernelInterface, "__getitem__", launcher):
         yield
 
 

@@ -13,7 +13,8 @@ HEAD = "| one batch of | launches | with a parameter target | modelled | with a 
 _STAGES = {
     "representation": "t = {steps}, masks being learned",
     "settled": "t = {steps}, masks settled",
-    "classifier": "the classifier stage after step {steps} (not captured)",
+    "kept": "the same with the features of earlier extractors kept",
+    "classifier": "the classifier stage after step {steps}",
     "between": f"λ_s, chosen before one batch in {MOST_BATCHES} (not captured)",
 }
 # The goal for a captured step.

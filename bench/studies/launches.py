@@ -3,10 +3,9 @@
     python -m bench launches --json bench/results/launches.jsonl
 
 ResNet-18, 32 × 32 pixels, batch 128, bf16, backend 'fused', frozen bank grouped: step 1 and step 10 while masks are learned and once they
-have settled, the classifier stage, and the choice of λ_s between batches, each with and without a parameter target. Listed is the function
-that a CUDA graph captures (the classifier stage is not captured, but its body is the same kind of function): from normalised images and
-labels on the device to updated weights. Not included, per batch, are the copies of images and labels into the graph's tensors, the mask
-scale, and the work of the data source.
+have settled (also with kept features), the classifier stage, and the choice of λ_s between batches, each with and without a parameter
+target. Listed is the function that a CUDA graph captures: from the positions of resident uint8 images to updated weights. Not included, per
+batch, are the copy of the positions into the graph's tensor and the mask scale; per epoch, the copy of its order to the device.
 
 The model takes, for every launch, the longest of its bytes at 3.35 TB/s, its FLOP at the peak of its dtype, and 1.5 µs, one after another.
 bench/harness/launches.py and bench/harness/aten.py describe how launches are counted and what is assumed about PyTorch's operations.

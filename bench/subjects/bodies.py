@@ -20,15 +20,21 @@ from bench.subjects.steps import Task
 from der_fast.compaction.bank import FrozenBank
 from der_fast.compaction.bank.extractor import CompactExtractor
 from der_fast.compaction.bank.grouped import GroupedProgram
+from der_fast.data import MemorySource
+from der_fast.data.resident import ResidentImages
 from der_fast.model.classifier import new_classifier
 from der_fast.training.batch_step import BatchStep
 from der_fast.training.classifier_stage import classifier_stage
+from der_fast.training.feed import FeatureFeed, ResidentFeed
+from der_fast.training.kept import KeptFeatures
 from der_fast.training.methods.der import settled
 from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.packing import TENSOR_CORE_BLOCK
 from der_fast.training.state import CLASSIFIER, REPRESENTATION
 
 SETTLED = "settled"
+# The same with the features of the frozen extractors kept.
+KEPT = "kept"
 # What runs before one batch in `sparsity.MOST_BATCHES` while masks are learned.
 BETWEEN = "between"
 # A share that the pruned networks here do not exceed, so that none of them is pruned further.
@@ -40,7 +46,7 @@ class Moment:
     """A point of a run.
 
     Attributes:
-        stage: 'representation', 'settled', 'classifier' or 'between'.
+        stage: 'representation', 'settled', 'kept', 'classifier' or 'between'.
         steps: t; t − 1 extractors are frozen, in the classifier stage all t.
         target: whether λ_s follows a share of the parameters.
     """
@@ -52,7 +58,7 @@ class Moment:
 
 MOMENTS = tuple(
     Moment(stage, steps, target)
-    for stage, steps in ((REPRESENTATION, 1), (REPRESENTATION, 10), (SETTLED, 1), (SETTLED, 10), (CLASSIFIER, 10), (BETWEEN, 1))
+    for stage, steps in ((REPRESENTATION, 1), (REPRESENTATION, 10), (SETTLED, 1), (SETTLED, 10), (KEPT, 10), (CLASSIFIER, 10), (BETWEEN, 1))
     for target in (False, True)
 )
 
@@ -102,16 +108,17 @@ class Bodies:
         if moment.stage == BETWEEN:
             assert stage.state.masks is not None
             return partial(stage.controller.follow, 0, stage.state.masks.logits.detach())
-        images, labels = task.ready(stage)[0]
         step = self._classifier(stage, moment) if moment.stage == CLASSIFIER else self._representation(stage, moment)
-        return partial(step.body, images, labels)
+        return partial(step.body, torch.arange(self.batch))
 
     def _bank(self, count: int) -> _GroupedBank:
         return _GroupedBank([self.networks.compact(number, torch.bfloat16) for number in range(count)])
 
     def _representation(self, stage: RepresentationStage, moment: Moment) -> BatchStep:
         stage.bank = self._bank(moment.steps - 1)
-        if moment.stage == SETTLED:
+        kept = KeptFeatures(stage.context, stage.bank, stage.source, (KEPT,), 1, 2) if moment.stage == KEPT else None
+        stage.feed = self._resident(stage, kept)
+        if moment.stage in (SETTLED, KEPT):
             assert stage.state.masks is not None
             stage.state.masks.logits.data.copy_(self.networks.plan(0).masks.float() - 0.5)
             stage.settle_at = 0
@@ -125,4 +132,15 @@ class Bodies:
         bank, state = self._bank(moment.steps), stage.state
         state.head = new_classifier(bank.features, moment.steps * CLASSES, torch.Generator().manual_seed(0))
         made = classifier_stage(stage.context, state, bank, stage.source)
+        if not isinstance(made.feed, FeatureFeed):
+            made.feed = self._resident(stage)
         return made.batch_step()
+
+    def _resident(self, stage: RepresentationStage, kept: KeptFeatures | None = None) -> ResidentFeed:
+        """The feed that a GPU would have."""
+        source, context = stage.source, stage.context
+        assert isinstance(source, MemorySource)
+        images = ResidentImages(
+            source.images, source.labels, context.train_transform, context.dtype, channels_last=True, backend=context.backend.name
+        )
+        return ResidentFeed(context, images, None, self.batch, kept)

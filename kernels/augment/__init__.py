@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from der_fast.kernels import triton_runtime
+from der_fast.kernels import checks, triton_runtime
 from der_fast.kernels.augment.draw import Draw, draw_augmentation
 from der_fast.kernels.augment.reference import augment_reference, scale_and_shift
 from der_fast.kernels.checks import BACKENDS, check_backend
@@ -143,7 +144,7 @@ def _run(
     triton_runtime.require(images.device, "augment")
     from der_fast.kernels.augment.triton_augment import augment_triton
 
-    scale, shift = (values.float().tolist() for values in scale_and_shift(mean, std))
+    scale, shift = ([float(np.float32(value)) for value in values] for values in scale_and_shift(mean, std))
     result = augment_triton(
         images,
         index=None if index is None else index.contiguous(),
@@ -181,8 +182,7 @@ def _check_images(
         raise ValueError(
             f"index must be int64 of one dimension on {images.device}; got {index.dtype}, {tuple(index.shape)} on {index.device}"
         )
-    # Reading values back from a GPU would stall it, so only the CPU checks them.
-    if len(index) and index.device.type == "cpu" and not 0 <= int(index.min()) <= int(index.max()) < len(images):
+    if len(index) and checks.readable(index) and not 0 <= int(index.min()) <= int(index.max()) < len(images):
         raise ValueError(f"index must lie in [0, {len(images) - 1}]; got {int(index.min())} to {int(index.max())}")
 
 
@@ -198,8 +198,7 @@ def _check_draw(count: int, device: torch.device, row: Tensor, col: Tensor, flip
                 f"{name} must hold one value per image ({count}) on {device}: row and col int64, flip bool, brightness floating; "
                 f"got {values.dtype}, {tuple(values.shape)} on {values.device}"
             )
-    # Reading values back from a GPU would stall it, so only the CPU checks them.
-    if count and device.type == "cpu":
+    if count and checks.readable(row):
         for name, offsets in (("row", row), ("col", col)):
             low, high = int(offsets.min()), int(offsets.max())
             if low < 0 or high > 2 * padding:

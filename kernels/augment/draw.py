@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +60,8 @@ def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor])
 def bounds(jitter: float) -> tuple[float, float]:
     """Return low and high − low as float32 numbers."""
     low = max(0.0, 1.0 - jitter)
-    rounded = torch.tensor([low, 1.0 + jitter - low], dtype=torch.float32).tolist()
-    return rounded[0], rounded[1]
+    # Numbers of the host: a step that a CUDA graph holds makes no tensors of them.
+    return float(np.float32(low)), float(np.float32(1.0 + jitter - low))
 
 
 def draw_augmentation(seed: int, stream: int, numbers: Tensor, *, padding: int, jitter: float, flip: bool) -> Draw:

@@ -43,18 +43,16 @@ def augment_reference(
     # (min(b·q/255, 1) − mean)/std = min(b·q, 255)·scale + shift: one clamp and one multiply-add per value.
     scale, shift = scale_and_shift(mean, std)
     # Rows of W·3 values: broadcasting three channels over the innermost dimension would process three values at a time.
-    scale_row = scale.to(images.device, work).repeat(width)
-    shift_row = shift.to(images.device, work).repeat(width)
+    scale_row, shift_row = (torch.tensor(part, dtype=torch.float64).to(images.device, work).repeat(width) for part in (scale, shift))
     values = pixels.view(count, height * width * 3).to(work)
     values = values.mul_(brightness.to(work)[:, None]).clamp_(max=255.0).view(count * height, width * 3)
     result = torch.addcmul(shift_row, values, scale_row, out=values).to(dtype).view(count, height, width, 3).permute(0, 3, 1, 2)
     return result if channels_last else result.contiguous()
 
 
-def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return 1 / (255·std) and −mean / std, float64 (3,) on the CPU."""
-    deviation = torch.tensor(std, dtype=torch.float64)
-    return 1.0 / (255.0 * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
+def scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return 1 / (255·std) and −mean / std of every channel."""
+    return [1.0 / (255.0 * deviation) for deviation in std], [-centre / deviation for centre, deviation in zip(mean, std, strict=True)]
 
 
 def _crop(images: Tensor, row: Tensor, col: Tensor, padding: int) -> Tensor:
