@@ -18,7 +18,7 @@ from torch import Tensor
 from der_fast.kernels import masked_bn as passes
 from der_fast.kernels.augment import augment, augment_drawn, draw_augmentation
 from der_fast.kernels.channel_masks import masks_and_sparsity
-from der_fast.kernels.conv import ConvShape, ConvTiles
+from der_fast.kernels.conv import ConvShape, ConvTiles, Parts, add_parts
 from der_fast.kernels.grouped_conv import GroupedTiles
 from der_fast.kernels.masked_bn.launch import Launch
 
@@ -67,7 +67,7 @@ def conv_dgrad() -> Results:
     return convolutions("dgrad")
 
 
-@case("conv.triton_wgrad._conv_wgrad_kernel", "conv.triton_wgrad._sum_parts_kernel")
+@case("conv.triton_wgrad._conv_wgrad_kernel", "conv.triton_parts._sum_parts_kernel")
 def conv_wgrad_in_parts() -> Results:
     return convolutions("wgrad", split=3)
 
@@ -75,6 +75,15 @@ def conv_wgrad_in_parts() -> Results:
 @case("conv.triton_wgrad._conv_wgrad_kernel")
 def conv_wgrad_in_one() -> Results:
     return convolutions("wgrad", split=1)
+
+
+@case("conv.triton_parts._sum_parts_kernel")
+def conv_parts_of_a_block() -> Results:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((512, 7), (5, 16), (255, 2), (130, 33), (300, 3))
+    pending = [Parts(torch.randn(split, elements, generator=generator), torch.empty(elements)) for elements, split in sizes]
+    add_parts(pending)
+    return [one.out for one in pending]
 
 
 STATISTICS = ("masked_bn.triton_forward._statistics_kernel", "masked_bn.triton_vectors._finalize_kernel")
