@@ -54,7 +54,7 @@ def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choi
 def _fastest(choices: Choices, key: str, runs: Mapping[str, Run], x: Tensor, what: str, tensors: Tensors) -> str:
     if len(runs) == 1:
         return next(iter(runs))
-    trusted = paths.CUDNN if x.numel() // x.shape[1] >= ENOUGH else None
+    trusted = [paths.CUDNN] if x.numel() // x.shape[1] >= ENOUGH else []
     return choices.fastest(key, runs, device=x.device, usual=paths.CUDNN, what=what, trusted=trusted, tensors=tensors)
 
 
