@@ -133,7 +133,15 @@ def _layer_forward(block: ChainBlock, layer: Layer, weight: Weights, source: Ten
         _check_count(y)
         partials: Tensor | None = statistics(y, backend=block.backend)
     else:
-        y, partials = conv_forward(source, weight.conv, stride=layer.stride, prologue=prologue, statistics=True, backend=block.backend)
+        y, partials = conv_forward(
+            source,
+            weight.conv,
+            stride=layer.stride,
+            prologue=prologue,
+            statistics=True,
+            config=layer.tiles.forward if prologue is None else layer.tiles.transformed,
+            backend=block.backend,
+        )
         _check_count(y)
     assert partials is not None
     affine, mean, variance = finalize(partials, weight.gamma, weight.beta, weight.mask, EPSILON, backend=block.backend)
@@ -252,7 +260,16 @@ def _wgrad(
 ) -> Tensor:
     source, prologue = kept.source, _pair(before.affine) if kept.transformed and before is not None else None
     if layer.wgrad == CHAIN:
-        return conv_wgrad(source, g, layer.kernel, stride=layer.stride, prologue=prologue, g_affine=g_affine, backend=block.backend)
+        return conv_wgrad(
+            source,
+            g,
+            layer.kernel,
+            stride=layer.stride,
+            prologue=prologue,
+            g_affine=g_affine,
+            config=layer.tiles.wgrad,
+            backend=block.backend,
+        )
     if prologue is not None:
         source, _ = apply(source, prologue, relu=True, keep_bits=False, backend=block.backend)
     return convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (False, True))[1]
@@ -272,7 +289,14 @@ def _dgrad(
         epilogue = None if before is None else (before.y, before.affine)
         height, width = source.shape[2:]
         dx, sums = conv_dgrad(
-            g, weight.conv, (height, width), stride=layer.stride, g_affine=g_affine, epilogue=epilogue, backend=block.backend
+            g,
+            weight.conv,
+            (height, width),
+            stride=layer.stride,
+            g_affine=g_affine,
+            epilogue=epilogue,
+            config=layer.tiles.dgrad,
+            backend=block.backend,
         )
         return _Arriving(dx, False, sums)
     dx = channels_last(convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (True, False))[0])
