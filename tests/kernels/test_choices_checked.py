@@ -135,6 +135,22 @@ def test_out_of_memory_drops_the_way_that_needs_it_wherever_it_happens(monkeypat
         checked(Choices(), trusting([], right=1, fast=1))
 
 
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted when stream is capturing"), torch.OutOfMemoryError("CUDA")])
+def test_what_cannot_be_captured_is_timed_as_it_is_unless_there_is_no_memory_for_it(monkeypatch, error):
+    def record(*arguments):
+        raise error
+
+    def run():
+        return None
+
+    for name in ("CUDAGraph", "Stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda *arguments: None)
+    monkeypatch.setattr(timing.capture, "warm_up", lambda run, stream: run())
+    monkeypatch.setattr(timing.capture, "record", record)
+    with pytest.raises(torch.OutOfMemoryError) if isinstance(error, torch.OutOfMemoryError) else contextlib.nullcontext():
+        assert timing._replay(run, torch.device("cuda")) is run
+
+
 def test_what_is_optional_is_measured_for_a_bounded_time(tmp_path, monkeypatch):
     """Then the usual one is taken, and remembered, so that the next process measures nothing either."""
     clock = [0.0]

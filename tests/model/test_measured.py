@@ -88,6 +88,14 @@ def test_tiles_are_chosen_per_layer_and_direction_and_a_second_process_measures_
     assert [layer.tiles.dgrad for layer in again.layers] == [layer.tiles.dgrad for layer in block.layers]
     assert again.layers[1].tiles.transformed == block.layers[1].tiles.transformed and again.layers[1].tiles.forward is None
 
+    used = set()
+    for name in ("conv_forward", "conv_dgrad", "conv_wgrad"):
+
+        def watched(*args, config=None, right=getattr(chain, name), name=name, **kwargs):
+            used.add((name, config))
+            return right(*args, config=config, **kwargs)
+
+        monkeypatch.setattr(chain, name, watched)
     plain = measured._on_cudnn(BLOCK)
     truth = ChainBlock(plain, IDENTITY, 1, "reference")
     results = []
@@ -95,6 +103,13 @@ def test_tiles_are_chosen_per_layer_and_direction_and_a_second_process_measures_
         out, bits, kept = chain.forward(one, x, weights)
         dx, gradients = chain.backward(one, weights, kept, bits, out, True)
         results.append([out, dx, *(value for layer in gradients for value in (layer.conv, layer.gamma, layer.beta, layer.mask))])
+    (first, second) = (layer.tiles for layer in block.layers)
+    assert used == {
+        ("conv_forward", first.forward),
+        ("conv_forward", second.transformed),
+        *(("conv_dgrad", one.dgrad) for one in (first, second)),
+        *(("conv_wgrad", one.wgrad) for one in (first, second)),
+    }
     for wanted, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
@@ -229,7 +244,7 @@ def test_where_no_kernel_works_training_goes_on_in_pytorch_and_one_line_says_so(
 def test_batch_norms_of_preactivation_networks_run_on_kernels_that_work_and_are_timed_by_nobody(monkeypatch):
     monkeypatch.setattr(choices, "measure", lambda runs, device: pytest.fail("nothing to choose from"))
     assert triton_runtime.usable(DEVICE)[0]
-    extractor = Extractor(build_architecture("preact_resnet18", width=2)).to(DEVICE).train()
+    extractor = Extractor(build_architecture("preact_resnet18", width=2)).initialise(torch.Generator().manual_seed(0)).to(DEVICE).train()
     store, before = Choices(), copy.deepcopy(extractor.state_dict())
     norm = next(module for module in extractor.modules() if hasattr(module, "running_mean"))
     size = len(norm.weight)
