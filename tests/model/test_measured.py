@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -89,13 +90,13 @@ def test_tiles_are_chosen_per_layer_and_direction_and_a_second_process_measures_
     assert again.layers[1].tiles.transformed == block.layers[1].tiles.transformed and again.layers[1].tiles.forward is None
 
     used = set()
+
+    def watched(name, right, *args, config=None, **kwargs):
+        used.add((name, config))
+        return right(*args, config=config, **kwargs)
+
     for name in ("conv_forward", "conv_dgrad", "conv_wgrad"):
-
-        def watched(*args, config=None, right=getattr(chain, name), name=name, **kwargs):
-            used.add((name, config))
-            return right(*args, config=config, **kwargs)
-
-        monkeypatch.setattr(chain, name, watched)
+        monkeypatch.setattr(chain, name, partial(watched, name, getattr(chain, name)))
     plain = measured._on_cudnn(BLOCK)
     truth = ChainBlock(plain, IDENTITY, 1, "reference")
     results = []
