@@ -162,8 +162,15 @@ def test_tiles_that_compute_something_else_are_not_taken(times, monkeypatch, cap
     assert len(found) == 9
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize("operation", ["conv_forward", "conv_dgrad", "conv_wgrad"])
+@pytest.mark.parametrize(
+    ("operation", "failure"),
+    [
+        ("conv_forward", "does not compile"),
+        ("conv_forward", "does not fit"),
+        ("conv_dgrad", "does not compile"),
+        ("conv_wgrad", "does not fit"),
+    ],
+)
 def test_a_kernel_that_fails_here_is_left_out_in_one_line_for_all_shapes(times, monkeypatch, caplog, operation, failure):
     times(CHAIN)
 
@@ -174,9 +181,9 @@ def test_a_kernel_that_fails_here_is_left_out_in_one_line_for_all_shapes(times, 
         monkeypatch.setattr(module, operation, fail)
     store = Choices()
     with caplog.at_level(logging.WARNING):
-        for height in (5, 6):
+        for height in (4, 5):
             _, weights = batch()
-            block = fastest_block(BLOCK, draw(2, 3, height, 6).relu(), weights, store)
+            block = fastest_block(BLOCK, draw(2, 3, height, 4).relu(), weights, store)
     directions = {"conv_forward": (CUDNN, CHAIN, CHAIN), "conv_dgrad": (CHAIN, CUDNN, CUDNN), "conv_wgrad": (CHAIN, CHAIN, CUDNN)}
     assert {(layer.forward, layer.dgrad, layer.wgrad) for layer in block.layers} == {directions[operation]}
     lines = [record.getMessage() for record in caplog.records]
