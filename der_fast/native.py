@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from der_fast.errors import BackendError
@@ -64,6 +65,12 @@ def available() -> tuple[bool, str]:
         return False, reason
     info = module.build_info()
     return True, f"{info['compiler']}, " + (f"CUDA {info['nvcc']} for {info['cuda_architectures']}" if info["cuda"] else "without CUDA")
+
+
+def binary() -> Path | None:
+    """Return the file that the module was loaded from; None where it was not built."""
+    module, _ = _load()
+    return None if module is None else Path(module.__file__)
 
 
 def build_info() -> dict[str, Any]:

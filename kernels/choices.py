@@ -2,6 +2,9 @@
 
 Implementations differ by rounding. A run that must resume bit for bit on the same kind of processor saves `record()` and passes it to
 `pin` before it resumes.
+
+Before a choice is used for the first time in a process, remembered or not, its results are compared with those of a trusted
+implementation (`agreement`): a driver, a library or a GPU may have changed what it computes. Nothing is timed for that.
 """
 
 from __future__ import annotations
@@ -10,25 +13,31 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from der_fast.errors import StorageError
 from der_fast.files import write_json
 from der_fast.home import cache_folder
-from der_fast.kernels.agreement import Run, Tensors, agreeing
+from der_fast.kernels.agreement import Run, Tensors, agreeing, failure
+from der_fast.kernels.fingerprint import fingerprint
 from der_fast.kernels.timing import measure
 from der_fast.kernels.triton_runtime import version as triton_version
 from der_fast.machine import processor_name
 
-VERSION = 2
+VERSION = 3
 # How much faster than the usual implementation another must be to replace it: about the scatter of measured times.
 HYSTERESIS = 0.03
+# Seconds per process for measuring what has a good default (`optional`), compiling included: a step has dozens of such kernels.
+OPTIONAL_SECONDS = 60.0
 # Seconds to wait while another process adds to the file, which takes milliseconds.
 _PATIENCE = 5.0
 
@@ -52,7 +61,11 @@ def cache_file() -> Path | None:
 
 
 def machine(device: torch.device = CPU) -> str:
-    """Return what a choice is valid for: the device and the versions of everything that computes on it."""
+    """Return what a choice is valid for: the device, the versions of everything that computes on it, and a hash of the kernels."""
+    return f"{_hardware(device)}|kernels {fingerprint()}"
+
+
+def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return _gpu(torch.cuda.current_device() if device.index is None else device.index)
     return _processor()
@@ -69,6 +82,10 @@ def _gpu(index: int) -> str:
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     libraries = f"torch {torch.__version__}|triton {triton_version()}|cuda {torch.version.cuda}|cudnn {cudnn}"
     return f"{torch.cuda.get_device_name(index)}|sm_{major}{minor}|{libraries}"
+
+
+def _no_tensors(result: object) -> Sequence[Tensor | None]:
+    return ()
 
 
 class Choices:
@@ -89,6 +106,10 @@ class Choices:
         self._chosen: dict[str, str] = {}
         self._filed: dict[str, Choice] | None = None
         self._said = False
+        # Keys whose choice has been compared with a trusted result in this process, what was said, and what `OPTIONAL_SECONDS` has left.
+        self._checked: set[str] = set()
+        self._told: set[str] = set()
+        self._seconds = OPTIONAL_SECONDS
 
     def record(self) -> dict[str, str]:
         """Return every choice that was made, looked up or pinned here, key → name."""
@@ -113,10 +134,14 @@ class Choices:
         device: torch.device = CPU,
         usual: str | None = None,
         what: str = "",
-        trusted: str | None = None,
-        tensors: Tensors | None = None,
+        trusted: Sequence[str] = (),
+        tensors: Tensors = _no_tensors,
+        last_resort: str | None = None,
+        optional: bool = False,
     ) -> str:
         """Return the name of the fastest run, remembered or else measured now.
+
+        A run that fails, or computes something else than the trusted one, is left out, and the log says so once.
 
         Args:
             key: what the time depends on besides the machine.
@@ -124,20 +149,102 @@ class Choices:
             device: where they run.
             usual: the name that wins unless another is faster by more than `HYSTERESIS`; None for no favourite.
             what: what is computed, for the log.
-            trusted: the name of the run that the others must agree with before they are measured (see `agreeing`); None for no check.
-            tensors: returns the parts of their results that must agree.
+            trusted: names of the runs that the others must agree with before they are used, the best first (see `agreeing`); empty for
+                no check.
+            tensors: returns the parts of their results that must agree; by default none, so that a run only must not fail.
+            last_resort: the name of a run that is not timed, and is taken only where no other works. That is not kept in the file, so
+                that the next run tries again.
+            optional: whether `usual` is good enough, so that all such choices together are measured for `OPTIONAL_SECONDS` at most. From
+                then on `usual` is taken and remembered.
+
+        Raises:
+            Exception: a trusted run's, if all of them raise; without trusted runs the first one's, if all raise.
         """
+        full = f"{machine(device)}|{key}"
         known = self.known(key, runs, device)
         if known is not None:
-            return known
-        if trusted is not None and tensors is not None:
-            runs = agreeing(runs, trusted, tensors, what)
-        milliseconds = measure(runs, device)
-        choice = Choice(_winner(milliseconds, usual), milliseconds)
-        key = f"{machine(device)}|{key}"
-        self._chosen[key] = choice.chosen
-        self._write(key, choice, what)
+            if full in self._checked or self._confirmed(known, runs, trusted, tensors, what):
+                self._checked.add(full)
+                return known
+            runs = {name: run for name, run in runs.items() if name != known}
+            trusted = [name for name in trusted if name != known]
+        self._say_if_stale(device)
+        started = time.perf_counter()
+        if optional and usual is not None and usual in runs and self._seconds <= 0:
+            choice: Choice | None = Choice(usual)
+        else:
+            until = started + self._seconds if optional else math.inf
+            choice = self._measured(runs, device, usual, what, trusted, tensors, last_resort, until)
+        if optional:
+            self._seconds -= time.perf_counter() - started
+        self._checked.add(full)
+        if choice is None:
+            assert last_resort is not None
+            self._chosen[full] = last_resort
+            return last_resort
+        self._chosen[full] = choice.chosen
+        self._write(full, choice, what)
         return choice.chosen
+
+    def _measured(
+        self,
+        runs: Mapping[str, Run],
+        device: torch.device,
+        usual: str | None,
+        what: str,
+        trusted: Sequence[str],
+        tensors: Tensors,
+        last_resort: str | None,
+        until: float,
+    ) -> Choice | None:
+        """Return the choice among the runs that work, None for the last resort; arguments as in `fastest` and `agreeing`."""
+        agreed, problems = agreeing(runs, trusted, tensors, until=until) if trusted else (runs, {})
+        timed = {name: run for name, run in agreed.items() if name != last_resort}
+        if not timed and last_resort is not None:
+            if usual is not None and usual in runs and usual not in problems:
+                # The time was over before anything but the trusted run was tried.
+                return Choice(usual)
+            said = next((f"{name!r} {problem}" for name, problem in problems.items() if name != last_resort), "there is no other")
+            self._say(f"{what} {last_resort!r}, because nothing else works here:", said)
+            return None
+        for name, problem in problems.items():
+            if name != last_resort:
+                self._say(f"{what} {name!r} is not used, because it", problem)
+        if trusted and len(timed) == 1:
+            return Choice(next(iter(timed)))
+        try:
+            milliseconds = measure(timed, device)
+        except torch.OutOfMemoryError:
+            # A measurement takes more memory than a run.
+            if not trusted or usual is None or usual not in timed:
+                raise
+            return Choice(usual)
+        return Choice(_winner(milliseconds, usual), milliseconds)
+
+    def _confirmed(self, known: str, runs: Mapping[str, Run], trusted: Sequence[str], tensors: Tensors, what: str) -> bool:
+        """Whether a remembered run computes what a trusted one does. If no trusted one can say so, it is used as it was before."""
+        if known in trusted[:1] or not trusted:
+            return True
+        try:
+            _, problems = agreeing({name: runs[name] for name in dict.fromkeys((*trusted, known))}, trusted, tensors)
+        except Exception as error:
+            self._say(f"{what} {known!r}, unchecked, because what it is compared with", failure(error))
+            return True
+        if known in problems:
+            self._say(f"{what} {known!r} is not used any more, because it", problems[known])
+        return known not in problems
+
+    def _say_if_stale(self, device: torch.device) -> None:
+        """Warn once if this machine's choices were made for other kernels."""
+        hardware, filed = f"{_hardware(device)}|", self.filed()
+        if any(key.startswith(hardware) for key in filed) and not any(key.startswith(f"{machine(device)}|") for key in filed):
+            self._say(f"the choices in {self.path} are ignored and measured again,", "because they were measured with other kernels")
+
+    def _say(self, what: str, problem: str) -> None:
+        """Warn, once for each thing that is wrong, though every shape has it."""
+        known = what + problem.partition("(")[0]
+        _log.log(logging.DEBUG if known in self._told else logging.WARNING, "%s %s", what, problem)
+        self._told.add(known)
 
     def known(self, key: str, names: Collection[str], device: torch.device = CPU) -> str | None:
         """Return what is remembered for `key` if it is one of `names`, else None. Nothing is measured."""

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
 from der_fast.kernels import capture
-from der_fast.kernels.agreement import Run
+from der_fast.kernels.agreement import Run, failure
 
 # Seconds for which each implementation is repeated after its first two runs, unless it is far behind.
 BUDGET = 0.1
@@ -51,12 +52,14 @@ def _measure_on_cpu(runs: Mapping[str, Run], problems: list[Exception]) -> dict[
 
 
 @contextlib.contextmanager
-def _left_out_if_it_fails(name: str, problems: list[Exception]) -> Iterator[None]:
+def _left_out_if_it_fails(name: str, problems: list[Exception], forget: Iterable[dict[str, Any]] = ()) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         problems.append(error)
-        _log.warning("%s is left out of a measurement, because it failed: %s: %s", name, type(error).__name__, error)
+        for kept in forget:
+            del kept[name]
+        _log.warning("%s is left out of a measurement, because it %s", name, failure(error))
 
 
 def _milliseconds(run: Run) -> float:
@@ -74,8 +77,9 @@ def _measure_on_gpu(runs: Mapping[str, Run], device: torch.device, problems: lis
                 replays[name] = _replay(run, device)
         samples: dict[str, list[float]] = {name: [] for name in replays}
         for _ in range(_SAMPLES):
-            for name, replay in replays.items():
-                samples[name].append(_gpu_milliseconds(replay))
+            for name in list(samples):
+                with _left_out_if_it_fails(name, problems, forget=(samples, replays)):
+                    samples[name].append(_gpu_milliseconds(replays[name]))
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
@@ -85,6 +89,10 @@ def _replay(run: Run, device: torch.device) -> Run:
     capture.warm_up(run, side)
     try:
         capture.record(run, graph, side)
+    except torch.OutOfMemoryError:
+        # Timed launch by launch, it would look slower than it is.
+        torch.cuda.synchronize(device)
+        raise
     except RuntimeError:
         torch.cuda.synchronize(device)
         return run

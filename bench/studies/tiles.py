@@ -4,7 +4,8 @@
 
 'chain' is the convolution as in the training step: in the forward pass with statistics and the previous layer's affine map and ReLU; in
 the backward pass with batch-norm's backward on load and the previous layer's sums on store. Times are medians of CUDA graph replays with
-a warm L2 cache. Copy the results by hand into `kernels.conv.launch.default_config`, so that nobody waits for a search.
+a warm L2 cache. `auto` measures only the likeliest of these, and for a bounded time: copy the results by hand into
+`kernels.conv.launch.default_config`, so that nobody waits for a search.
 """
 
 from __future__ import annotations
@@ -61,19 +62,11 @@ class Problem:
         configs = candidates(self.direction, self.shape, torch.bfloat16, transformed=self.chained, processors=count)
         configs = configs[:1] + configs[1 :: QUICK if quick else 1]
         if self.direction != "wgrad":
-            return {label(config): (config, None) for config in configs}
+            return {config.name: (config, None) for config in configs}
         found = [(config, default_split(self.shape, config, count)) for config in configs]
         first, usual = found[0]
         found[1:1] = [(first, split) for split in dict.fromkeys((max(1, usual // 2), usual * 2)) if split != usual]
-        return {f"{label(config)} split {split}": (config, split) for config, split in found}
-
-
-def label(config: ConvTiles) -> str:
-    """Return tiles as one short word each."""
-    flat = " flat" if config.flat else ""
-    return (
-        f"{config.block_m}x{config.block_n}x{config.block_k} warps {config.num_warps} stages {config.num_stages} group {config.group}{flat}"
-    )
+        return {f"{config.name} split {split}": (config, split) for config, split in found}
 
 
 def problems(setting: Setting) -> Iterator[Problem]:

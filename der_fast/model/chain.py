@@ -159,7 +159,15 @@ def _convolved(block: ChainBlock, layer: Layer, weight: Weights, source: Tensor,
         _check_count(y)
         partials: Tensor | None = statistics(y, backend=block.backend)
     else:
-        y, partials = conv_forward(source, weight.conv, stride=layer.stride, prologue=prologue, statistics=True, backend=block.backend)
+        y, partials = conv_forward(
+            source,
+            weight.conv,
+            stride=layer.stride,
+            prologue=prologue,
+            statistics=True,
+            config=layer.tiles.forward if prologue is None else layer.tiles.transformed,
+            backend=block.backend,
+        )
         _check_count(y)
     assert partials is not None
     return _Convolved(y, partials, source, prologue is not None)
@@ -324,7 +332,15 @@ def _wgrad(
     source, prologue = kept.source, _pair(before.affine) if kept.transformed and before is not None else None
     if layer.wgrad == CHAIN:
         return conv_wgrad(
-            source, g, layer.kernel, stride=layer.stride, prologue=prologue, g_affine=g_affine, pending=pending, backend=block.backend
+            source,
+            g,
+            layer.kernel,
+            stride=layer.stride,
+            prologue=prologue,
+            g_affine=g_affine,
+            config=layer.tiles.wgrad,
+            pending=pending,
+            backend=block.backend,
         )
     if prologue is not None:
         source, _ = apply(source, prologue, relu=True, keep_bits=False, backend=block.backend)
@@ -345,7 +361,14 @@ def _dgrad(
         epilogue = None if before is None else (before.y, before.affine)
         height, width = source.shape[2:]
         dx, sums = conv_dgrad(
-            g, weight.conv, (height, width), stride=layer.stride, g_affine=g_affine, epilogue=epilogue, backend=block.backend
+            g,
+            weight.conv,
+            (height, width),
+            stride=layer.stride,
+            g_affine=g_affine,
+            epilogue=epilogue,
+            config=layer.tiles.dgrad,
+            backend=block.backend,
         )
         return _Arriving(dx, False, sums)
     dx = channels_last(convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (True, False))[0])

@@ -24,7 +24,7 @@ from der_fast.model.chain import IDENTITY, NOTHING, PROJECTION, WIDENED, ChainBl
 from der_fast.model.chain_node import run_block, weights_of
 from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm, ResidualBlock
 from der_fast.model.mask_slices import MaskSlices
-from der_fast.model.measured import fastest_block
+from der_fast.model.measured import fastest_block, working_normalisation
 from der_fast.model.paths import Layer
 
 # A layer of the chain: a convolution and the batch-norm after it.
@@ -88,6 +88,7 @@ class FusedTraining:
         parts = [norm.where for norm in self._norms if norm.where is not None]
         self._slices = MaskSlices(parts, extractor.maskable) if parts else None
         self._chosen: dict[tuple[object, ...], ChainBlock] = {}
+        self._normalisations: dict[tuple[int, ...], str] = {}
 
     def __call__(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return features (N, F), float32 (float64 for float64 activations); `masks` is the flat mask vector (C,), or None for all ones.
@@ -200,8 +201,17 @@ class FusedTraining:
             relu=True,
             training=True,
             momentum=norm.momentum,
-            backend=self.backend,
+            backend=self._normalisation(norm, x, step.masks[norm]),
         )
+
+    def _normalisation(self, norm: MaskedBatchNorm, x: Tensor, mask: Tensor | None) -> str:
+        """The backend of a batch-norm: found out at its first batch, and kept for batches of any size."""
+        if self.path != "auto" or self.backend == "reference":
+            return self.backend
+        key = tuple(x.shape[1:])
+        if key not in self._normalisations:
+            self._normalisations[key] = working_normalisation(norm, channels_last(x.detach()), mask, self._choices or shared())
+        return self._normalisations[key]
 
 
 def _pairs(module: ResidualBlock) -> list[Pair]:

@@ -1,10 +1,14 @@
 """Choosing a residual block's path by timing the whole block, forward and backward, on the current batch.
 
-Before anything is timed, every path must agree with cuDNN's on that batch: a fast wrong answer is useless.
+Before anything is timed, every path must agree on that batch: a fast wrong answer is useless. Forward paths are compared with plain
+PyTorch. Backward paths are compared with cuDNN's, whose gates come from the same kernels: in float32 a value of millions lies so near a
+ReLU's corner that PyTorch, which rounds the product before the sum, sees it on the other side. If no kernel works, the block runs in
+plain PyTorch.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
@@ -14,18 +18,24 @@ from torch import Tensor
 
 from der_fast.kernels.agreement import Run, Tensors
 from der_fast.kernels.choices import Choices
+from der_fast.kernels.masked_bn import masked_bn
 from der_fast.model import chain, paths
 from der_fast.model.chain import ChainBlock, Gradients, Kept, Weights
+from der_fast.model.extractor import MaskedBatchNorm
+from der_fast.model.paths import CUDNN, PYTORCH
+from der_fast.model.tiles import with_backward_tiles, with_forward_tiles
 
-# Paths are compared from this many values per channel on: with fewer, batch-norm magnifies rounding without bound.
+# Paths are compared from this many values per channel on: with fewer, batch-norm magnifies rounding without bound, and a path only must
+# not fail.
 ENOUGH = 512
 
 
 @torch.no_grad()
 def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choices: Choices) -> ChainBlock:
-    """Return the block with the fastest path in each direction; 'cudnn' wins unless another is clearly faster.
+    """Return the block with the fastest path in each direction and the fastest tiles; 'cudnn' wins unless another is clearly faster.
 
-    The forward path is chosen first. The backward path is then measured on what the forward path keeps.
+    The forward path is chosen first. The backward path is then measured on what the forward path keeps. If the kernels of one of them
+    all fail, both run in plain PyTorch.
 
     Args:
         block: its layers' current paths are ignored.
@@ -34,28 +44,90 @@ def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choi
         choices: remembers what was measured.
     """
     key = _key(block, x, weights)
-    layers = {name: paths.forward_layers(block.layers, name) for name in paths.distinct(block.layers, paths.FORWARD)}
-    forwards = {name: replace(block, layers=ways) for name, ways in layers.items()}
-    runs: dict[str, Run] = {name: lambda one=one: chain.forward(one, x, weights) for name, one in forwards.items()}  # type: ignore[misc]
-    forward = _fastest(choices, f"{key}|forward", runs, x, "residual blocks run forward as", _output)
-    chosen = forwards[forward]
-
-    out, bits, kept = chain.forward(chosen, x, weights)
-    layers = {name: paths.backward_layers(chosen.layers, name) for name in paths.distinct(chosen.layers, paths.BACKWARD)}
-    backwards = {name: replace(chosen, layers=ways) for name, ways in layers.items()}
-    wants_x = block.residual != chain.NOTHING
-    runs = {
-        name: lambda one=one: chain.backward(one, weights, kept, bits, out, wants_x)  # type: ignore[misc]
-        for name, one in backwards.items()
+    plain = replace(block, backend="reference", layers=_on_cudnn(block))
+    names = paths.distinct(block.layers, paths.FORWARD)
+    forward_key = f"{key}|forward"
+    if block.backend == "fused":
+        known = choices.known(forward_key, names, x.device)
+        ways = [paths.forward_layers(plain.layers, name) for name in ([known] if known else names)]
+        if any(layer.forward != CUDNN for way in ways for layer in way):
+            # Where there is no memory for plain PyTorch, the default tiles must do.
+            with contextlib.suppress(torch.OutOfMemoryError):
+                block = with_forward_tiles(block, ways, weights, chain.forward(plain, x, weights)[2], choices)
+    forwards = {name: replace(block, layers=paths.forward_layers(block.layers, name)) for name in names}
+    runs: dict[str, Run] = {
+        name: lambda one=one: chain.forward(one, x, weights)  # type: ignore[misc]
+        for name, one in {PYTORCH: plain, **forwards}.items()
     }
-    return backwards[_fastest(choices, f"{key}|backward after {forward}", runs, x, "residual blocks run backward as", _gradients)]
+    forward = _fastest(choices, forward_key, runs, x, "residual blocks run forward as", [PYTORCH, CUDNN], _output)
+    if forward == PYTORCH:
+        return plain
+    backward = _fastest_backward(forwards[forward], plain, f"{key}|backward after {forward}", x, weights, choices)
+    return plain if backward is None else backward
 
 
-def _fastest(choices: Choices, key: str, runs: Mapping[str, Run], x: Tensor, what: str, tensors: Tensors) -> str:
-    if len(runs) == 1:
-        return next(iter(runs))
-    trusted = paths.CUDNN if x.numel() // x.shape[1] >= ENOUGH else None
-    return choices.fastest(key, runs, device=x.device, usual=paths.CUDNN, what=what, trusted=trusted, tensors=tensors)
+def _fastest_backward(
+    block: ChainBlock, plain: ChainBlock, key: str, x: Tensor, weights: Sequence[Weights], choices: Choices
+) -> ChainBlock | None:
+    """Return the block, whose forward paths are chosen, with the fastest backward paths; None where none works."""
+    out, bits, kept = chain.forward(block, x, weights)
+    names = paths.distinct(block.layers, paths.BACKWARD)
+    if block.backend == "fused":
+        known = choices.known(key, names, x.device)
+        ways = [paths.backward_layers(block.layers, name) for name in ([known] if known else names)]
+        block = with_backward_tiles(block, ways, weights, kept, choices)
+    backwards = {name: replace(block, layers=paths.backward_layers(block.layers, name)) for name in names}
+    wants_x = block.residual != chain.NOTHING
+    runs: dict[str, Run] = {
+        name: lambda one=one: chain.backward(one, weights, kept, bits, out, wants_x)  # type: ignore[misc]
+        for name, one in {PYTORCH: plain, **backwards}.items()
+    }
+    return backwards.get(_fastest(choices, key, runs, x, "residual blocks run backward as", [CUDNN, PYTORCH], _gradients))
+
+
+@torch.no_grad()
+def working_normalisation(norm: MaskedBatchNorm, x: Tensor, mask: Tensor | None, choices: Choices) -> str:
+    """Return the backend of `masked_bn` for a batch-norm without a convolution of its own: 'fused', or 'reference' where that fails.
+
+    Args:
+        norm: the batch-norm; its statistics stay as they are.
+        x: its input, channels-last.
+        mask: (C,), or None.
+        choices: remembers it, and warns.
+    """
+
+    def run(backend: str) -> list[Tensor | None]:
+        with torch.enable_grad():
+            leaves = [None if one is None else one.detach().requires_grad_() for one in (x, norm.weight, norm.bias, mask)]
+            image, weight, bias, factor = leaves
+            assert image is not None and weight is not None and bias is not None
+            statistics = norm.running_mean.clone(), norm.running_var.clone()
+            out = masked_bn(image, weight, bias, *statistics, mask=factor, relu=True, training=True, backend=backend)
+            wanted = [leaf for leaf in leaves if leaf is not None]
+            return [out.detach(), *statistics, *torch.autograd.grad(out, wanted, out.detach())]
+
+    key = f"masked_bn|{str(x.dtype).removeprefix('torch.')}|{'x'.join(map(str, x.shape))}|{'no mask' if mask is None else 'mask'}"
+    runs: dict[str, Run] = {backend: lambda backend=backend: run(backend) for backend in ("reference", "fused")}  # type: ignore[misc]
+    compared = _all if x.numel() // x.shape[1] >= ENOUGH else _nothing
+    what = "batch-norms before a convolution run as"
+    return choices.fastest(key, runs, device=x.device, what=what, trusted=["reference"], tensors=compared, last_resort="reference")
+
+
+def _all(result: object) -> list[Tensor | None]:
+    return cast(list[Tensor | None], result)
+
+
+def _on_cudnn(block: ChainBlock) -> tuple[paths.Layer, ...]:
+    return paths.backward_layers(paths.forward_layers(block.layers, CUDNN), CUDNN)
+
+
+def _fastest(choices: Choices, key: str, runs: Mapping[str, Run], x: Tensor, what: str, trusted: Sequence[str], tensors: Tensors) -> str:
+    compared = tensors if x.numel() // x.shape[1] >= ENOUGH else _nothing
+    return choices.fastest(key, runs, device=x.device, usual=CUDNN, what=what, trusted=trusted, tensors=compared, last_resort=PYTORCH)
+
+
+def _nothing(result: object) -> list[Tensor | None]:
+    return []
 
 
 def _output(result: object) -> list[Tensor | None]:

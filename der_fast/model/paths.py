@@ -9,6 +9,8 @@ the passes of `kernels.masked_bn` around it, or on `kernels.conv`, which fuses s
     backward  cudnn     a pass for dy; convolution; a pass for the sums of the layer before
               chain     dy is computed on load and never stored; ReLU and sums of the previous layer while dx is stored
 
+    all       pytorch   as cudnn, with passes in plain PyTorch: taken only where no kernel works
+
 dgrad and wgrad choose independently. Only 1×1 and 3×3 convolutions of stride 1 or 2 have a choice.
 """
 
@@ -17,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from der_fast.kernels.conv import ConvTiles
+
 CUDNN, EPILOGUE, CHAIN = "cudnn", "epilogue", "chain"
 # As chain, except that strided convolutions run as cudnn: their dgrad gathers from every second pixel.
 UNSTRIDED = "chain but for strides"
@@ -24,18 +28,37 @@ UNSTRIDED = "chain but for strides"
 DGRAD = "chain but for wgrad"
 FORWARD = (CUDNN, EPILOGUE, CHAIN, UNSTRIDED)
 BACKWARD = (CUDNN, CHAIN, UNSTRIDED, DGRAD)
+# In no list, since it is no rival: the truth that the forward paths are compared with, and the last resort.
+PYTORCH = "pytorch"
 _KERNELS, _STRIDES = (1, 3), (1, 2)
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """How `kernels.conv` cuts a layer's convolution, by what is computed; None for the default of the shape.
+
+    Attributes:
+        forward: of an input as it is stored.
+        transformed: forward, applying the previous layer's affine map and ReLU on load.
+        dgrad, wgrad: the gradients.
+    """
+
+    forward: ConvTiles | None = None
+    transformed: ConvTiles | None = None
+    dgrad: ConvTiles | None = None
+    wgrad: ConvTiles | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
-    """What does not change from step to step: the convolution's shape, and its path in each direction."""
+    """What does not change from step to step: the convolution's shape, its path in each direction, and the tiles of its kernels."""
 
     kernel: int
     stride: int
     forward: str = CUDNN
     dgrad: str = CUDNN
     wgrad: str = CUDNN
+    tiles: Tiles = Tiles()
 
     @property
     def free(self) -> bool:

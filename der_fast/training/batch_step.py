@@ -82,7 +82,7 @@ class TrainedFeatures:
         extractor: the extractor.
 
     Attributes:
-        kernels: name of the backend for everything else that is trained with the extractor.
+        kernels: name of the backend for everything else that is trained with the extractor; 'auto' where it is to be measured.
     """
 
     def __init__(self, context: Context, extractor: Extractor) -> None:
@@ -91,7 +91,7 @@ class TrainedFeatures:
         if on_device(context):
             path = "auto" if context.backend.measured else paths.CHAIN
             self._fused = FusedTraining(extractor, context.dtype, path=path)
-            self.kernels = self._fused.backend
+            self.kernels = "auto" if context.backend.measured else self._fused.backend
 
     def __call__(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return features (N, F), float32, with gradients; `masks` (C,) scale channels."""

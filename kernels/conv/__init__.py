@@ -10,7 +10,7 @@ from der_fast.kernels import triton_runtime
 from der_fast.kernels.affine import Affine
 from der_fast.kernels.checks import check_image
 from der_fast.kernels.conv import checks
-from der_fast.kernels.conv.launch import MOST_PARTS, ConvTiles, candidates, default_config, default_split
+from der_fast.kernels.conv.launch import MOST_PARTS, ConvTiles, candidates, default_config, default_split, likely
 from der_fast.kernels.conv.parts import Parts
 from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
 from der_fast.kernels.conv.shape import ConvShape
@@ -28,6 +28,7 @@ __all__ = [
     "conv_wgrad",
     "default_config",
     "default_split",
+    "likely",
 ]
 
 

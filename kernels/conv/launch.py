@@ -15,6 +15,8 @@ DIRECTIONS = ("forward", "dgrad", "wgrad")
 SHARED = 98304
 # The fewest reduction steps for one part of a wgrad, so that filling the pipeline does not dominate.
 STEPS_PER_PART = 4
+# How many candidates `likely` returns: compiling one takes a second or two, and a network has dozens of layers and directions.
+LIKELY = 4
 # CUDA's limit for the second axis of a launch.
 MOST_PARTS = 65535
 
@@ -51,6 +53,12 @@ class ConvTiles:
                 raise ValueError(f"{name} must be a power of two from {least} to {most}, not {value}")
         if self.num_stages < 1 or self.group < 1:
             raise ValueError(f"num_stages and group must be at least 1, not {self.num_stages} and {self.group}")
+
+    @property
+    def name(self) -> str:
+        """A short word for each number: under it, measured choices are remembered."""
+        sizes = f"{self.block_m}x{self.block_n}x{self.block_k}"
+        return f"{sizes} warps {self.num_warps} stages {self.num_stages} group {self.group}{' flat' if self.flat else ''}"
 
     def shared(self, itemsize: int, transformed: bool) -> int:
         """Return roughly how many bytes of shared memory the tiles in flight take; a transformed operand may have two sources."""
@@ -115,13 +123,26 @@ def candidates(
     transformed: bool = False,
     processors: int = H100_MULTIPROCESSORS,
 ) -> list[ConvTiles]:
-    """Return the tiles worth timing, the default first, without repetition.
+    """Return the tiles worth timing, the default first, then those that differ from it in one number, without repetition.
 
-    Arguments and errors as in `default_config`.
+    Another implementation of the same layer and direction belongs here too: an object with a `name` of its own that `conv_forward`,
+    `conv_dgrad` or `conv_wgrad` take as `config`. Arguments and errors as in `default_config`.
     """
     first = default_config(direction, shape, dtype, transformed=transformed, processors=processors)
     gemm = _gemm(direction, shape)
     return list(dict.fromkeys([first, *(_fitted(config, gemm, dtype, transformed) for config in _variants(direction, first, gemm))]))
+
+
+def likely(
+    direction: str,
+    shape: ConvShape,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    transformed: bool = False,
+    processors: int = H100_MULTIPROCESSORS,
+) -> list[ConvTiles]:
+    """Return the first `LIKELY` candidates, for a measurement that somebody waits for; arguments and errors as in `default_config`."""
+    return candidates(direction, shape, dtype, transformed=transformed, processors=processors)[:LIKELY]
 
 
 def default_split(shape: ConvShape, config: ConvTiles, processors: int = H100_MULTIPROCESSORS) -> int:
@@ -171,14 +192,18 @@ def _fitted(config: ConvTiles, gemm: _Gemm, dtype: torch.dtype, transformed: boo
 
 
 def _variants(direction: str, first: ConvTiles, gemm: _Gemm) -> Iterator[ConvTiles]:
-    """Yield configs around the first; their stages are reduced to fit later."""
+    """Yield configs around the first, the nearest first; their stages are reduced to fit later."""
+    blocks = []
     for block_m in (128, 64):
         for block_n in (128, 64, 32):
             # Nothing is gained from a block that is padded to twice its columns.
             if block_n < 2 * gemm.columns and block_m < 2 * gemm.rows:
                 flat = gemm.period % block_n != 0 if direction == "wgrad" else first.flat
-                yield replace(first, block_m=block_m, block_n=block_n, flat=flat)
+                blocks.append(replace(first, block_m=block_m, block_n=block_n, flat=flat))
+    near = [one for one in blocks if one.block_m == first.block_m or one.block_n == first.block_n]
+    yield from near
+    yield replace(first, group=8)
     yield replace(first, num_stages=4)
     yield replace(first, block_k=32 if first.block_k == 64 else 64)
-    yield replace(first, group=8)
+    yield from blocks
     yield replace(first, flat=not first.flat)

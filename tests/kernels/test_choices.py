@@ -124,7 +124,8 @@ def test_a_remembered_way_that_is_gone_is_measured_anew(tmp_path, monkeypatch):
         b"\xff\xfe\x00",
         b"[]",
         b'{"version": 99, "choices": {}}',
-        b'{"version": 2, "choices": 3}',
+        b'{"version": 2, "choices": {"of an older der_fast": {"chosen": "slow", "milliseconds": {}}}}',
+        b'{"version": 3, "choices": 3}',
     ],
 )
 def test_a_bad_file_is_as_good_as_none_and_the_log_says_so_once(tmp_path, monkeypatch, caplog, content):
@@ -144,7 +145,7 @@ def test_a_bad_file_is_as_good_as_none_and_the_log_says_so_once(tmp_path, monkey
 def test_a_bad_entry_does_not_count(tmp_path, monkeypatch, entry):
     table(monkeypatch, fast=1.0, slow=3.0)
     path = tmp_path / "choices.json"
-    path.write_text(json.dumps({"version": 2, "choices": {f"{machine()}|key": entry, "good": {"chosen": "x", "milliseconds": {}}}}))
+    path.write_text(json.dumps({"version": 3, "choices": {f"{machine()}|key": entry, "good": {"chosen": "x", "milliseconds": {}}}}))
     remembered = Choices(path)
     assert remembered.filed() == {"good": Choice("x", {})}
     assert remembered.fastest("key", runs([], fast=0, slow=0)) == "fast"

@@ -12,7 +12,7 @@ FOLDERS = sorted(path.parent for path in KERNELS.glob("*/__init__.py"))
 COMMON = ("__init__", "checks", "reference", "autograd", "launch", "cases")
 OWN = {
     "augment": ("draw",),
-    "channel_masks": ("structure",),
+    "channel_masks": ("structure", "measured"),
     "conv": ("shape", "strided", "registers"),
     "grouped_conv": ("layer",),
     "masked_bn": ("operation", "passes", "reference_passes"),

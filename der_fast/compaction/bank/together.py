@@ -38,6 +38,7 @@ class Together:
     def __init__(self, members: Sequence[Branch], strategy: str, choices: Choices) -> None:
         self.strategy, self.choices = strategy, choices
         self._ways = {STREAMS: GraphedBranches(members)}
+        self._picked: dict[str, str] = {}
         self.reason = "not asked for"
         if strategy == STREAMS:
             return
@@ -62,19 +63,18 @@ class Together:
         if self.strategy in self._ways or GROUPED not in self._ways:
             return self.strategy if self.strategy in self._ways else STREAMS
         key = self._key(images)
-        known = self.choices.known(key, self._ways, images.device)
-        if known is not None:
-            return known
-        if torch.cuda.is_current_stream_capturing():
-            # Nothing can be measured inside another graph. Its owner runs everything once before the capture, so a choice is known by then.
-            return STREAMS
-        return self._measured(key, images)
+        if key not in self._picked:
+            if torch.cuda.is_current_stream_capturing():
+                # Nothing can be measured inside another graph. Its owner runs everything once before, so a choice is known by then.
+                return self.choices.known(key, self._ways, images.device) or STREAMS
+            self._picked[key] = self._measured(key, images)
+        return self._picked[key]
 
     def _measured(self, key: str, images: Tensor) -> str:
         runs = {name: functools.partial(way, images) for name, way in self._ways.items()}
         try:
             chosen = self.choices.fastest(
-                key, runs, device=images.device, what="frozen extractors run together as", trusted=STREAMS, tensors=_features
+                key, runs, device=images.device, what="frozen extractors run together as", trusted=(STREAMS,), tensors=_features
             )
         except Exception as error:  # a kernel that does not compile or fit here must not end a run that can go on without it
             self._ways.pop(GROUPED)
