@@ -28,7 +28,7 @@ from der_fast.kernels.affine import Affine
 from der_fast.kernels.backend import resolve_device
 from der_fast.kernels.conv import ConvShape, ConvTiles, candidates, conv_dgrad, conv_forward, conv_wgrad, default_split
 from der_fast.kernels.conv.launch import DIRECTIONS
-from der_fast.kernels.device import multiprocessors
+from der_fast.kernels.device import capability, multiprocessors
 from der_fast.kernels.timing import measure
 
 # A first search skips unlikely candidates; `--quick` takes every third one.
@@ -58,7 +58,9 @@ class Problem:
     def tiles(self, device: torch.device, quick: bool) -> dict[str, tuple[ConvTiles, int | None]]:
         """Return the candidates to time, the default first: tiles, and for wgrad the number of parts of its sum (None elsewhere)."""
         count = multiprocessors(device)
-        configs = candidates(self.direction, self.shape, torch.bfloat16, transformed=self.chained, processors=count)
+        configs = candidates(
+            self.direction, self.shape, torch.bfloat16, transformed=self.chained, processors=count, capability=capability(device)
+        )
         configs = configs[:1] + configs[1 :: QUICK if quick else 1]
         if self.direction != "wgrad":
             return {label(config): (config, None) for config in configs}
@@ -70,10 +72,10 @@ class Problem:
 
 def label(config: ConvTiles) -> str:
     """Return tiles as one short word each."""
-    flat = " flat" if config.flat else ""
-    return (
-        f"{config.block_m}x{config.block_n}x{config.block_k} warps {config.num_warps} stages {config.num_stages} group {config.group}{flat}"
-    )
+    blocks = f"{config.block_m}x{config.block_n}x{config.block_k} warps {config.num_warps} stages {config.num_stages}"
+    if config.boxed:
+        return f"{blocks} boxed split {config.split}"
+    return f"{blocks} group {config.group}{' flat' if config.flat else ''}"
 
 
 def problems(setting: Setting) -> Iterator[Problem]:

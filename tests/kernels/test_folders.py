@@ -13,7 +13,7 @@ COMMON = ("__init__", "checks", "reference", "autograd", "launch", "cases")
 OWN = {
     "augment": ("draw",),
     "channel_masks": ("structure",),
-    "conv": ("shape", "strided", "registers"),
+    "conv": ("shape", "strided", "registers", "boxes", "boxed_cases"),
     "grouped_conv": ("layer",),
     "masked_bn": ("operation", "passes", "reference_passes"),
 }
