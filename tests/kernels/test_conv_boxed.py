@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from der_fast.kernels.compile_case import CAPABILITIES
 from der_fast.kernels.conv import ConvShape, ConvTiles, boxes, candidates, conv_dgrad, conv_forward, conv_wgrad
-from tests.kernels.test_conv import check_dgrad, check_forward, draw, poisoned
+from tests.kernels.test_conv import DEVICE, check_dgrad, check_forward, draw, poisoned
 
 __all__ = ["poisoned"]
 
@@ -75,22 +75,23 @@ def test_one_multiprocessor_computes_every_tile(monkeypatch, split):
 @pytest.mark.parametrize("split", [1, 3])
 def test_what_lies_outside_the_image_is_zero(dtype, split):
     """Small whole numbers are exact in every dtype. A box begins at −1, and the next image must not show beyond the end of one."""
-    ones = torch.ones(3, 8, 5, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    ones = torch.ones(3, 8, 5, 3, dtype=dtype, device=DEVICE).contiguous(memory_format=torch.channels_last)
     ones[1] = 2
-    weight = torch.ones(8, 8, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(8, 8, 3, 3, dtype=dtype, device=DEVICE).contiguous(memory_format=torch.channels_last)
     inside = 8 * F.conv2d(torch.ones(1, 1, 5, 3), torch.ones(1, 1, 3, 3), padding=1)
     expected = inside.expand(3, 8, -1, -1) * torch.tensor([1.0, 2.0, 1.0]).reshape(3, 1, 1, 1)
     options = {"stride": 1, "config": tiles(split=split), "backend": "fused"}
     y, _ = conv_forward(ones, weight, prologue=None, statistics=False, **options)
     dx, _ = conv_dgrad(ones, weight, (5, 3), g_affine=None, epilogue=None, **options)
+    expected = expected.to(DEVICE)
     assert torch.equal(y.float(), expected) and torch.equal(dx.float(), expected)
 
 
 def test_dgrad_turns_the_weight():
     """One weight is not 0: its tap and its channels say where the gradient of a pixel goes."""
-    weight = torch.zeros(16, 8, 3, 3, dtype=HALF).contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(16, 8, 3, 3, dtype=HALF, device=DEVICE).contiguous(memory_format=torch.channels_last)
     weight[11, 5, 0, 2] = 1
-    g = torch.zeros(1, 16, 4, 4, dtype=HALF).contiguous(memory_format=torch.channels_last)
+    g = torch.zeros(1, 16, 4, 4, dtype=HALF, device=DEVICE).contiguous(memory_format=torch.channels_last)
     g[0, 11, 2, 1] = 3
     dx, _ = conv_dgrad(g, weight, (4, 4), stride=1, g_affine=None, epilogue=None, config=tiles(), backend="fused")
     # y[2, 1] took x[2 + 0 − 1, 1 + 2 − 1].
@@ -168,15 +169,15 @@ def test_what_they_refuse():
     with pytest.raises(ValueError, match=r"config: boxed tiles .* in torch.float32 on 9.0"):
         conv_forward(case.x.float(), case.weight.float(), **given)
     with pytest.raises(ValueError, match="boxed tiles are for forward without a prologue .* not for this forward"):
-        conv_forward(case.x, case.weight, **given | {"prologue": (torch.ones(8), torch.ones(8))})
+        conv_forward(case.x, case.weight, **given | {"prologue": (torch.ones(8, device=DEVICE), torch.ones(8, device=DEVICE))})
     with pytest.raises(ValueError, match="the sum has 9 steps, which 2 equal parts do not divide"):
         conv_forward(case.x, case.weight, **given | {"config": tiles(split=2)})
     # The same values, one element further on.
-    storage = torch.empty(case.x.numel() + 1, dtype=HALF)[1:]
+    storage = torch.empty(case.x.numel() + 1, dtype=HALF, device=DEVICE)[1:]
     moved = storage.as_strided(case.x.shape, case.x.stride()).copy_(case.x)
     with pytest.raises(ValueError, match="begin at a multiple of 16 bytes"):
         conv_forward(moved, case.weight, **given)
-    for affine in (None, (torch.ones(3, 16), case.g)):
+    for affine in (None, (torch.ones(3, 16, device=DEVICE), case.g)):
         config = tiles() if affine else tiles(split=2)
         with pytest.raises(ValueError, match="not for this dgrad" if affine else "9 steps"):
             conv_dgrad(case.g, case.weight, (5, 4), stride=1, g_affine=affine, epilogue=None, config=config, backend="fused")
