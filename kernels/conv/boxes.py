@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from der_fast.kernels.conv.shape import ConvShape
@@ -25,6 +27,7 @@ def applies(shape: ConvShape, dtype: torch.dtype, capability: tuple[int, int]) -
     return fits and dtype in DTYPES and capability == CAPABILITY
 
 
+@functools.cache
 def box(shape: ConvShape, pixels: int) -> tuple[int, int, int]:
     """Return images, rows and columns of a tile, powers of two whose product is `pixels`: the least padding, then the most columns.
 

@@ -55,10 +55,10 @@ class ConvTiles:
             value = getattr(self, name)
             if not least <= value <= most or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two from {least} to {most}, not {value}")
-        if min(self.num_stages, self.group, self.split) < 1:
-            raise ValueError(f"num_stages, group and split must be at least 1, not {self.num_stages}, {self.group} and {self.split}")
-        if self.split > 1 and not self.boxed:
-            raise ValueError("split cuts the sum of boxed tiles only; conv_wgrad has an argument of that name")
+        if self.num_stages < 1 or self.group < 1:
+            raise ValueError(f"num_stages and group must be at least 1, not {self.num_stages} and {self.group}")
+        if self.split < 1 or (self.split > 1 and not self.boxed):
+            raise ValueError(f"split must be at least 1, and 1 unless tiles are boxed, not {self.split}: conv_wgrad has its own argument")
 
     @property
     def resident(self) -> int:

@@ -183,10 +183,9 @@ def test_what_they_refuse():
             conv_dgrad(case.g, case.weight, (5, 4), stride=1, g_affine=affine, epilogue=None, config=config, backend="fused")
     with pytest.raises(ValueError, match="not for this wgrad"):
         conv_wgrad(case.x, case.g, 3, stride=1, config=tiles(), backend="fused")
-    with pytest.raises(ValueError, match="split cuts the sum of boxed tiles only"):
-        ConvTiles(64, 64, 32, split=2)
-    with pytest.raises(ValueError, match="num_stages, group and split must be at least 1"):
-        tiles(split=0)
+    for boxed, split in ((False, 2), (True, 0)):
+        with pytest.raises(ValueError, match=f"split must be at least 1, and 1 unless tiles are boxed, not {split}"):
+            ConvTiles(64, 64, 32, boxed=boxed, split=split)
 
 
 def test_a_case_is_compiled_only_for_the_gpus_that_launch_it():
