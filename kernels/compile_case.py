@@ -45,6 +45,7 @@ class CompileCase:
         constants: every `tl.constexpr` argument (and arguments that are None).
         aligned: names of arguments that are multiples of 16 (pointers: of 16 bytes), as they are in practice.
         num_warps, num_stages: as launched.
+        capabilities: of the GPUs on which it is launched.
         stack_budget: the most bytes of local memory per thread where `NO_LOCAL` is lacking.
         resident: blocks per multiprocessor that the launch code counts on; 0 where it counts on none.
         tile_loads, tile_stores: bytes of activations and weights that a block loads for one tile or step, and stores of one.
@@ -59,6 +60,7 @@ class CompileCase:
     aligned: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 2
+    capabilities: tuple[int, ...] = CAPABILITIES
     stack_budget: int = 0
     resident: int = 0
     tile_loads: int = 0

@@ -11,3 +11,8 @@ H100_MULTIPROCESSORS = 132
 def multiprocessors(device: torch.device) -> int:
     """Return the multiprocessors of a device; an H100's for the CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else H100_MULTIPROCESSORS
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability of a device; an H100's for the CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

@@ -65,10 +65,11 @@ class MachineCode:
         products: tensor-core instruction → count.
         multiply_adds: fused multiply-adds of float32 outside tensor cores.
         loads, copies, stores: bytes per thread → count, of global loads, of asynchronous copies to shared memory, and of global stores.
-        bulk_copies: of whole tiles by a descriptor.
+        bulk_copies, bulk_stores: of whole tiles by a descriptor.
         loop_loads, loop_copies: the same of the main loop alone.
         asked: of the IR's products of warp groups in loops, those that do not wait: (asynchronous, all).
-        in_flight: products that may be under way at the main loop's strictest wait; None where it has no such wait.
+        in_flight: products that may be under way at the strictest wait that every trip of the main loop passes; None where it has no such
+            wait. A persistent kernel also waits for all of them, but only where a tile ends.
     """
 
     name: str
@@ -85,6 +86,7 @@ class MachineCode:
     copies: Mapping[int, int]
     stores: Mapping[int, int]
     bulk_copies: int
+    bulk_stores: int
     loop_loads: Mapping[int, int]
     loop_copies: Mapping[int, int]
     asked: tuple[int, int]
@@ -101,7 +103,6 @@ def read(case: CompileCase, capability: int, kernel: Any) -> MachineCode:
         found = Counter(line.bytes for line in which if line.name.split(".")[0] in kinds)
         return dict(sorted(found.items(), reverse=True))
 
-    waits = [int(line.operands.rpartition("0x")[2], 16) for line in loop if line.name.startswith("WARPGROUP.DEPBAR")]
     return MachineCode(
         name=case.name,
         capability=capability,
@@ -117,10 +118,11 @@ def read(case: CompileCase, capability: int, kernel: Any) -> MachineCode:
         copies=widths(code, "LDGSTS"),
         stores=widths(code, "STG"),
         bulk_copies=sum(line.name.startswith("UTMALDG") for line in code),
+        bulk_stores=sum(line.name.startswith("UTMASTG") for line in code),
         loop_loads=widths(loop, "LDG"),
         loop_copies=widths(loop, "LDGSTS"),
         asked=asked_asynchronous(kernel.asm["ttgir"]),
-        in_flight=min(waits, default=None),
+        in_flight=strictest_wait(listing),
     )
 
 
@@ -147,7 +149,7 @@ def holds(what: str, code: MachineCode, case: CompileCase) -> bool:
         loop = (code.loop_loads, code.loop_copies)
         return code.bulk_copies > 0 or _wide(code, *(loop if any(loop) else (code.loads, code.copies))) >= case.tile_loads > 0
     if what == names.WIDE_STORES:
-        return _wide(code, code.stores) >= case.tile_stores > 0
+        return code.bulk_stores > 0 or _wide(code, code.stores) >= case.tile_stores > 0
     if what == names.COPIES:
         copied = _bytes(code.loop_copies)
         return code.bulk_copies > 0 or (copied > 0 and _bytes(code.loop_loads) * 8 <= copied)
@@ -213,6 +215,26 @@ def _dumped(cubin: bytes) -> tuple[int, int, str]:
 
 def parsed(listing: str) -> tuple[list[Instruction], list[Instruction]]:
     """Return all instructions of a disassembly, and those of its main loop."""
+    code, labels = _instructions(listing)
+    return code, [code[number] for number in sorted(_main_loop(code, labels))]
+
+
+def strictest_wait(listing: str) -> int | None:
+    """Return how many products may be under way at the strictest wait that every trip of the main loop passes; None without one."""
+    code, labels = _instructions(listing)
+    loop = _main_loop(code, labels)
+    after, _ = _edges(code, labels)
+    products = [number for number in loop if TENSOR.match(code[number].name)]
+    found = []
+    for wait in (number for number in loop if code[number].name.startswith("WARPGROUP.DEPBAR")):
+        # Where a product can still come round without the wait, a trip can avoid it.
+        rest = loop - {wait}
+        if not any(product in _reached(product, after, rest) for product in products):
+            found.append(int(code[wait].operands.rpartition("0x")[2], 16))
+    return min(found, default=None)
+
+
+def _instructions(listing: str) -> tuple[list[Instruction], dict[str, int]]:
     code: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in listing.splitlines():
@@ -223,10 +245,11 @@ def parsed(listing: str) -> tuple[list[Instruction], list[Instruction]]:
             code.append(Instruction(found[1] or "", found[2], found[3]))
     if not code:
         raise RuntimeError(f"nvdisasm printed no code:\n{listing[:2000]}")
-    return code, [code[number] for number in sorted(_main_loop(code, labels))]
+    return code, labels
 
 
-def _main_loop(code: list[Instruction], labels: Mapping[str, int]) -> set[int]:
+def _edges(code: list[Instruction], labels: Mapping[str, int]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return what may follow each instruction, and what may precede it."""
     after: list[list[int]] = [[] for _ in code]
     before: list[list[int]] = [[] for _ in code]
     for number, line in enumerate(code):
@@ -239,6 +262,11 @@ def _main_loop(code: list[Instruction], labels: Mapping[str, int]) -> set[int]:
         after[number] = [place for place in following if place < len(code)]
         for place in after[number]:
             before[place].append(number)
+    return after, before
+
+
+def _main_loop(code: list[Instruction], labels: Mapping[str, int]) -> set[int]:
+    after, before = _edges(code, labels)
     # Every loop has a step backward.
     heads = {place for number, places in enumerate(after) for place in places if place <= number}
     loops = [_reached(head, after) & _reached(head, before) for head in sorted(heads)]
@@ -251,13 +279,13 @@ def _main_loop(code: list[Instruction], labels: Mapping[str, int]) -> set[int]:
     return found if weight(found) else set()
 
 
-def _reached(start: int, edges: list[list[int]]) -> set[int]:
-    """Return what is reached from an instruction by at least one step."""
+def _reached(start: int, edges: list[list[int]], within: set[int] | None = None) -> set[int]:
+    """Return what is reached from an instruction by at least one step, on a way that does not leave `within`."""
     found: set[int] = set()
     waiting = list(edges[start])
     while waiting:
         place = waiting.pop()
-        if place not in found:
+        if place not in found and (within is None or place in within):
             found.add(place)
             waiting.extend(edges[place])
     return found
@@ -267,14 +295,21 @@ def asked_asynchronous(ttgir: str) -> tuple[int, int]:
     """Return of the products of warp groups inside loops how many run on while the program goes on, and how many there are."""
     asynchronous = count = 0
     depth: list[int] = []
+    # A wait in a branch belongs to the end of a tile, which few of the trips reach.
+    branch: int | None = None
     waited = False
     for line in ttgir.splitlines():
         indent = len(line) - len(line.lstrip())
-        if depth and indent == depth[-1] and line.lstrip().startswith("}") and "do {" not in line:
+        closes = line.lstrip().startswith("}") and "do {" not in line
+        if branch is not None and indent == branch and closes:
+            branch = branch if "else {" in line else None
+        elif depth and indent == depth[-1] and closes:
             depth.pop()
         elif re.search(r"\bscf\.(for|while)\b", line):
             depth.append(indent)
-        elif depth and "ttng.warp_group_dot_wait" in line:
+        elif depth and branch is None and re.search(r"\bscf\.if\b", line):
+            branch = indent
+        elif depth and branch is None and "ttng.warp_group_dot_wait" in line:
             waited |= "pendings = 0" in line
         elif depth and "ttng.warp_group_dot " in line:
             count += 1

@@ -51,9 +51,14 @@ def row_of(name: str, capability: int) -> Row:
     return {**asdict(code), **stated, "faults": machine_code.faults(code, case), "triton": triton_runtime.version()}
 
 
+def pairs(names: Sequence[str], capabilities: Sequence[int]) -> list[tuple[str, int]]:
+    """Return every case with each of the GPUs on which it is launched."""
+    return [(name, capability) for name in names for capability in capabilities if capability in cases_by_name()[name].capabilities]
+
+
 def rows_of(names: Sequence[str], capabilities: Sequence[int], jobs: int) -> Iterator[Row]:
     """Yield the rows in order, compiled by so many processes."""
-    wanted = [(name, capability) for name in names for capability in capabilities]
+    wanted = pairs(names, capabilities)
     if jobs == 1:
         yield from (row_of(*one) for one in wanted)
         return
@@ -92,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not names:
         print(f"error: no case fits {' '.join(args.cases)}: names begin with {', '.join(_heads())}", file=sys.stderr)
         return 2
-    count = len(names) * len(args.arch)
+    count = len(pairs(names, args.arch))
     rows: list[Row] = []
     for row in rows_of(names, args.arch, max(1, args.jobs)):
         rows.append(row)

@@ -29,7 +29,7 @@ from der_fast.kernels.affine import Affine
 from der_fast.kernels.backend import resolve_device
 from der_fast.kernels.conv import ConvShape, ConvTiles, candidates, conv_dgrad, conv_forward, conv_wgrad, default_split
 from der_fast.kernels.conv.launch import DIRECTIONS
-from der_fast.kernels.device import multiprocessors
+from der_fast.kernels.device import capability, multiprocessors
 from der_fast.kernels.timing import measure
 
 # A first search skips unlikely candidates; `--quick` takes every third one.
@@ -59,7 +59,9 @@ class Problem:
     def tiles(self, device: torch.device, quick: bool) -> dict[str, tuple[ConvTiles, int | None]]:
         """Return the candidates to time, the default first: tiles, and for wgrad the number of parts of its sum (None elsewhere)."""
         count = multiprocessors(device)
-        configs = candidates(self.direction, self.shape, torch.bfloat16, transformed=self.chained, processors=count)
+        configs = candidates(
+            self.direction, self.shape, torch.bfloat16, transformed=self.chained, processors=count, capability=capability(device)
+        )
         configs = configs[:1] + configs[1 :: QUICK if quick else 1]
         if self.direction != "wgrad":
             return {config.name: (config, None) for config in configs}

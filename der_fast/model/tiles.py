@@ -1,8 +1,8 @@
 """Choosing the tiles of a layer's convolutions by timing each kernel alone, per layer and direction, on the current batch.
 
-At most `kernels.conv.launch.LIKELY` tiles are compared per kernel, and only of kernels that a path under consideration uses. Together
-they are measured for `kernels.choices.OPTIONAL_SECONDS` per process at most; then the default for the shape is taken. Everything is
-remembered, so a second process measures nothing. A tile must compute what `kernels.conv`'s plain PyTorch does before it is timed.
+`kernels.conv.likely` says which tiles are compared per kernel, and only of kernels that a path under consideration uses. Together they are
+measured for `kernels.choices.OPTIONAL_SECONDS` per process at most; then the default for the shape is taken. Everything is remembered, so a
+second process measures nothing. A tile must compute what `kernels.conv`'s plain PyTorch does before it is timed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.agreement import Run, Tensors
 from der_fast.kernels.choices import Choices
 from der_fast.kernels.conv import ConvShape, ConvTiles, conv_dgrad, conv_forward, conv_wgrad, likely
-from der_fast.kernels.device import multiprocessors
+from der_fast.kernels.device import capability, multiprocessors
 from der_fast.kernels.masked_bn import finalize
 from der_fast.model.chain import NOTHING, ChainBlock, Kept, Weights
 from der_fast.model.paths import CHAIN, CUDNN, Layer
@@ -161,7 +161,9 @@ def _fastest(direction: str, place: _Place, transformed: bool, run: Kernel, tens
     batch, channels, height, width = source.shape
     kernel, stride = place.layer.kernel, place.layer.stride
     shape = ConvShape(batch, channels, height, width, y.shape[1], kernel, stride)
-    offered = likely(direction, shape, y.dtype, transformed=transformed, processors=multiprocessors(y.device))
+    offered = likely(
+        direction, shape, y.dtype, transformed=transformed, processors=multiprocessors(y.device), capability=capability(y.device)
+    )
     found = {config.name: config for config in offered}
     default = offered[0].name
     if len(found) == 1:

@@ -73,6 +73,11 @@ def conv_forward(
 
     transformed, count = prologue is not None, multiprocessors(x.device)
     chosen = config or default_config("forward", shape, x.dtype, transformed=transformed, processors=count)
+    if chosen.boxed:
+        checks.check_boxed("forward", shape, chosen, (x, weight), transformed)
+        from der_fast.kernels.conv import triton_descriptor
+
+        return triton_descriptor.forward(x, weight, shape, chosen, statistics=statistics)
     return forward(x, weight, shape, chosen, prologue=prologue, statistics=statistics)
 
 
@@ -121,6 +126,12 @@ def conv_dgrad(
 
     transformed, count = g_affine is not None, multiprocessors(g.device)
     chosen = config or default_config("dgrad", shape, g.dtype, transformed=transformed, processors=count)
+    if chosen.boxed:
+        given = (g, weight) if epilogue is None else (g, weight, epilogue[0])
+        checks.check_boxed("dgrad", shape, chosen, given, transformed)
+        from der_fast.kernels.conv import triton_descriptor
+
+        return triton_descriptor.dgrad(g, weight, shape, chosen, epilogue=epilogue)
     return dgrad(g, weight, shape, chosen, g_affine=g_affine, epilogue=epilogue)
 
 
@@ -174,6 +185,8 @@ def conv_wgrad(
 
     transformed, count = prologue is not None or g_affine is not None, multiprocessors(x.device)
     chosen = config or default_config("wgrad", shape, x.dtype, transformed=transformed, processors=count)
+    if chosen.boxed:
+        checks.check_boxed("wgrad", shape, chosen, (x, g), transformed)
     parts = split or default_split(shape, chosen, count)
     out, unsummed = wgrad(x, g, shape, chosen, parts, prologue=prologue, g_affine=g_affine)
     later = [] if unsummed is None else [Parts(unsummed, out)]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from der_fast.kernels.affine import VECTORS, Affine
 from der_fast.kernels.checks import check_backend, check_image, check_vector
+from der_fast.kernels.conv.boxes import applies
+from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import KERNELS, STRIDES, ConvShape
+from der_fast.kernels.device import capability
 from der_fast.kernels.dtypes import DTYPES, FUSED_DTYPES, accumulator
 
 # Offsets into a weight and counts of rows, rounded up to tiles, are 32-bit numbers in the kernels; offsets into activations are not.
@@ -78,3 +83,21 @@ def check_output(name: str, given: tuple[int, int], shape: ConvShape) -> None:
         raise ValueError(
             f"{name} has height and width {given}, but an input of {(shape.height, shape.width)} with stride {shape.stride} gives {wanted}"
         )
+
+
+def check_boxed(direction: str, shape: ConvShape, config: ConvTiles, tensors: Sequence[Tensor], transformed: bool) -> None:
+    """Refuse tiles that are loaded by descriptors where they do not apply, and parts of the sum that would not be equal."""
+    if direction == "wgrad" or transformed:
+        raise ValueError(f"config: boxed tiles are for forward without a prologue and dgrad without a g_affine, not for this {direction}")
+    dtype, gpu = tensors[0].dtype, capability(tensors[0].device)
+    if not applies(shape, dtype, gpu):
+        raise ValueError(
+            "config: boxed tiles need stride 1, multiples of 8 channels and filters, bfloat16 or float16 and compute capability 9.0, "
+            f"not {shape} in {dtype} on {gpu[0]}.{gpu[1]}"
+        )
+    depth = shape.channels if direction == "forward" else shape.filters
+    steps = shape.taps * -(-depth // config.block_k)
+    if steps % config.split:
+        raise ValueError(f"config: the sum has {steps} steps, which {config.split} equal parts do not divide")
+    if any(tensor.data_ptr() % 16 for tensor in tensors):
+        raise ValueError("config: boxed tiles need tensors that begin at a multiple of 16 bytes, not views that begin elsewhere")

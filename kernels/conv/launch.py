@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from der_fast.kernels.conv.boxes import applies, box, splits
+from der_fast.kernels.conv.boxes import tiles as boxes_of
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.device import H100_MULTIPROCESSORS
 
@@ -16,7 +18,7 @@ SHARED = 98304
 # The fewest reduction steps for one part of a wgrad, so that filling the pipeline does not dominate.
 STEPS_PER_PART = 4
 # How many candidates `likely` returns: compiling one takes a second or two, and a network has dozens of layers and directions.
-LIKELY = 4
+LIKELY, LIKELY_BOXED = 4, 2
 # CUDA's limit for the second axis of a launch.
 MOST_PARTS = 65535
 
@@ -33,6 +35,8 @@ class ConvTiles:
         num_warps, num_stages: of the launch.
         group: blocks of rows within which concurrent programs share columns.
         flat: cut taps × channels as one index, so that a tile may span taps; otherwise each tap is cut separately.
+        boxed: load tiles as boxes of pixels by tensor descriptors, where `boxes.applies`; `group` and `flat` have no meaning then.
+        split: equal parts of the reduction of a boxed kernel, a divisor of its number of steps.
 
     Raises:
         ValueError: a number that the kernels do not support.
@@ -45,6 +49,8 @@ class ConvTiles:
     num_stages: int = 3
     group: int = 1
     flat: bool = False
+    boxed: bool = False
+    split: int = 1
 
     def __post_init__(self) -> None:
         for name, least, most in (("block_m", 16, 256), ("block_n", 16, 256), ("block_k", 16, 256), ("num_warps", 1, 16)):
@@ -53,12 +59,19 @@ class ConvTiles:
                 raise ValueError(f"{name} must be a power of two from {least} to {most}, not {value}")
         if self.num_stages < 1 or self.group < 1:
             raise ValueError(f"num_stages and group must be at least 1, not {self.num_stages} and {self.group}")
+        if self.split < 1 or (self.split > 1 and not self.boxed):
+            raise ValueError(f"split must be at least 1, and 1 unless tiles are boxed, not {self.split}: conv_wgrad has its own argument")
+
+    @property
+    def resident(self) -> int:
+        """Blocks of a boxed kernel that a multiprocessor of an H100 holds, which its registers decide."""
+        return max(1, 8 // self.num_warps)
 
     @property
     def name(self) -> str:
         """A short word for each number: under it, measured choices are remembered."""
-        sizes = f"{self.block_m}x{self.block_n}x{self.block_k}"
-        return f"{sizes} warps {self.num_warps} stages {self.num_stages} group {self.group}{' flat' if self.flat else ''}"
+        sizes = f"{self.block_m}x{self.block_n}x{self.block_k} warps {self.num_warps} stages {self.num_stages}"
+        return f"{sizes} boxed split {self.split}" if self.boxed else f"{sizes} group {self.group}{' flat' if self.flat else ''}"
 
     def shared(self, itemsize: int, transformed: bool) -> int:
         """Return roughly how many bytes of shared memory the tiles in flight take; a transformed operand may have two sources."""
@@ -122,15 +135,19 @@ def candidates(
     *,
     transformed: bool = False,
     processors: int = H100_MULTIPROCESSORS,
+    capability: tuple[int, int] = (8, 0),
 ) -> list[ConvTiles]:
     """Return the tiles worth timing, the default first, then those that differ from it in one number, without repetition.
 
-    Another implementation of the same layer and direction belongs here too: an object with a `name` of its own that `conv_forward`,
-    `conv_dgrad` or `conv_wgrad` take as `config`. Arguments and errors as in `default_config`.
+    Tiles that are loaded by descriptors come last, where the GPU's compute capability, the shape and the dtype allow them and nothing is
+    transformed; they are never the default. Arguments and errors as in `default_config`.
     """
     first = default_config(direction, shape, dtype, transformed=transformed, processors=processors)
     gemm = _gemm(direction, shape)
-    return list(dict.fromkeys([first, *(_fitted(config, gemm, dtype, transformed) for config in _variants(direction, first, gemm))]))
+    found = [first, *(_fitted(config, gemm, dtype, transformed) for config in _variants(direction, first, gemm))]
+    if direction != "wgrad" and not transformed and applies(shape, dtype, capability):
+        found.extend(_boxed(direction, shape, gemm, processors))
+    return list(dict.fromkeys(found))
 
 
 def likely(
@@ -140,9 +157,12 @@ def likely(
     *,
     transformed: bool = False,
     processors: int = H100_MULTIPROCESSORS,
+    capability: tuple[int, int] = (8, 0),
 ) -> list[ConvTiles]:
-    """Return the first `LIKELY` candidates, for a measurement that somebody waits for; arguments and errors as in `default_config`."""
-    return candidates(direction, shape, dtype, transformed=transformed, processors=processors)[:LIKELY]
+    """Return the first candidates of each kind, for a measurement that somebody waits for; arguments and errors as in `default_config`."""
+    found = candidates(direction, shape, dtype, transformed=transformed, processors=processors, capability=capability)
+    plain, boxed = ([config for config in found if config.boxed == kind] for kind in (False, True))
+    return plain[:LIKELY] + boxed[:LIKELY_BOXED]
 
 
 def default_split(shape: ConvShape, config: ConvTiles, processors: int = H100_MULTIPROCESSORS) -> int:
@@ -189,6 +209,21 @@ def _fitted(config: ConvTiles, gemm: _Gemm, dtype: torch.dtype, transformed: boo
     while stages > 1 and replace(config, num_stages=stages).shared(dtype.itemsize, transformed) > SHARED:
         stages -= 1
     return replace(config, num_warps=8 if many else 4, num_stages=stages)
+
+
+def _boxed(direction: str, shape: ConvShape, gemm: _Gemm, processors: int) -> Iterator[ConvTiles]:
+    """Yield boxed tiles, and where they are few also with a split sum."""
+    block_k = 64 if gemm.period > 32 else 32
+    steps = shape.taps * _blocks(gemm.period, block_k)
+    # A fourth stage of dgrad leaves no room for two blocks, because its epilogue loads a tile too.
+    many = ((128, 64, 4),) if direction == "forward" else ()
+    for block_m, block_n, stages in ((128, 64, 3), *many, (128, 128, 4), (64, 64, 4)):
+        if block_n < 2 * gemm.columns or block_n == 64:
+            # A group of four warps has 64 columns.
+            one = ConvTiles(block_m, block_n, block_k, num_warps=block_n // 16, num_stages=stages, boxed=True)
+            yield one
+            count = boxes_of(shape, box(shape, block_m)) * _blocks(gemm.columns, block_n)
+            yield from (replace(one, split=split) for split in splits(steps, count, processors)[:1])
 
 
 def _variants(direction: str, first: ConvTiles, gemm: _Gemm) -> Iterator[ConvTiles]:

@@ -26,7 +26,7 @@ from der_fast.kernels.conv.triton_tiles import constants, cut, formed_gradient, 
 
 
 @triton.jit
-def _through_relu(gradient, before, kept, mean, rstd, scale, shift, line, column, channels):
+def through_relu(gradient, before, kept, mean, rstd, scale, shift, line, column, channels):
     """Return the gradient where the ReLU was open, and store its sums S1 and S2."""
     there = column < channels
     by = tl.load(scale + column, mask=there, other=0.0)[None, :]
@@ -136,7 +136,7 @@ def _conv_dgrad_kernel(
     if partials is not None:
         before = tl.load(y_in + place, mask=kept, other=0.0).to(tl.float32)
         line = partials + (parity * tiles + tile_m).to(tl.int64) * 2 * channels
-        stored = _through_relu(stored, before, kept, mean, rstd, scale, shift, line, column, channels)
+        stored = through_relu(stored, before, kept, mean, rstd, scale, shift, line, column, channels)
     tl.store(out + place, stored, mask=kept)
 
 

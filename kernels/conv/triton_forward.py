@@ -22,7 +22,7 @@ from der_fast.kernels.conv.triton_tiles import affine_relu, constants, cut, laun
 
 
 @triton.jit
-def _store_moments(line, stored, live, count, column, filters):
+def store_moments(line, stored, live, count, column, filters):
     """Store count, mean and squared deviations from that mean of the live rows of a tile."""
     value = stored.to(tl.float32)
     mean = tl.sum(tl.where(live, value, 0.0), 0) / count
@@ -97,7 +97,7 @@ def _conv_forward_kernel(
     tl.store(out + place, stored, mask=kept)
     if partials is not None:
         count = tl.minimum(rows - tile_m * BLOCK_M, BLOCK_M)
-        _store_moments(partials + tile_m.to(tl.int64) * 3 * filters, stored, live[:, None], count, column, filters)
+        store_moments(partials + tile_m.to(tl.int64) * 3 * filters, stored, live[:, None], count, column, filters)
 
 
 def forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.studies import machine_code
 from der_fast.errors import BackendError
+from der_fast.kernels.compile_case import CompileCase
 
 ROW = {
     "name": "conv.forward.bf16.64x64",
@@ -48,7 +49,8 @@ def test_a_name_that_nothing_has_is_refused(monkeypatch, capsys):
 
 
 def test_a_fault_is_the_exit_code_and_rows_are_written(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(machine_code, "cases_by_name", lambda: {ROW["name"]: None})
+    cases = [CompileCase(ROW["name"], None, {}), CompileCase("conv.descriptor", None, {}, capabilities=())]
+    monkeypatch.setattr(machine_code, "cases_by_name", lambda: {case.name: case for case in cases})
     for faults, code in ((ROW["faults"], 1), ([], 0)):
         monkeypatch.setattr(
             machine_code, "row_of", lambda name, capability, faults=faults: {**ROW, "capability": capability, "faults": faults}

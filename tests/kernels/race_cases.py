@@ -77,6 +77,25 @@ def conv_wgrad_in_one() -> Results:
     return convolutions("wgrad", split=1)
 
 
+BOXED = ConvShape(3, 24, 5, 7, 40, 3, 1)
+
+
+@case("conv.triton_descriptor._conv_descriptor_kernel")
+def conv_boxed() -> Results:
+    return boxed(1)
+
+
+@case("conv.triton_descriptor._conv_descriptor_kernel", "conv.triton_descriptor._finish_parts_kernel")
+def conv_boxed_in_parts() -> Results:
+    return boxed(3)
+
+
+def boxed(split: int) -> list[Tensor]:
+    tiles = ConvTiles(64, 64, 32, boxed=True, split=split)
+    inputs = CONV["draw"](BOXED).as_dtype(torch.float16)
+    return [*CONV["forward"](inputs, "fused", tiles, prologue=None), *CONV["dgrad"](inputs, "fused", tiles, g_affine=None)]
+
+
 @case("conv.triton_parts._sum_parts_kernel")
 def conv_parts_of_a_block() -> Results:
     generator = torch.Generator().manual_seed(0)

@@ -48,10 +48,12 @@ def draw(shape: ConvShape, dtype: torch.dtype = torch.float64) -> SimpleNamespac
     return SimpleNamespace(shape=shape, affine=affine, **images, **vectors)
 
 
-def run(direction: str, case: SimpleNamespace, backend: str, config: ConvTiles | None = None) -> tuple[Tensor, Tensor | None]:
-    """One direction with everything around it: the result, and the sums over all blocks."""
+def run(
+    direction: str, case: SimpleNamespace, backend: str, config: ConvTiles | None = None, transformed: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """One direction with everything around it, or with its sums only: the result, and the sums over all blocks."""
     stride, options = case.shape.stride, {"config": config, "backend": backend}
-    prologue, g_affine = (case.scale, case.shift), (case.k, case.y)
+    prologue, g_affine = ((case.scale, case.shift), (case.k, case.y)) if transformed else (None, None)
     if direction == "forward":
         y, partials = conv_forward(case.x, case.weight, stride=stride, prologue=prologue, statistics=True, **options)
         count, mean, _ = partials.double().unbind(1)
@@ -69,11 +71,11 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth).norm() / truth.norm())
 
 
-def check(direction: str, shape: ConvShape, config: ConvTiles | None = None) -> None:
+def check(direction: str, shape: ConvShape, config: ConvTiles | None = None, transformed: bool = True) -> None:
     case = draw(shape, BF16)
-    truth, _ = run(direction, draw(shape), "reference")
-    ours, sums = run(direction, case, "fused", config)
-    eager, _ = run(direction, case, "reference")
+    truth, _ = run(direction, draw(shape), "reference", transformed=transformed)
+    ours, sums = run(direction, case, "fused", config, transformed)
+    eager, _ = run(direction, case, "reference", transformed=transformed)
     # Two roundings to bfloat16, of an operand and of the result.
     floor = 2 * torch.finfo(BF16).eps / 2
     assert relative_error(ours, truth) <= max(2 * relative_error(eager, truth), floor), config
@@ -99,6 +101,26 @@ def test_against_cudnn(shape, direction):
 def test_every_candidate(shape, direction):
     for config in candidates(direction, shape, BF16, transformed=True):
         check(direction, shape, config)
+
+
+@pytest.mark.parametrize("direction", ["forward", "dgrad"])
+@pytest.mark.parametrize("shape", [RESNET[1], RESNET[4], RESNET[5], RESNET[7], RESNET[8]], ids=str)
+def test_boxed_tiles(shape, direction):
+    """Every candidate; one of them, with a split sum where there is one, in a graph too: descriptors are arguments of the launch."""
+    boxed = [config for config in candidates(direction, shape, BF16, capability=torch.cuda.get_device_capability()) if config.boxed]
+    if not boxed:
+        pytest.skip("only for compute capability 9.0")
+    for config in boxed:
+        check(direction, shape, config, transformed=False)
+    case, last = draw(shape, BF16), max(boxed, key=lambda config: config.split)
+    expected, _ = run(direction, case, "fused", last, transformed=False)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured, _ = run(direction, case, "fused", last, transformed=False)
+    captured.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, expected)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -13,9 +13,9 @@ COMMON = ("__init__", "checks", "reference", "autograd", "launch", "cases")
 OWN = {
     "augment": ("draw",),
     "channel_masks": ("structure", "measured"),
-    "conv": ("shape", "strided", "registers"),
+    "conv": ("shape", "strided", "registers", "parts", "boxes", "boxed_cases"),
     "grouped_conv": ("layer",),
-    "masked_bn": ("operation", "passes", "reference_passes"),
+    "masked_bn": ("operation", "passes", "norms", "reference_passes"),
 }
 
 
