@@ -108,6 +108,8 @@ reserve=15
 scratch=$(mktemp -d)
 mkfifo "$scratch/pipe"
 export PYTHONUNBUFFERED=1
+# Tiles are tried for as long as one section can spare; a run of one's own tries them for a minute.
+export DER_FAST_TILE_SECONDS=${DER_FAST_TILE_SECONDS:-10}
 naming=()
 [[ -n $commit ]] && naming=(--commit "$commit")
 device=cuda small='' fewer=--quick big=512

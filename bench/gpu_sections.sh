@@ -79,6 +79,7 @@ build() { DER_FAST_CUDA=ON "$python" -m pip install --no-deps --no-build-isolati
 fit="not two_to_the_31 and not 32_bits and not two_gib"
 families=(
     "replay tests/training/test_engine_gpu.py -k 'test_replays_do_what_launches_do and resnet18 and bf16 and not preact'"
+    "feeds tests/training/test_engine_gpu.py -k 'classifier_stage or kept_features or handful'"
     "agreement tests/training/test_agreement.py"
     "masked_bn tests/kernels/test_masked_bn_gpu.py -k '$fit'"
     "conv tests/kernels/test_conv_gpu.py -k '$fit'"

@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,6 +39,8 @@ VERSION = 3
 HYSTERESIS = 0.03
 # Seconds per process for measuring what has a good default (`optional`), compiling included: a step has dozens of such kernels.
 OPTIONAL_SECONDS = 60.0
+# The environment variable that sets another number, for a machine that is lent for minutes.
+SECONDS_FROM = "DER_FAST_TILE_SECONDS"
 # Seconds to wait while another process adds to the file, which takes milliseconds.
 _PATIENCE = 5.0
 
@@ -88,6 +91,16 @@ def _no_tensors(result: object) -> Sequence[Tensor | None]:
     return ()
 
 
+def _optional_seconds() -> float:
+    """Return how long this process may measure what has a good default; a value that is not a number is ignored with a line."""
+    given = os.environ.get(SECONDS_FROM, "")
+    try:
+        return float(given) if given else OPTIONAL_SECONDS
+    except ValueError:
+        _log.warning("%s takes a number of seconds, not %r; %g are used", SECONDS_FROM, given, OPTIONAL_SECONDS)
+        return OPTIONAL_SECONDS
+
+
 class Choices:
     """Remembers the fastest implementation for each key.
 
@@ -109,7 +122,7 @@ class Choices:
         # Keys whose choice has been compared with a trusted result in this process, what was said, and what `OPTIONAL_SECONDS` has left.
         self._checked: set[str] = set()
         self._told: set[str] = set()
-        self._seconds = OPTIONAL_SECONDS
+        self._seconds = _optional_seconds()
 
     def record(self) -> dict[str, str]:
         """Return every choice that was made, looked up or pinned here, key → name."""

@@ -106,7 +106,7 @@ def test_first_runs_its_sections_in_order_each_within_a_limit_of_its_own(tmp_pat
     lines = done.stdout.splitlines()
     ran = [line.split(":")[0] for line in lines[lines.index("== sections") + 1 : -1]]
     families = [name for name in ran if name.startswith("checks, ")]
-    assert len(families) == 10 and {"checks, masked_bn", "checks, replay", "checks, agreement"} <= set(families)
+    assert len(families) == 11 and {"checks, masked_bn", "checks, replay", "checks, agreement"} <= set(families)
     timed = ["time-step", "time-bank", "time-masked-bn", "time-conv", "time-augment", "time-epoch", "time-compile"]
     assert ran == ["facts", "ready", *families, *timed] and done.returncode == 0
     text = SCRIPT.read_text(encoding="utf-8")
@@ -148,7 +148,7 @@ def test_what_is_timed_exists_on_a_gpu(name):
 
 def test_what_is_checked_exists():
     lines = re.findall(r'^    "(\w+) (tests/.*)"$', SECTIONS.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(lines) == 10
+    assert len(lines) == 11
     for name, rest in lines:
         files = rest.split(" -k ")[0].split()
         assert all("pytest.mark.gpu" in (ROOT / file).read_text(encoding="utf-8") for file in files), name

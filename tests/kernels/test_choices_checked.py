@@ -186,6 +186,15 @@ def test_what_is_optional_is_measured_for_a_bounded_time(tmp_path, monkeypatch):
     assert Choices(path).fastest("second", offers(), **options) == "usual"
 
 
+@pytest.mark.parametrize(("given", "seconds"), [(None, 60.0), ("", 60.0), ("12.5", 12.5), ("0", 0.0), ("soon", 60.0)])
+def test_the_time_for_what_has_a_default_can_be_set_from_outside(given, seconds, monkeypatch, caplog):
+    monkeypatch.delenv(choices.SECONDS_FROM, raising=False)
+    if given is not None:
+        monkeypatch.setenv(choices.SECONDS_FROM, given)
+    assert Choices()._seconds == seconds
+    assert ("takes a number of seconds, not 'soon'" in caplog.text) == (given == "soon")
+
+
 def test_a_changed_kernel_is_measured_again_and_one_line_says_so(tmp_path, monkeypatch, caplog):
     path, offers = tmp_path / "choices.json", dict.fromkeys(("slow", "fast"), lambda: None)
     table(monkeypatch, slow=3.0, fast=1.0)
