@@ -109,7 +109,8 @@ class Bodies:
             assert stage.state.masks is not None
             return partial(stage.controller.follow, 0, stage.state.masks.logits.detach())
         step = self._classifier(stage, moment) if moment.stage == CLASSIFIER else self._representation(stage, moment)
-        return partial(step.body, torch.arange(self.batch))
+        # The values make no difference to what is launched.
+        return partial(step.body, torch.zeros(self.batch, dtype=torch.int64))
 
     def _bank(self, count: int) -> _GroupedBank:
         return _GroupedBank([self.networks.compact(number, torch.bfloat16) for number in range(count)])

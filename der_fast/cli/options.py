@@ -97,7 +97,7 @@ TargetParams = Annotated[
 Paper = Annotated[
     bool,
     typer.Option(
-        "--paper", help="the paper's pruning schedule: no settling, no target, no floor, no whole blocks", rich_help_panel=_METHOD
+        "--paper", help="as in the paper: no settling, no target, no floor, no whole blocks, no fixed views", rich_help_panel=_METHOD
     ),
 ]
 Method = Annotated[

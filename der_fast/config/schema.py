@@ -228,7 +228,7 @@ class ClassifierConfig(ScheduleConfig):
     epochs: int = key(30, at_least(0), "number of epochs; 0 = no classifier stage")
     milestones: tuple[int, ...] = key((15,), EPOCHS, "epochs at which the learning rate is multiplied by gamma")
     views: int = key(
-        0,
+        8,
         at_least(0),
         "the classifier is retrained on features of this many fixed views of every image, one per epoch in turn, computed once; 0, or as "
         "many as epochs = fresh ones, as in the paper",

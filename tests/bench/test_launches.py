@@ -32,8 +32,8 @@ MOST = {
     ("settled", 10, True): 184,
     ("kept", 10, False): 166,
     ("kept", 10, True): 166,
-    ("classifier", 10, False): 39,
-    ("classifier", 10, True): 39,
+    ("classifier", 10, False): 19,
+    ("classifier", 10, True): 19,
     ("between", 1, False): 0,
     ("between", 1, True): 33,
 }
