@@ -1,4 +1,4 @@
-"""A residual block's training step as a chain of kernels: forward and backward by hand, one autograd node for the whole block.
+"""A residual block's training step as a chain of kernels: forward here, backward in chain_backward.py, one autograd node for both.
 
     y_l = conv_l(a_{l−1}),  z_l = m ⊙ BN(y_l),  a_l = ReLU(z_l);  out = ReLU(z_last + shortcut)
 
@@ -14,25 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from der_fast.kernels.affine import EPSILON, Affine
-from der_fast.kernels.conv import Parts, add_parts, conv_dgrad, conv_forward, conv_wgrad
-from der_fast.kernels.conv.strided import convolve, convolve_backward
-from der_fast.kernels.masked_bn import (
-    Running,
-    Statistics,
-    Sums,
-    apply,
-    backward_apply,
-    backward_coefficients_all,
-    backward_reduce,
-    finalize_all,
-    statistics,
-)
+from der_fast.kernels.conv import conv_forward
+from der_fast.kernels.conv.strided import convolve
+from der_fast.kernels.masked_bn import Running, Statistics, apply, finalize_all, statistics
 from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model.paths import CHAIN, CUDNN, Layer
 
@@ -199,188 +188,3 @@ def _identity(block: ChainBlock, x: Tensor, like: Tensor) -> Tensor | None:
     wide = torch.zeros_like(like)
     wide[:, : x.shape[1]] = x[:, :, :: block.stride, :: block.stride]
     return wide
-
-
-def backward(
-    block: ChainBlock, weights: Sequence[Weights], kept: Sequence[Kept], bits: Tensor | None, g: Tensor, wants_x: bool
-) -> tuple[Tensor | None, list[Gradients]]:
-    """Return the gradient of the block's input (None unless `wants_x`) and of every layer's tensors.
-
-    Args:
-        block, weights: as in `forward`.
-        kept, bits: what that returned.
-        g: gradient of the output, channels-last, of its dtype.
-        wants_x: whether the gradient of the block's input is wanted; a stem's is not.
-    """
-    body = len(block.body)
-    projected = kept[body] if block.residual == PROJECTION else None
-    sums, shortcut_sums, g_z = backward_reduce(
-        g,
-        kept[body - 1].y,
-        kept[body - 1].affine,
-        relu_from="recompute" if bits is None else bits,
-        shortcut=None if projected is None else (projected.y, projected.affine),
-        write_gz=block.residual != NOTHING or not _needs_dy(block.layers[body - 1], wants_x or body > 1),
-        backend=block.backend,
-    )
-    at = _Arriving(g if g_z is None else g_z, g_z is None, sums)
-    joined = at
-    ending = [(weights[body - 1], kept[body - 1], sums)]
-    if projected is not None and shortcut_sums is not None:
-        ending.append((weights[-1], projected, shortcut_sums))
-    ends = _coefficients(block, ending)
-    gradients: list[Gradients] = []
-    pending: list[Parts] = []
-    for index in reversed(range(body)):
-        before = kept[index - 1] if index else None
-        writes = index > 0 and not _needs_dy(block.layers[index - 1], wants_x or index > 1)
-        own = ends[0] if index == body - 1 else _coefficients(block, [(weights[index], kept[index], at.sums)])[0]
-        found, leaving = _layer_backward(block, block.layers[index], weights[index], kept[index], at, own, before, writes, wants_x, pending)
-        gradients.insert(0, found)
-        if leaving is not None:
-            at = leaving
-    dx = at.g if wants_x else None
-    if projected is not None:
-        arriving = _Arriving(joined.g, False, shortcut_sums)
-        found, leaving = _layer_backward(block, block.layers[-1], weights[-1], projected, arriving, ends[1], None, False, wants_x, pending)
-        gradients.append(found)
-        dx = dx.add_(leaving.g) if dx is not None and leaving is not None else dx
-    elif dx is not None and block.residual != NOTHING:
-        dx = _add_identity(block, dx, joined.g)
-    add_parts(pending)
-    return dx, gradients
-
-
-@dataclass(frozen=True)
-class _Arriving:
-    """The gradient that arrives at a batch-norm.
-
-    Attributes:
-        g: as it is stored.
-        gated: whether the ReLU after the batch-norm must still be applied, by the sign of z.
-        sums: (P, 2, C) partial sums of g_z and g_z·x̂; None if no batch-norm precedes the convolution.
-    """
-
-    g: Tensor
-    gated: bool
-    sums: Tensor | None
-
-
-def _needs_dy(layer: Layer, wants_x: bool) -> bool:
-    """Whether the gradient of the convolution's output must be stored."""
-    return layer.wgrad == CUDNN or (wants_x and layer.dgrad == CUDNN)
-
-
-# k (3, C) with dy = k0·g_z + k1·y + k2, and the gradients of γ, β and the mask.
-_Coefficients = tuple[Tensor, Tensor, Tensor, Tensor | None]
-
-
-def _coefficients(block: ChainBlock, layers: Sequence[tuple[Weights, Kept, Tensor | None]]) -> list[_Coefficients]:
-    """What follows from the sums at some layers' batch-norms, in one launch."""
-    norms = []
-    for weight, kept, sums in layers:
-        assert sums is not None
-        norms.append(Sums(sums, kept.y.numel() // kept.y.shape[1], kept.affine, weight.gamma, weight.beta, weight.mask))
-    return backward_coefficients_all(norms, backend=block.backend)
-
-
-def _layer_backward(
-    block: ChainBlock,
-    layer: Layer,
-    weight: Weights,
-    kept: Kept,
-    at: _Arriving,
-    coefficients: _Coefficients,
-    before: Kept | None,
-    writes: bool,
-    wants_x: bool,
-    pending: list[Parts],
-) -> tuple[Gradients, _Arriving | None]:
-    """Return the gradients of a layer's tensors, and what arrives at the previous layer; for the first layer, at the block's input.
-
-    Args:
-        block, layer, weight, kept: the layer.
-        at: what arrives at its batch-norm.
-        coefficients: what follows from its sums.
-        before: what the previous layer kept; None for the block's first layer.
-        writes: whether the previous layer needs its g_z stored.
-        wants_x: whether the gradient of the block's input is wanted.
-        pending: takes the parts of the weight's gradient.
-    """
-    k, gamma, beta, mask = coefficients
-    wants_source = wants_x or before is not None
-    g = at.g
-    on_load: tuple[Tensor, Tensor] | None = (k, kept.y)
-    if _needs_dy(layer, wants_source):
-        relu_from: Literal["none", "recompute"] = "recompute" if at.gated else "none"
-        g, on_load = backward_apply(at.g, kept.y, k, relu_from=relu_from, affine=kept.affine, backend=block.backend), None
-    conv = _wgrad(block, layer, weight, kept, before, g, on_load, pending)
-    leaving = _dgrad(block, layer, weight, kept.source, before, g, on_load, writes) if wants_source else None
-    return Gradients(conv, gamma, beta, mask), leaving
-
-
-def _wgrad(
-    block: ChainBlock,
-    layer: Layer,
-    weight: Weights,
-    kept: Kept,
-    before: Kept | None,
-    g: Tensor,
-    g_affine: tuple[Tensor, Tensor] | None,
-    pending: list[Parts],
-) -> Tensor:
-    source, prologue = kept.source, _pair(before.affine) if kept.transformed and before is not None else None
-    if layer.wgrad == CHAIN:
-        return conv_wgrad(
-            source,
-            g,
-            layer.kernel,
-            stride=layer.stride,
-            prologue=prologue,
-            g_affine=g_affine,
-            config=layer.tiles.wgrad,
-            pending=pending,
-            backend=block.backend,
-        )
-    if prologue is not None:
-        source, _ = apply(source, prologue, relu=True, keep_bits=False, backend=block.backend)
-    return convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (False, True))[1]
-
-
-def _dgrad(
-    block: ChainBlock,
-    layer: Layer,
-    weight: Weights,
-    source: Tensor,
-    before: Kept | None,
-    g: Tensor,
-    g_affine: tuple[Tensor, Tensor] | None,
-    writes: bool,
-) -> _Arriving:
-    if layer.dgrad == CHAIN:
-        epilogue = None if before is None else (before.y, before.affine)
-        height, width = source.shape[2:]
-        dx, sums = conv_dgrad(
-            g,
-            weight.conv,
-            (height, width),
-            stride=layer.stride,
-            g_affine=g_affine,
-            epilogue=epilogue,
-            config=layer.tiles.dgrad,
-            backend=block.backend,
-        )
-        return _Arriving(dx, False, sums)
-    dx = channels_last(convolve_backward(g, source, weight.conv, layer.stride, layer.kernel // 2, (True, False))[0])
-    if before is None:
-        return _Arriving(dx, False, None)
-    sums, _, g_z = backward_reduce(dx, before.y, before.affine, relu_from="recompute", write_gz=writes, backend=block.backend)
-    return _Arriving(dx if g_z is None else g_z, g_z is None, sums)
-
-
-def _add_identity(block: ChainBlock, dx: Tensor, g_z: Tensor) -> Tensor:
-    """Add the gradient that comes through the shortcut, in place: nothing else uses dx."""
-    if block.residual == IDENTITY:
-        return dx.add_(g_z)
-    dx[:, :, :: block.stride, :: block.stride] += g_z[:, : dx.shape[1]]
-    return dx

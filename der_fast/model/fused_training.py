@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from der_fast.kernels.choices import Choices, shared
+from der_fast.kernels.conv import Join
 from der_fast.kernels.conv.strided import convolve
 from der_fast.kernels.masked_bn import Running, masked_bn
 from der_fast.kernels.masked_bn.autograd import channels_last
 from der_fast.model import paths
 from der_fast.model.chain import IDENTITY, NOTHING, PROJECTION, WIDENED, ChainBlock
-from der_fast.model.chain_node import run_block, weights_of
+from der_fast.model.chain_node import Passage, run_block, weights_of
 from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm, ResidualBlock
 from der_fast.model.mask_slices import MaskSlices
 from der_fast.model.measured import fastest_block, working_normalisation
@@ -123,32 +124,46 @@ class FusedTraining:
 
     def _postactivation(self, x: Tensor, step: _StepTensors) -> Tensor:
         extractor = self.extractor
+        entry, leave = None, None if extractor.architecture.pool else Passage()
         if extractor.stem.weight.numel():
-            x = self._run("stem", [(extractor.stem, extractor.norm)], NOTHING, x, step)
+            x = self._run("stem", [(extractor.stem, extractor.norm)], NOTHING, x, step, None, leave)
         else:
             x = self._plainly(lambda image: extractor.norm(extractor.stem(image), None), x)
         if extractor.architecture.pool:
             x = channels_last(F.max_pool2d(x, 3, 2, 1) if x.shape[1] else x[:, :, ::2, ::2])
         for index, module in enumerate(extractor.blocks):
             assert isinstance(module, ResidualBlock)
+            entry, leave = leave, Passage()
             pairs = _pairs(module)
             residual = WIDENED if module.grow or module.stride > 1 else IDENTITY
             residual = residual if module.shortcut is None else PROJECTION
             if all(conv.weight.numel() for conv, _ in pairs):
-                x = self._run(index, pairs, residual, x, step)
+                x = self._run(index, pairs, residual, x, step, entry, leave)
             else:
                 x = self._plainly(partial(module, masks=None), x)
         return x
 
-    def _run(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, step: _StepTensors) -> Tensor:
+    def _run(
+        self,
+        name: object,
+        pairs: Sequence[Pair],
+        residual: str,
+        x: Tensor,
+        step: _StepTensors,
+        entry: Passage | None,
+        leave: Passage | None,
+    ) -> Tensor:
         """Run a block as one node."""
         flat: list[Tensor | None] = []
         for conv, norm in pairs:
             flat += [conv.weight, step.weights[conv], norm.weight, norm.bias, step.masks[norm]]
         running = [Running(norm.running_mean, norm.running_var, norm.momentum) for _, norm in pairs]
-        return run_block(self._block(name, pairs, residual, x, flat), x, flat, running)
+        block = self._block(name, pairs, residual, x, flat, None if entry is None else entry.join)
+        return run_block(block, x, flat, running, entry=entry, leave=leave)
 
-    def _block(self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, flat: Sequence[Tensor | None]) -> ChainBlock:
+    def _block(
+        self, name: object, pairs: Sequence[Pair], residual: str, x: Tensor, flat: Sequence[Tensor | None], before: Join | None
+    ) -> ChainBlock:
         """The paths of a block: chosen at its first batch, and kept for batches of any size."""
         key = (name, *x.shape[2:])
         if key not in self._chosen:
@@ -156,7 +171,7 @@ class FusedTraining:
             block = ChainBlock(layers, residual, max(layer.stride for layer in layers), self.backend)
             if self.path == "auto":
                 weights = weights_of([None if value is None else value.detach() for value in flat])
-                self._chosen[key] = fastest_block(block, x.detach(), weights, self._choices or shared())
+                self._chosen[key] = fastest_block(block, x.detach(), weights, self._choices or shared(), before)
             else:
                 self._chosen[key] = _uniform(block, self.path)
         return self._chosen[key]

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from der_fast.kernels.agreement import Run, Tensors
 from der_fast.kernels.choices import Choices
+from der_fast.kernels.conv import Join
 from der_fast.kernels.masked_bn import masked_bn
 from der_fast.model import chain, paths
 from der_fast.model.chain import ChainBlock, Gradients, Kept, Weights
+from der_fast.model.chain_backward import Arriving, backward
 from der_fast.model.extractor import MaskedBatchNorm
 from der_fast.model.paths import CUDNN, PYTORCH
 from der_fast.model.tiles import with_backward_tiles, with_forward_tiles
@@ -31,7 +33,7 @@ ENOUGH = 512
 
 
 @torch.no_grad()
-def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choices: Choices) -> ChainBlock:
+def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choices: Choices, before: Join | None = None) -> ChainBlock:
     """Return the block with the fastest path in each direction and the fastest tiles; 'cudnn' wins unless another is clearly faster.
 
     The forward path is chosen first. The backward path is then measured on what the forward path keeps. If the kernels of one of them
@@ -42,6 +44,7 @@ def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choi
         x: its input, channels-last.
         weights: of every layer.
         choices: remembers what was measured.
+        before: the end of the block that made x. Then every backward path is measured with the way through it, in a pass or without.
     """
     key = _key(block, x, weights)
     plain = replace(block, backend="reference", layers=_on_cudnn(block))
@@ -62,24 +65,33 @@ def fastest_block(block: ChainBlock, x: Tensor, weights: Sequence[Weights], choi
     forward = _fastest(choices, forward_key, runs, x, "residual blocks run forward as", [PYTORCH, CUDNN], _output)
     if forward == PYTORCH:
         return plain
-    backward = _fastest_backward(forwards[forward], plain, f"{key}|backward after {forward}", x, weights, choices)
-    return plain if backward is None else backward
+    found = _fastest_backward(forwards[forward], plain, f"{key}|{_onto(before)} after {forward}", x, weights, choices, before)
+    return plain if found is None else found
 
 
 def _fastest_backward(
-    block: ChainBlock, plain: ChainBlock, key: str, x: Tensor, weights: Sequence[Weights], choices: Choices
+    block: ChainBlock,
+    plain: ChainBlock,
+    key: str,
+    x: Tensor,
+    weights: Sequence[Weights],
+    choices: Choices,
+    before: Join | None,
 ) -> ChainBlock | None:
     """Return the block, whose forward paths are chosen, with the fastest backward paths; None where none works."""
     out, bits, kept = chain.forward(block, x, weights)
     names = paths.distinct(block.layers, paths.BACKWARD)
+    if before is None or block.residual == chain.WIDENED:
+        # There is no join to do apart.
+        names = tuple(name for name in names if name != paths.APART)
     if block.backend == "fused":
         known = choices.known(key, names, x.device)
         ways = [paths.backward_layers(block.layers, name) for name in ([known] if known else names)]
-        block = with_backward_tiles(block, ways, weights, kept, choices)
+        block = with_backward_tiles(block, ways, weights, kept, choices, before)
     backwards = {name: replace(block, layers=paths.backward_layers(block.layers, name)) for name in names}
     wants_x = block.residual != chain.NOTHING
     runs: dict[str, Run] = {
-        name: lambda one=one: chain.backward(one, weights, kept, bits, out, wants_x)  # type: ignore[misc]
+        name: lambda one=one: backward(one, weights, kept, (out, bits), wants_x, before)  # type: ignore[misc]
         for name, one in {PYTORCH: plain, **backwards}.items()
     }
     return backwards.get(_fastest(choices, key, runs, x, "residual blocks run backward as", [CUDNN, PYTORCH], _gradients))
@@ -137,8 +149,20 @@ def _output(result: object) -> list[Tensor | None]:
 
 
 def _gradients(result: object) -> list[Tensor | None]:
-    dx, layers = cast(tuple[Tensor | None, list[Gradients]], result)
-    return [dx, *(value for one in layers for value in (one.conv, one.gamma, one.beta, one.mask))]
+    leaving, layers = cast(tuple[Arriving | None, list[Gradients]], result)
+    sums = [] if leaving is None else [None if one is None else one.sum(0) for one in (leaving.sums, leaving.shortcut_sums)]
+    return [
+        None if leaving is None else leaving.g,
+        *sums,
+        *(value for one in layers for value in (one.conv, one.gamma, one.beta, one.mask)),
+    ]
+
+
+def _onto(before: Join | None) -> str:
+    """What the end of the block before adds to the time of a backward path."""
+    if before is None:
+        return "backward"
+    return f"backward through {'a sign' if before.bits is None else 'bits' if before.shortcut is None else 'bits and a projection'}"
 
 
 def _key(block: ChainBlock, x: Tensor, weights: Sequence[Weights]) -> str:

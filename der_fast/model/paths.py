@@ -7,7 +7,8 @@ the passes of `kernels.masked_bn` around it, or on `kernels.conv`, which fuses s
               epilogue  statistics while the convolution stores; a pass for affine and ReLU
               chain     as epilogue; this layer applies the previous one's affine and ReLU on load: that activation is never stored
     backward  cudnn     a pass for dy; convolution; a pass for the sums of the layer before
-              chain     dy is computed on load and never stored; ReLU and sums of the previous layer while dx is stored
+              chain     dy is computed on load and never stored; ReLU and sums of the previous layer while dx is stored;
+                        at a block's input also the sum with the shortcut's gradient, and ReLU and sums of the block before
 
     all       pytorch   as cudnn, with passes in plain PyTorch: taken only where no kernel works
 
@@ -26,8 +27,10 @@ CUDNN, EPILOGUE, CHAIN = "cudnn", "epilogue", "chain"
 UNSTRIDED = "chain but for strides"
 # As chain, except for the weights' gradient: a large sum, which cuDNN does well.
 DGRAD = "chain but for wgrad"
+# As chain, except that between two blocks there are passes of their own: dgrad then has fewer tensors to load while it stores.
+APART = "chain but for joins"
 FORWARD = (CUDNN, EPILOGUE, CHAIN, UNSTRIDED)
-BACKWARD = (CUDNN, CHAIN, UNSTRIDED, DGRAD)
+BACKWARD = (CUDNN, CHAIN, UNSTRIDED, DGRAD, APART)
 # In no list, since it is no rival: the truth that the forward paths are compared with, and the last resort.
 PYTORCH = "pytorch"
 _KERNELS, _STRIDES = (1, 3), (1, 2)
@@ -51,13 +54,21 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Layer:
-    """What does not change from step to step: the convolution's shape, its path in each direction, and the tiles of its kernels."""
+    """What does not change from step to step: the convolution's shape, its path in each direction, and the tiles of its kernels.
+
+    Attributes:
+        kernel, stride: of the convolution.
+        forward, dgrad, wgrad: the path of each direction.
+        joins: of a block's first layer: its dgrad, on path 'chain', also goes through the end of the block before.
+        tiles: of its kernels.
+    """
 
     kernel: int
     stride: int
     forward: str = CUDNN
     dgrad: str = CUDNN
     wgrad: str = CUDNN
+    joins: bool = False
     tiles: Tiles = Tiles()
 
     @property
@@ -87,7 +98,8 @@ def backward_layers(layers: Sequence[Layer], name: str) -> tuple[Layer, ...]:
             return CUDNN, CUDNN
         return CHAIN, CUDNN if name == DGRAD else CHAIN
 
-    return tuple(replace(layer, dgrad=dgrad, wgrad=wgrad) for layer in layers for dgrad, wgrad in [paths(layer)])
+    found = [replace(layer, dgrad=dgrad, wgrad=wgrad, joins=False) for layer in layers for dgrad, wgrad in [paths(layer)]]
+    return (replace(found[0], joins=found[0].dgrad == CHAIN and name != APART), *found[1:])
 
 
 def distinct(layers: Sequence[Layer], names: Sequence[str]) -> tuple[str, ...]:

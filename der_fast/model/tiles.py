@@ -18,10 +18,11 @@ from torch import Tensor
 from der_fast.kernels.affine import EPSILON
 from der_fast.kernels.agreement import Run, Tensors
 from der_fast.kernels.choices import Choices
-from der_fast.kernels.conv import ConvShape, ConvTiles, conv_dgrad, conv_forward, conv_wgrad, likely
+from der_fast.kernels.conv import ConvShape, ConvTiles, Join, conv_dgrad, conv_dgrad_joined, conv_forward, conv_wgrad, likely
 from der_fast.kernels.device import capability, multiprocessors
 from der_fast.kernels.masked_bn import finalize
 from der_fast.model.chain import NOTHING, ChainBlock, Kept, Weights
+from der_fast.model.chain_backward import joins
 from der_fast.model.paths import CHAIN, CUDNN, Layer
 
 # The name of plain PyTorch, which is never timed.
@@ -35,12 +36,19 @@ Kernel = Callable[[ConvTiles | None, str], object]
 
 @dataclass(frozen=True)
 class _Place:
-    """A layer of a block on the current batch; `before` is what the layer before it in the block has kept, None for the first."""
+    """A layer of a block on the current batch.
+
+    Attributes:
+        layer, weight, kept: the layer.
+        before: what the layer before it in the block has kept; None for the first.
+        join: the end of the block before, if the layer's dgrad goes through it.
+    """
 
     layer: Layer
     weight: Weights
     kept: Kept
     before: Kept | None
+    join: Join | None = None
 
     @property
     def prologue(self) -> tuple[Tensor, Tensor] | None:
@@ -78,12 +86,22 @@ def with_forward_tiles(
 
 
 def with_backward_tiles(
-    block: ChainBlock, ways: Sequence[Sequence[Layer]], weights: Sequence[Weights], kept: Sequence[Kept], choices: Choices
+    block: ChainBlock,
+    ways: Sequence[Sequence[Layer]],
+    weights: Sequence[Weights],
+    kept: Sequence[Kept],
+    choices: Choices,
+    before: Join | None = None,
 ) -> ChainBlock:
-    """Return the block with the fastest tiles for every backward kernel that one of the `ways` uses; arguments as above, any `kept`."""
+    """Return the block with the fastest tiles for every backward kernel that one of the `ways` uses.
+
+    Arguments as above, any `kept`; `before` is the end of the block before.
+    """
     layers = []
     for index, place in enumerate(_places(block, weights, kept)):
         tiles = place.layer.tiles
+        if index == 0 and any(joins(replace(block, layers=tuple(way))) for way in ways):
+            place = replace(place, join=before)
         if any(way[index].dgrad == CHAIN for way in ways) and not (block.residual == NOTHING and index == 0):
             tiles = replace(tiles, dgrad=_fastest("dgrad", place, True, partial(_dgrad, place), _input_gradient, choices))
         if any(way[index].wgrad == CHAIN for way in ways):
@@ -109,6 +127,19 @@ def _forward(place: _Place, source: Tensor, prologue: tuple[Tensor, Tensor] | No
 def _dgrad(place: _Place, config: ConvTiles | None, backend: str) -> object:
     before, y = place.before, place.kept.y
     height, width = place.kept.source.shape[2:]
+    if place.join is not None:
+        return conv_dgrad_joined(
+            y,
+            place.weight.conv,
+            (height, width),
+            stride=place.layer.stride,
+            g_affine=place.g_affine,
+            # Any numbers of the right shape do.
+            added=place.kept.source,
+            join=place.join,
+            config=config,
+            backend=backend,
+        )
     return conv_dgrad(
         y,
         place.weight.conv,
@@ -146,8 +177,8 @@ def _merged(weight: Weights) -> Tensors:
 
 
 def _input_gradient(result: object) -> list[Tensor | None]:
-    dx, sums = cast(tuple[Tensor, Tensor | None], result)
-    return [dx, None if sums is None else sums.sum(0)]
+    dx, *sums = cast(tuple[Tensor | None, ...], result)
+    return [dx, *(None if one is None else one.sum(0) for one in sums)]
 
 
 def _weight_gradient(dtype: torch.dtype, result: object) -> list[Tensor | None]:
@@ -171,6 +202,8 @@ def _fastest(direction: str, place: _Place, transformed: bool, run: Kernel, tens
     dtype = str(y.dtype).removeprefix("torch.")
     size = f"{batch}x{height}x{width}x{channels}|{kernel}x{kernel}/{stride}:{y.shape[1]}"
     key = f"conv|{dtype}|{size}|{direction}{' transformed' if transformed else ''}"
+    if place.join is not None:
+        key += " joined with a projection" if place.join.shortcut is not None else " joined"
     runs: dict[str, Run] = {REFERENCE: partial(run, None, "reference")}
     runs |= {name: partial(run, config, "fused") for name, config in found.items()}
     try:

@@ -10,9 +10,15 @@ from der_fast.kernels import triton_runtime
 from der_fast.kernels.affine import Affine
 from der_fast.kernels.checks import check_image
 from der_fast.kernels.conv import checks
+from der_fast.kernels.conv.join import Join
 from der_fast.kernels.conv.launch import MOST_PARTS, ConvTiles, candidates, default_config, default_split, likely
 from der_fast.kernels.conv.parts import Parts
-from der_fast.kernels.conv.reference import conv_dgrad_reference, conv_forward_reference, conv_wgrad_reference
+from der_fast.kernels.conv.reference import (
+    conv_dgrad_joined_reference,
+    conv_dgrad_reference,
+    conv_forward_reference,
+    conv_wgrad_reference,
+)
 from der_fast.kernels.conv.shape import ConvShape
 from der_fast.kernels.device import multiprocessors
 
@@ -20,10 +26,12 @@ __all__ = [
     "Affine",
     "ConvShape",
     "ConvTiles",
+    "Join",
     "Parts",
     "add_parts",
     "candidates",
     "conv_dgrad",
+    "conv_dgrad_joined",
     "conv_forward",
     "conv_wgrad",
     "default_config",
@@ -132,7 +140,55 @@ def conv_dgrad(
         from der_fast.kernels.conv import triton_descriptor
 
         return triton_descriptor.dgrad(g, weight, shape, chosen, epilogue=epilogue)
-    return dgrad(g, weight, shape, chosen, g_affine=g_affine, epilogue=epilogue)
+    join = None if epilogue is None else Join(*epilogue)
+    dx, sums, _ = dgrad(g, weight, shape, chosen, g_affine=g_affine, added=None, join=join)
+    return dx, sums
+
+
+def conv_dgrad_joined(
+    g: Tensor,
+    weight: Tensor,
+    input_hw: tuple[int, int],
+    *,
+    stride: int,
+    g_affine: tuple[Tensor, Tensor] | None,
+    added: Tensor,
+    join: Join,
+    config: ConvTiles | None = None,
+    backend: str = "reference",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradient of a convolution's input, continued through the join that made this input: g_z = (dx + added)·1[its ReLU passed].
+
+    Returns g_z (N, C, H, W) in g's dtype, channels_last; the partials (P, 2, C) float32 of S1 = Σ g_z and S2 = Σ g_z·x̂ with the join's
+    batch-norm, to be summed in the order of P; and the same with the batch-norm of the join's shortcut, or None.
+
+    Args:
+        g, weight, input_hw, stride, g_affine, config, backend: as in `conv_dgrad`.
+        added: (N, C, H, W) the gradient of the input that comes from elsewhere, like dx; it is added before anything is rounded.
+        join: what made the input.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+        BackendError: 'fused' does not run here.
+    """
+    checks.check_call(backend, g.dtype, "conv_dgrad_joined")
+    check_image("g", g)
+    checks.check_weight(weight, None, g.shape[1], g)
+    batch, filters, out_height, out_width = g.shape
+    shape = checks.shape_of((batch, weight.shape[1], *input_hw), filters, weight.shape[2], stride)
+    checks.check_output("g", (out_height, out_width), shape)
+    checks.check_g_affine(g_affine, g)
+    checks.check_join(added, join, shape, g, config)
+    if backend == "reference":
+        return conv_dgrad_joined_reference(g, weight, input_hw, stride=stride, g_affine=g_affine, added=added, join=join)
+    triton_runtime.require(g.device, "conv_dgrad_joined")
+    from der_fast.kernels.conv.triton_dgrad import dgrad
+
+    transformed, count = g_affine is not None, multiprocessors(g.device)
+    chosen = config or default_config("dgrad", shape, g.dtype, transformed=transformed, processors=count)
+    dx, sums, shortcut_sums = dgrad(g, weight, shape, chosen, g_affine=g_affine, added=added, join=join)
+    assert sums is not None
+    return dx, sums, shortcut_sums
 
 
 def conv_wgrad(

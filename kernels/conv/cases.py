@@ -37,6 +37,8 @@ SHAPES = {
 EACH_KIND = ("64x64", "37x37", "40x40")
 # What runs without its neighbours' work is compared with cuDNN: one shape of each kind, and those whose tiles differ.
 PLAIN = ("3x64", "256x256", "18x18", *EACH_KIND)
+# The first layers of blocks: what a dgrad does besides differs from the chain's in what it loads at its end.
+JOINED = ("64x64", "128x128", "256x256", "512x512", "64x128.stride2", "40x40")
 # The sizes that all three kernels take, of (shape, tiles).
 SIZES: dict[str, Callable[[ConvShape, ConvTiles], int]] = {
     "height": lambda shape, _: shape.height,
@@ -61,6 +63,11 @@ def cases(kernel: Any, direction: str, pointers: Mapping[str, str], plain: tuple
         values: name → function of (shape, tiles), the sizes that this kernel takes.
     """
     return list(_cases(kernel, direction, pointers, plain, values))
+
+
+def joined_cases(kernel: Any, pointers: Mapping[str, str], values: Mapping[str, Any]) -> list[CompileCase]:
+    """Return the dgrads of a training step's chain that continue through a join; arguments as above."""
+    return [_case(kernel, f"conv.dgrad.bf16.{size}.join", "dgrad", SHAPES[size], pointers, "bf16", values) for size in JOINED]
 
 
 def _cases(

@@ -10,6 +10,7 @@ from torch import Tensor
 from der_fast.kernels.affine import VECTORS, Affine
 from der_fast.kernels.checks import check_backend, check_image, check_vector
 from der_fast.kernels.conv.boxes import applies
+from der_fast.kernels.conv.join import Join
 from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import KERNELS, STRIDES, ConvShape
 from der_fast.kernels.device import capability
@@ -50,6 +51,21 @@ def check_epilogue(epilogue: tuple[Tensor, Affine] | None, shape: ConvShape, lik
     check_image("epilogue y_in", y_in, like=like, shape=(shape.batch, shape.channels, shape.height, shape.width))
     for name in VECTORS:
         check_vector(f"epilogue {name}", getattr(affine, name), (shape.channels,), accumulator(like.dtype), like.device)
+
+
+def check_join(added: Tensor, join: Join, shape: ConvShape, like: Tensor, config: ConvTiles | None) -> None:
+    """Check the gradient that is added to a dgrad, the join that it continues through, and its tiles."""
+    if config is not None and config.boxed:
+        raise ValueError("config: boxed tiles cannot continue through a join; take tiles with boxed=False")
+    size = (shape.batch, shape.channels, shape.height, shape.width)
+    check_image("added", added, like=like, shape=size)
+    for name, pair in (("join", (join.y, join.affine)), ("join shortcut", join.shortcut)):
+        if pair is not None:
+            check_image(f"{name} y", pair[0], like=like, shape=size)
+            for vector in VECTORS:
+                check_vector(f"{name} {vector}", getattr(pair[1], vector), (shape.channels,), accumulator(like.dtype), like.device)
+    if join.bits is not None:
+        check_vector("join bits", join.bits, (shape.in_rows, -(-shape.channels // 8)), torch.uint8, like.device)
 
 
 def check_weight(weight: Tensor, channels: int | None, filters: int | None, like: Tensor) -> None:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels.affine import Affine
+from der_fast.kernels.bits import unpack_bits
+from der_fast.kernels.conv.join import Join
 from der_fast.kernels.conv.strided import convolve, convolve_backward
 
 
@@ -52,13 +54,25 @@ def conv_dgrad_reference(
     out = out.contiguous(memory_format=torch.channels_last)
     if epilogue is None:
         return out, None
-    y_in, affine = epilogue
-    wide = _wide(y_in)
-    # Not `> 0`: PyTorch's ReLU passes the gradient of a NaN.
-    out = torch.where(wide * _per_channel(affine.scale) + _per_channel(affine.shift) <= 0, 0, out)
-    normalised = (wide - _per_channel(affine.mean)) * _per_channel(affine.rstd)
-    sums = torch.stack([_wide(out).sum((0, 2, 3)), (_wide(out) * normalised).sum((0, 2, 3))])
-    return out, sums[None]
+    join = Join(*epilogue)
+    out = _through_relu(out, join)
+    return out, _sums(out, *epilogue)
+
+
+def conv_dgrad_joined_reference(
+    g: Tensor,
+    weight: Tensor,
+    input_hw: tuple[int, int],
+    *,
+    stride: int,
+    g_affine: tuple[Tensor, Tensor] | None,
+    added: Tensor,
+    join: Join,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return g_z = (dx + added)·1[the join's ReLU passed], its sums (1, 2, C), and those at the shortcut's batch-norm or None."""
+    out, _ = conv_dgrad_reference(g, weight, input_hw, stride=stride, g_affine=g_affine, epilogue=None)
+    out = _through_relu((_wide(out) + _wide(added)).to(g.dtype), join)
+    return out, _sums(out, join.y, join.affine), None if join.shortcut is None else _sums(out, *join.shortcut)
 
 
 def conv_wgrad_reference(
@@ -96,6 +110,21 @@ def _gradient(g: Tensor, g_affine: tuple[Tensor, Tensor] | None) -> Tensor:
         return g
     k, y = g_affine
     return (_per_channel(k[0]) * _wide(g) + _per_channel(k[1]) * _wide(y) + _per_channel(k[2])).to(g.dtype)
+
+
+def _through_relu(gradient: Tensor, join: Join) -> Tensor:
+    if join.bits is None:
+        # Not `> 0`: PyTorch's ReLU passes the gradient of a NaN.
+        shut = _wide(join.y) * _per_channel(join.affine.scale) + _per_channel(join.affine.shift) <= 0
+    else:
+        batch, channels, height, width = gradient.shape
+        shut = ~unpack_bits(join.bits, channels).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+    return torch.where(shut, 0, gradient)
+
+
+def _sums(g_z: Tensor, y: Tensor, affine: Affine) -> Tensor:
+    normalised = (_wide(y) - _per_channel(affine.mean)) * _per_channel(affine.rstd)
+    return torch.stack([_wide(g_z).sum((0, 2, 3)), (_wide(g_z) * normalised).sum((0, 2, 3))])[None]
 
 
 def _moments(y: Tensor) -> Tensor:

@@ -4,9 +4,9 @@
 Stride 1 is a convolution with the flipped kernel. Stride 2 is decomposed by parity: the pixels (i, j) with i % 2 = p, j % 2 = q receive
 only the taps with (i + R//2 − r) % 2 = 0 and (j + R//2 − s) % 2 = 0. The four classes get 1, 2, 2 and 4 taps of a 3×3 kernel; of a 1×1
 kernel one class gets the only tap and three get none. So no product with a zero is computed. Each class is a separate GEMM; one launch runs
-all four, the class with the most taps first. Nothing is saved; the incoming gradient may be formed on load, and the ReLU and the two sums
-of the preceding batch-norm are taken from the tile while it is in registers. Partials are numbered by class and tile: the same bits every
-run.
+all four, the class with the most taps first. Nothing is saved; the incoming gradient may be formed on load. While the tile is in registers,
+the shortcut's gradient is added, the ReLU before the convolution applied, and the two sums of the batch-norm before that taken; of two
+batch-norms where a projection joins there. Partials are numbered by class and tile: the same bits every run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,24 @@ import triton.language as tl
 from torch import Tensor
 
 from der_fast.kernels import triton_runtime
-from der_fast.kernels.affine import Affine
+from der_fast.kernels.affine import VECTORS
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.cases import SIZES, cases
+from der_fast.kernels.conv.cases import SIZES, cases, joined_cases
+from der_fast.kernels.conv.join import Join
 from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import constants, cut, formed_gradient, launch, multiply, tile_of, within
+
+
+@triton.jit
+def _store_sums(g_z, values, mean, rstd, line, column, channels):
+    """Store S1 = Σ g_z and S2 = Σ g_z·x̂ of a tile."""
+    there = column < channels
+    wide = g_z.to(tl.float32)
+    centre = tl.load(mean + column, mask=there, other=0.0)[None, :]
+    normalised = (values - centre) * tl.load(rstd + column, mask=there, other=0.0)[None, :]
+    tl.store(line + column, tl.sum(wide, 0), mask=there)
+    tl.store(line + channels + column, tl.sum(wide * normalised, 0), mask=there)
 
 
 @triton.jit
@@ -34,12 +46,18 @@ def through_relu(gradient, before, kept, mean, rstd, scale, shift, line, column,
     # Not `> 0`: PyTorch's ReLU passes the gradient of a NaN, so that divergence stays visible.
     shut = before * by + plus <= 0
     gradient = tl.where(kept, tl.where(shut, 0.0, gradient), 0.0)
-    value = gradient.to(tl.float32)
-    centre = tl.load(mean + column, mask=there, other=0.0)[None, :]
-    normalised = (before - centre) * tl.load(rstd + column, mask=there, other=0.0)[None, :]
-    tl.store(line + column, tl.sum(value, 0), mask=there)
-    tl.store(line + channels + column, tl.sum(value * normalised, 0), mask=there)
+    _store_sums(gradient, before, mean, rstd, line, column, channels)
     return gradient
+
+
+@triton.jit
+def _shut(bits, pixel, live, first, channels, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return where the stored bits say that the ReLU was shut, for a tile whose first column is `first`, a multiple of 8."""
+    byte = first // 8 + tl.arange(0, BLOCK_N // 8)
+    per_row = (channels + 7) // 8
+    packed = tl.load(bits + pixel[:, None] * per_row + byte[None, :], mask=live[:, None] & (byte < per_row)[None, :], other=0)
+    spread = tl.broadcast_to(packed.to(tl.int32)[:, :, None], (BLOCK_M, BLOCK_N // 8, 8))
+    return (tl.reshape(spread, (BLOCK_M, BLOCK_N)) >> (tl.arange(0, BLOCK_N) % 8)[None, :]) & 1 == 0
 
 
 @triton.jit
@@ -53,8 +71,14 @@ def _conv_dgrad_kernel(
     rstd,
     scale,
     shift,
+    bits,
+    added,
+    shortcut,
+    shortcut_mean,
+    shortcut_rstd,
     out,
     partials,
+    shortcut_partials,
     batch,
     height,
     width,
@@ -132,11 +156,21 @@ def _conv_dgrad_kernel(
     kept = live[:, None] & (column < channels)[None, :]
     pixel = (image * height + i * STRIDE + p) * width + j * STRIDE + q
     place = pixel[:, None] * channels + column[None, :]
+    if added is not None:
+        total += tl.load(added + place, mask=kept, other=0.0).to(tl.float32)
     stored = total.to(out.dtype.element_ty)
     if partials is not None:
+        line = (parity * tiles + tile_m).to(tl.int64) * 2 * channels
         before = tl.load(y_in + place, mask=kept, other=0.0).to(tl.float32)
-        line = partials + (parity * tiles + tile_m).to(tl.int64) * 2 * channels
-        stored = through_relu(stored, before, kept, mean, rstd, scale, shift, line, column, channels)
+        if bits is None:
+            stored = through_relu(stored, before, kept, mean, rstd, scale, shift, partials + line, column, channels)
+        else:
+            shut = _shut(bits, pixel, live, tile_n * BLOCK_N, channels, BLOCK_M, BLOCK_N)
+            stored = tl.where(kept, tl.where(shut, 0.0, stored), 0.0)
+            _store_sums(stored, before, mean, rstd, partials + line, column, channels)
+        if shortcut is not None:
+            values = tl.load(shortcut + place, mask=kept, other=0.0).to(tl.float32)
+            _store_sums(stored, values, shortcut_mean, shortcut_rstd, shortcut_partials + line, column, channels)
     tl.store(out + place, stored, mask=kept)
 
 
@@ -147,27 +181,38 @@ def dgrad(
     config: ConvTiles,
     *,
     g_affine: tuple[Tensor, Tensor] | None,
-    epilogue: tuple[Tensor, Affine] | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Launch the kernel; arguments as in `conv_dgrad`, checked."""
+    added: Tensor | None,
+    join: Join | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Launch the kernel; arguments as in `conv_dgrad_joined`, checked. Without a join there are no sums."""
     size = (shape.batch, shape.channels, shape.height, shape.width)
     out = torch.empty(size, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
     tiles = triton.cdiv(class_rows(shape), config.block_m)
     classes = shape.stride**2
     k, y = g_affine or (None, None)
-    y_in, affine = epilogue or (None, None)
-    vectors = (None,) * 4 if affine is None else (affine.mean, affine.rstd, affine.scale, affine.shift)
-    partials = torch.empty((classes * tiles, 2, shape.channels), dtype=torch.float32, device=g.device) if epilogue else None
+    affine = None if join is None else join.affine
+    shortcut, other = (None, None) if join is None else join.shortcut or (None, None)
+
+    def sums(wanted: bool) -> Tensor | None:
+        return torch.empty((classes * tiles, 2, shape.channels), dtype=torch.float32, device=g.device) if wanted else None
+
+    partials, shortcut_partials = sums(join is not None), sums(shortcut is not None)
     with torch.cuda.device_of(g):
         _conv_dgrad_kernel[(classes * tiles * triton.cdiv(shape.channels, config.block_n),)](
             g,
             y,
             k,
             weight,
-            y_in,
-            *vectors,
+            None if join is None else join.y,
+            *(None if affine is None else getattr(affine, name) for name in VECTORS),
+            None if join is None else join.bits,
+            added,
+            shortcut,
+            None if other is None else other.mean,
+            None if other is None else other.rstd,
             out,
             partials,
+            shortcut_partials,
             shape.batch,
             shape.height,
             shape.width,
@@ -179,7 +224,7 @@ def dgrad(
             **constants(shape, config, triton_runtime.dot_in_float32()),
             **launch(config),
         )
-    return out, partials
+    return out, partials, shortcut_partials
 
 
 def class_rows(shape: ConvShape) -> int:
@@ -192,4 +237,9 @@ def compile_cases() -> list[CompileCase]:
     vectors = ("coefficients", "partials", "mean", "rstd", "scale", "shift")
     chain = dict.fromkeys(("g", "weight", "out", "y", "y_in"), "act") | dict.fromkeys(vectors, "fp32")
     sizes = {"batch": lambda shape, _: shape.batch, "tiles": lambda shape, config: triton.cdiv(class_rows(shape), config.block_m), **SIZES}
-    return cases(_conv_dgrad_kernel, "dgrad", chain, ("g", "weight", "out"), sizes)
+    found = cases(_conv_dgrad_kernel, "dgrad", chain, ("g", "weight", "out"), sizes)
+    # The end of a block with a projection, which has most to load.
+    joined = {name: kind for name, kind in chain.items() if name not in ("scale", "shift")}
+    joined |= {"bits": "u8", "added": "act", "shortcut": "act"}
+    joined |= dict.fromkeys(("shortcut_mean", "shortcut_rstd", "shortcut_partials"), "fp32")
+    return [*found, *joined_cases(_conv_dgrad_kernel, joined, sizes)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from der_fast.kernels.affine import Affine, affine_of
+from der_fast.kernels.bits import pack_bits, unpack_bits
 from der_fast.kernels.dtypes import accumulator
 from der_fast.kernels.masked_bn.norms import Statistics, Sums
 
@@ -32,19 +33,6 @@ def image_of(rows: Tensor, like: Tensor) -> Tensor:
     """Return (N·H·W, C) as (N, C, H, W) in channels-last strides, with the dtype of `like`."""
     batch, channels, height, width = like.shape
     return rows.to(like.dtype).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def pack_bits(positive: Tensor) -> Tensor:
-    """Return (M, C) booleans as (M, ⌈C/8⌉) uint8: bit j of byte b is channel 8b + j, and bits beyond C are 0."""
-    rows, channels = positive.shape
-    padded = torch.nn.functional.pad(positive.to(torch.uint8), (0, -channels % 8)).reshape(rows, -1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8, device=positive.device)).sum(2, dtype=torch.uint8)
-
-
-def unpack_bits(bits: Tensor, channels: int) -> Tensor:
-    """Return (M, ⌈C/8⌉) uint8 as (M, C) booleans."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits[:, :, None] >> shifts) & 1).flatten(1)[:, :channels].bool()
 
 
 def statistics_reference(y: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from der_fast.kernels.grouped_conv import GroupedTiles
 from der_fast.kernels.masked_bn.launch import Launch
 
 Results = Sequence[Tensor | None]
-CONV, BN, GROUPED, MASKS = (
+CONV, JOINED, BN, GROUPED, MASKS = (
     runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))
-    for name in ("test_conv", "test_masked_bn_fused", "test_grouped_conv", "mask_structures")
+    for name in ("test_conv", "test_conv_joined", "test_masked_bn_fused", "test_grouped_conv", "mask_structures")
 )
 TAPS = ConvTiles(32, 32, 64, num_warps=4, num_stages=2, group=2)
 FLAT = ConvTiles(32, 32, 64, num_warps=4, num_stages=2, flat=True)
@@ -65,6 +65,16 @@ def conv_forward() -> Results:
 @case("conv.triton_dgrad._conv_dgrad_kernel")
 def conv_dgrad() -> Results:
     return convolutions("dgrad")
+
+
+@case("conv.triton_dgrad._conv_dgrad_kernel")
+def conv_dgrad_joined() -> Results:
+    found: list[Tensor | None] = []
+    for shape, tiles in CONVOLUTIONS:
+        drawn = CONV["draw"](shape)
+        added, join = JOINED["draw_join"](drawn, True, True)
+        found += JOINED["joined"](drawn.as_dtype(torch.float32), added.float(), JOINED["narrowed"](join, torch.float32), "fused", tiles)
+    return found
 
 
 @case("conv.triton_wgrad._conv_wgrad_kernel", "conv.triton_parts._sum_parts_kernel")

@@ -13,7 +13,7 @@ COMMON = ("__init__", "checks", "reference", "autograd", "launch", "cases")
 OWN = {
     "augment": ("draw",),
     "channel_masks": ("structure", "measured"),
-    "conv": ("shape", "strided", "registers", "parts", "boxes", "boxed_cases"),
+    "conv": ("shape", "strided", "registers", "parts", "join", "boxes", "boxed_cases"),
     "grouped_conv": ("layer",),
     "masked_bn": ("operation", "passes", "norms", "reference_passes"),
 }

@@ -9,7 +9,7 @@ import torch
 
 from der_fast.kernels import choices
 from der_fast.kernels.masked_bn import Running
-from der_fast.model import chain, chain_node, fused_training, paths
+from der_fast.model import chain, chain_backward, chain_node, fused_training, paths
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.extractor import Extractor, MaskedBatchNorm
 from der_fast.model.fused_training import FusedTraining
@@ -203,7 +203,9 @@ def test_activations_between_nodes_are_in_the_asked_dtype_and_weights_are_cast_o
     monkeypatch.setattr(
         fused_training,
         "run_block",
-        lambda block, x, flat, running: seen.append((x.dtype, flat[1].dtype, flat[2].dtype)) or original(block, x, flat, running),
+        lambda block, x, flat, *rest, **options: (
+            seen.append((x.dtype, flat[1].dtype, flat[2].dtype)) or original(block, x, flat, *rest, **options)
+        ),
     )
     monkeypatch.setattr(torch, "_foreach_copy_", lambda *tensors: casts.append(len(tensors[0])) or copying(*tensors))
     extractor = network("resnet20", dtype=torch.float32)
@@ -268,11 +270,13 @@ def test_names_stand_for_ways():
     assert paths.distinct(LAYERS[:1], FORWARD) == (CUDNN, EPILOGUE, CHAIN)
     assert paths.distinct(LAYERS[1:2], FORWARD) == (CUDNN, EPILOGUE, CHAIN)
     assert paths.distinct(LAYERS[2:], FORWARD) == paths.distinct(LAYERS[2:], BACKWARD) == (CUDNN,)
-    assert paths.distinct(LAYERS[1:2], BACKWARD) == (CUDNN, CHAIN, paths.DGRAD)
+    assert paths.distinct(LAYERS[1:2], BACKWARD) == (CUDNN, CHAIN, paths.DGRAD, paths.APART)
+    assert [layer.joins for layer in paths.backward_layers(LAYERS, CHAIN)] == [True, False, False]
+    assert not any(layer.joins for name in (CUDNN, paths.UNSTRIDED, paths.APART) for layer in paths.backward_layers(LAYERS, name))
 
 
 def test_auto_measures_each_direction_of_each_shape_once(monkeypatch):
-    times = {CUDNN: 1.0, EPILOGUE: 0.5, CHAIN: 0.99, paths.UNSTRIDED: 2.0, paths.DGRAD: 0.9}
+    times = {CUDNN: 1.0, EPILOGUE: 0.5, CHAIN: 0.99, paths.UNSTRIDED: 2.0, paths.DGRAD: 0.9, paths.APART: 1.5}
     measured = []
 
     def measure(runs, device):
@@ -288,10 +292,14 @@ def test_auto_measures_each_direction_of_each_shape_once(monkeypatch):
     step = FusedTraining(extractor, torch.float64, backend="reference", choices=store)
     with torch.no_grad():
         step(draw(2, 3, 8, 8))
-    # Stem, and per stage one block with a projection and one without; the first stage has two of the latter.
+    # Stem, and per stage one block with a projection and one without; the first stage has two of the latter, one of them behind the stem.
     shapes = 1 + 1 + 3 * 2
-    assert len(measured) == 2 * shapes == len(store.record())
-    assert {key.rpartition("|")[2] for key in store.record()} == {"forward", f"backward after {EPILOGUE}"}
+    count = 2 * shapes + 1
+    assert len(measured) == count == len(store.record())
+    assert {key.rpartition("|")[2] for key in store.record()} == {
+        "forward",
+        *(f"backward{way} after {EPILOGUE}" for way in ("", " through a sign", " through bits", " through bits and a projection")),
+    }
     assert set(store.record().values()) == {EPILOGUE, paths.DGRAD}
     # Timing moves no statistics: they have seen one batch.
     once = network("resnet18")
@@ -303,7 +311,7 @@ def test_auto_measures_each_direction_of_each_shape_once(monkeypatch):
     again = FusedTraining(network("resnet18"), torch.float64, backend="reference", choices=store)
     again(draw(2, 3, 8, 8)).sum().backward()
     step(draw(1, 3, 8, 8, seed=8).repeat(2, 1, 1, 1)[:2])
-    assert len(measured) == 2 * shapes
+    assert len(measured) == count
 
 
 def test_a_measured_step_computes_the_same(monkeypatch):
@@ -312,12 +320,13 @@ def test_a_measured_step_computes_the_same(monkeypatch):
     compare(network("resnet18"), draw(3, 3, 9, 9), masks, choices=choices.Choices())
 
 
-@pytest.mark.parametrize("operation", ["conv_forward", "conv_dgrad", "conv_wgrad"])
+@pytest.mark.parametrize("operation", ["conv_forward", "conv_dgrad", "conv_dgrad_joined", "conv_wgrad"])
 @pytest.mark.parametrize("faulty", [True, False])
 def test_a_way_that_computes_something_else_is_not_taken_however_fast(monkeypatch, caplog, operation, faulty):
-    order = [CHAIN, paths.DGRAD, EPILOGUE, paths.UNSTRIDED, CUDNN]
+    order = [CHAIN, paths.DGRAD, paths.APART, EPILOGUE, paths.UNSTRIDED, CUDNN]
     monkeypatch.setattr(choices, "measure", lambda runs, device: {name: float(order.index(name) + 1) for name in runs})
-    right = getattr(chain, operation)
+    home = chain if operation == "conv_forward" else chain_backward
+    right = getattr(home, operation)
 
     def wrong(*args, **kwargs):
         result = right(*args, **kwargs)
@@ -326,7 +335,7 @@ def test_a_way_that_computes_something_else_is_not_taken_however_fast(monkeypatc
         return (spoilt, *result[1:]) if isinstance(result, tuple) else spoilt
 
     if faulty:
-        monkeypatch.setattr(chain, operation, wrong)
+        monkeypatch.setattr(home, operation, wrong)
     store = choices.Choices()
     with torch.no_grad():
         FusedTraining(network("resnet18"), torch.float64, backend="reference", choices=store)(draw(8, 3, 16, 16))
@@ -336,7 +345,7 @@ def test_a_way_that_computes_something_else_is_not_taken_however_fast(monkeypatc
         if ("|8x16x16x" in key or "|8x8x8x" in key) and "|nothing|" not in key:
             taken[key.rpartition("|")[2].split()[0]].add(name)
     assert taken["forward"] == ({CUDNN} if faulty and operation == "conv_forward" else {CHAIN})
-    spared = {"conv_forward": {CHAIN}, "conv_dgrad": {CUDNN}, "conv_wgrad": {paths.DGRAD}}
+    spared = {"conv_forward": {CHAIN}, "conv_dgrad": {CUDNN}, "conv_dgrad_joined": {paths.APART}, "conv_wgrad": {paths.DGRAD}}
     assert taken["backward"] == (spared[operation] if faulty else {CHAIN})
     assert ("computes something else" in caplog.text) == faulty
 

@@ -17,9 +17,10 @@ from der_fast.kernels.choices import Choices
 from der_fast.kernels.conv import ConvShape, likely
 from der_fast.kernels.conv.launch import LIKELY
 from der_fast.kernels.device import multiprocessors
-from der_fast.model import chain, measured, paths, tiles
+from der_fast.model import chain, chain_backward, measured, paths, tiles
 from der_fast.model.architecture import Architecture, Block, Conv, build_architecture
 from der_fast.model.chain import IDENTITY, ChainBlock, Weights
+from der_fast.model.chain_backward import backward
 from der_fast.model.extractor import Extractor
 from der_fast.model.fused_training import FusedTraining
 from der_fast.model.layout import MaskLayout
@@ -96,14 +97,15 @@ def test_tiles_are_chosen_per_layer_and_direction_and_a_second_process_measures_
         return right(*args, config=config, **kwargs)
 
     for name in ("conv_forward", "conv_dgrad", "conv_wgrad"):
-        monkeypatch.setattr(chain, name, partial(watched, name, getattr(chain, name)))
+        home = chain if name == "conv_forward" else chain_backward
+        monkeypatch.setattr(home, name, partial(watched, name, getattr(home, name)))
     plain = measured._on_cudnn(BLOCK)
     truth = ChainBlock(plain, IDENTITY, 1, "reference")
     results = []
     for one in (truth, block):
         out, bits, kept = chain.forward(one, x, weights)
-        dx, gradients = chain.backward(one, weights, kept, bits, out, True)
-        results.append([out, dx, *(value for layer in gradients for value in (layer.conv, layer.gamma, layer.beta, layer.mask))])
+        leaving, gradients = backward(one, weights, kept, (out, bits), True)
+        results.append([out, leaving.g, *(value for layer in gradients for value in (layer.conv, layer.gamma, layer.beta, layer.mask))])
     (first, second) = (layer.tiles for layer in block.layers)
     assert used == {
         ("conv_forward", first.forward),
@@ -177,7 +179,7 @@ def test_a_kernel_that_fails_here_is_left_out_in_one_line_for_all_shapes(times, 
     def fail(*args, **kwargs):
         raise FAILURES[failure]
 
-    for module in (chain, tiles):
+    for module in (chain if operation == "conv_forward" else chain_backward, tiles):
         monkeypatch.setattr(module, operation, fail)
     store = Choices()
     with caplog.at_level(logging.WARNING):
