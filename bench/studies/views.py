@@ -27,7 +27,7 @@ from bench.harness.runner import append
 from bench.reports.cpu_table import spread
 from der_fast.config.resolve import resolve_config
 from der_fast.config.schema import Config
-from der_fast.data import ImageSource, load_dataset
+from der_fast.data import ImageSource, load_dataset, transforms_for
 from der_fast.model.readout import linear_readout
 from der_fast.training.classifier_stage import train_classifier
 from der_fast.training.context import Context
@@ -69,7 +69,7 @@ def retrained(learner: Learner, source: ImageSource, test: ImageSource, views: S
                 classifier=replace(learner.config.classifier, views=count),
                 runtime=replace(learner.config.runtime, seed=1000 * learner.config.runtime.seed + head),
             )
-            context = replace(learner._context(source), config=config)
+            context = Context(config, learner.device, *transforms_for(config.data, source.image_size), backend=learner.backend)
             state = begin_refresh(context, model)
             started = time.perf_counter()
             train_classifier(context, state, model.network.bank, source)
