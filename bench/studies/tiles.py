@@ -65,7 +65,7 @@ class Problem:
         configs = configs[:1] + configs[1 :: QUICK if quick else 1]
         if self.direction != "wgrad":
             return {config.name: (config, None) for config in configs}
-        found = [(config, default_split(self.shape, config, count)) for config in configs]
+        found = [(config, default_split(self.shape, config, count, transformed=self.chained)) for config in configs]
         first, usual = found[0]
         found[1:1] = [(first, split) for split in dict.fromkeys((max(1, usual // 2), usual * 2)) if split != usual]
         return {f"{config.name} split {split}": (config, split) for config, split in found}

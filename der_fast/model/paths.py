@@ -13,6 +13,10 @@ the passes of `kernels.masked_bn` around it, or on `kernels.conv`, which fuses s
     all       pytorch   as cudnn, with passes in plain PyTorch: taken only where no kernel works
 
 dgrad and wgrad choose independently. Only 1×1 and 3×3 convolutions of stride 1 or 2 have a choice.
+
+Unless something else was measured to be faster, the path is 'cudnn'. Where a kernel forms an operand in registers ('chain'), it does so
+again at each of nine taps, and compiled for 9.0 nearly all of them wait for every tensor-core product (bench/results/machine-code.jsonl:
+"asynchronous products"); a pass of `masked_bn` transforms once.
 """
 
 from __future__ import annotations

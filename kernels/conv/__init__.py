@@ -243,7 +243,7 @@ def conv_wgrad(
     chosen = config or default_config("wgrad", shape, x.dtype, transformed=transformed, processors=count)
     if chosen.boxed:
         checks.check_boxed("wgrad", shape, chosen, (x, g), transformed)
-    parts = split or default_split(shape, chosen, count)
+    parts = split or default_split(shape, chosen, count, transformed=transformed)
     out, unsummed = wgrad(x, g, shape, chosen, parts, prologue=prologue, g_affine=g_affine)
     later = [] if unsummed is None else [Parts(unsummed, out)]
     if pending is None:

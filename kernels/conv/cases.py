@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from der_fast.kernels import compile_case as names
-from der_fast.kernels.compile_case import CAPABILITIES, CompileCase, Lack
-from der_fast.kernels.conv.launch import ConvTiles, default_config
+from der_fast.kernels.compile_case import CompileCase, Lack
+from der_fast.kernels.conv.launch import ConvTiles, default_config, resident
 from der_fast.kernels.conv.registers import ALONE, SPILLS
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import constants
@@ -39,20 +39,24 @@ EACH_KIND = ("64x64", "37x37", "40x40")
 PLAIN = ("3x64", "256x256", "18x18", *EACH_KIND)
 # The first layers of blocks: what a dgrad does besides differs from the chain's in what it loads at its end.
 JOINED = ("64x64", "128x128", "256x256", "512x512", "64x128.stride2", "40x40")
-# The sizes that all three kernels take, of (shape, tiles).
-SIZES: dict[str, Callable[[ConvShape, ConvTiles], int]] = {
-    "height": lambda shape, _: shape.height,
-    "width": lambda shape, _: shape.width,
-    "out_height": lambda shape, _: shape.out_height,
-    "out_width": lambda shape, _: shape.out_width,
-    "channel_units": lambda shape, _: shape.channels // unit_of(shape.channels),
-    "filter_units": lambda shape, _: shape.filters // unit_of(shape.filters),
+# A size that a kernel takes, of shape, tiles, and whether an operand is transformed.
+Size = Callable[[ConvShape, ConvTiles, bool], int]
+# The ones that all three take.
+SIZES: dict[str, Size] = {
+    "height": lambda shape, *_: shape.height,
+    "width": lambda shape, *_: shape.width,
+    "out_height": lambda shape, *_: shape.out_height,
+    "out_width": lambda shape, *_: shape.out_width,
+    "channel_units": lambda shape, *_: shape.channels // unit_of(shape.channels),
+    "filter_units": lambda shape, *_: shape.filters // unit_of(shape.filters),
 }
 # Tensors that a launch may lack, by what they are for; those of the layer before come stored for a stem and a shortcut.
 _BEFORE = ("scale", "shift", "y_in", "mean", "rstd")
 
 
-def cases(kernel: Any, direction: str, pointers: Mapping[str, str], plain: tuple[str, ...], values: Mapping[str, Any]) -> list[CompileCase]:
+def cases(
+    kernel: Any, direction: str, pointers: Mapping[str, str], plain: tuple[str, ...], values: Mapping[str, Size]
+) -> list[CompileCase]:
     """Return the launches of a training step's chain, and those without its neighbours' work.
 
     Args:
@@ -60,18 +64,18 @@ def cases(kernel: Any, direction: str, pointers: Mapping[str, str], plain: tuple
         direction: 'forward', 'dgrad' or 'wgrad'.
         pointers: name → 'act' or 'fp32' of every tensor that the chain gives.
         plain: those without which there is no convolution.
-        values: name → function of (shape, tiles), the sizes that this kernel takes.
+        values: name → `Size` of every size that this kernel takes.
     """
     return list(_cases(kernel, direction, pointers, plain, values))
 
 
-def joined_cases(kernel: Any, pointers: Mapping[str, str], values: Mapping[str, Any]) -> list[CompileCase]:
+def joined_cases(kernel: Any, pointers: Mapping[str, str], values: Mapping[str, Size]) -> list[CompileCase]:
     """Return the dgrads of a training step's chain that continue through a join; arguments as above."""
     return [_case(kernel, f"conv.dgrad.bf16.{size}.join", "dgrad", SHAPES[size], pointers, "bf16", values) for size in JOINED]
 
 
 def _cases(
-    kernel: Any, direction: str, pointers: Mapping[str, str], plain: tuple[str, ...], values: Mapping[str, Any]
+    kernel: Any, direction: str, pointers: Mapping[str, str], plain: tuple[str, ...], values: Mapping[str, Size]
 ) -> Iterator[CompileCase]:
     for size, shape in SHAPES.items():
         if shape is STEM and direction == "dgrad":
@@ -88,12 +92,12 @@ def _cases(
 
 
 def _case(
-    kernel: Any, name: str, direction: str, shape: ConvShape, pointers: Mapping[str, str], dtype: str, values: Mapping[str, Any]
+    kernel: Any, name: str, direction: str, shape: ConvShape, pointers: Mapping[str, str], dtype: str, values: Mapping[str, Size]
 ) -> CompileCase:
     transformed = _transformed(direction, pointers)
     config = default_config(direction, shape, DTYPES[dtype], transformed=transformed)
     itemsize = DTYPES[dtype].itemsize
-    sizes = {argument: int(value(shape, config)) for argument, value in values.items()}
+    sizes = {argument: int(value(shape, config, transformed)) for argument, value in values.items()}
     return CompileCase(
         name=name,
         kernel=kernel,
@@ -102,7 +106,7 @@ def _case(
         num_stages=config.num_stages,
         stack_budget=max(SPILLS.get(name, {}).values(), default=0),
         # What `default_split` counts on, and why `default_config` halves the depth of what is transformed.
-        resident=2 if direction == "wgrad" or (transformed and itemsize == 2) else 0,
+        resident=resident(direction, config, transformed) if direction == "wgrad" or (transformed and itemsize == 2) else 0,
         tile_loads=config.block_k * (config.block_m * (1 + ("coefficients" in pointers)) + config.block_n) * itemsize,
         tile_stores=config.block_m * config.block_n * (4 if direction == "wgrad" else itemsize),
         wants=_wants(dtype),
@@ -139,8 +143,7 @@ def _lacks(name: str, direction: str, shape: ConvShape, config: ConvTiles, dtype
     if dtype != "fp32":
         yield from _products(direction, shape, config, access, pointers)
     if direction == "wgrad" and not _transformed(direction, pointers) and access >= 4:
-        where = CAPABILITIES if config.block_m < 64 else (80,)
-        yield Lack(names.COPIES, "g is transposed on its way to HMMA: it is loaded into registers instead", where)
+        yield Lack(names.COPIES, "g is transposed on its way to HMMA: it is loaded into registers instead", (80,))
     if name in SPILLS:
         yield Lack(names.NO_LOCAL, "registers spill", tuple(SPILLS[name]))
     if name in ALONE:
@@ -148,16 +151,13 @@ def _lacks(name: str, direction: str, shape: ConvShape, config: ConvTiles, dtype
 
 
 def _products(direction: str, shape: ConvShape, config: ConvTiles, access: int, pointers: Mapping[str, str]) -> Iterator[Lack]:
-    narrow, wgrad = config.block_m < 64, direction == "wgrad"
-    if narrow:
-        yield Lack(names.TENSOR_CORES, f"a tile of {config.block_m} rows is below the 64 of a product of warp groups: HMMA", (90, 100))
-    if narrow or access < 4 or (wgrad and "scale" in pointers):
-        reason = "no product of warp groups" if narrow else "operands that are not copied asynchronously are waited for"
-        if not narrow and access >= 4:
-            reason = "x is transformed into shared memory, which Triton waits for"
-        yield Lack(names.ASKED_ASYNCHRONOUS, reason, (90,))
-    # dgrad of a 1×1 kernel is the exception: its products do stay in flight.
-    formed = _transformed(direction, pointers) and not (direction == "dgrad" and shape.kernel == 1)
-    if narrow or access < 4 or formed:
+    if access < 4:
+        yield Lack(names.ASKED_ASYNCHRONOUS, "operands that are not copied asynchronously are waited for", (90,))
+    elif direction == "wgrad" and "scale" in pointers:
+        yield Lack(names.ASKED_ASYNCHRONOUS, "x is transformed into shared memory, which Triton waits for", (90,))
+    # Some of dgrad's products do stay in flight: those of a 1×1 kernel, and of whole depth unless a join follows.
+    apart = direction == "dgrad" and (shape.kernel == 1 or (config.block_k == 64 and "bits" not in pointers))
+    formed = _transformed(direction, pointers) and not apart
+    if access < 4 or formed:
         reason = "an operand is formed in registers: the assembler waits for every product before they are written again"
-        yield Lack(names.ASYNCHRONOUS, reason if formed and not narrow else "as in the IR", (90,))
+        yield Lack(names.ASYNCHRONOUS, reason if formed else "as in the IR", (90,))

@@ -99,7 +99,9 @@ def default_config(
     """Return the tiles for a shape that has not been timed.
 
     Wide tiles re-read less. They shrink where columns would need much padding, or where there would be fewer tiles than multiprocessors.
-    A transformed operand passes through registers; half the depth then leaves room for two blocks.
+    A transformed operand passes through registers. With half the depth two blocks fit on a multiprocessor, except in dgrad and wgrad with
+    tiles of 128 × 128 (`resident`). There dgrad takes the whole depth: compiled for 9.0, `wgmma` then stays in flight while the next
+    operand is formed (bench/results/machine-code.jsonl).
 
     Args:
         direction: 'forward', 'dgrad' or 'wgrad'.
@@ -114,16 +116,22 @@ def default_config(
     gemm = _gemm(direction, shape)
     block_n = _width(gemm.columns)
     deep = dtype.itemsize == 2 and not transformed
+    if transformed and dtype.itemsize == 4:
+        # Wider ones spill.
+        block_n = min(64, block_n)
     if direction == "wgrad":
-        # The reduction is split until the GPU is full, so the tiles need not shrink.
-        chosen = ConvTiles(_width(gemm.rows), block_n, 64 if deep else 32, flat=gemm.period % block_n != 0)
+        # The reduction is split until the GPU is full, so the tiles need not shrink. A product of warp groups has 64 rows.
+        chosen = ConvTiles(max(64, _width(gemm.rows)), block_n, 64 if deep else 32, flat=gemm.period % block_n != 0)
     else:
-        block_m = 128
+        # An operand that is formed keeps its addresses in registers, one for every few bytes: 128 rows of them spill.
+        addresses = dtype.itemsize == 4 or (direction == "dgrad" and unit_of(gemm.period) * dtype.itemsize < 16)
+        block_m = 64 if transformed and addresses else 128
         if _tiles(gemm, block_m, block_n) < processors:
             block_m = 64
         if _tiles(gemm, block_m, block_n) < processors and block_n == 128:
             block_n = 64
-        block_k = 64 if deep and gemm.period % 64 == 0 else 32
+        alone = dtype.itemsize == 2 and resident(direction, ConvTiles(block_m, block_n, 32), transformed) == 1
+        block_k = 64 if (deep or alone) and gemm.period % 64 == 0 else 32
         chosen = ConvTiles(block_m, block_n, block_k, flat=gemm.period % block_k != 0)
     return _fitted(chosen, gemm, dtype, transformed)
 
@@ -165,11 +173,17 @@ def likely(
     return plain[:LIKELY] + boxed[:LIKELY_BOXED]
 
 
-def default_split(shape: ConvShape, config: ConvTiles, processors: int = H100_MULTIPROCESSORS) -> int:
-    """Return how many parts to cut wgrad's reduction into: two blocks per multiprocessor, none with too few steps."""
+def resident(direction: str, config: ConvTiles, transformed: bool) -> int:
+    """Return how many blocks of 9.0's code fit on a multiprocessor; beside 128 × 128 sums, dgrad and wgrad form their operand alone."""
+    return 1 if transformed and direction != "forward" and config.block_m * config.block_n > 128 * 64 else 2
+
+
+def default_split(shape: ConvShape, config: ConvTiles, processors: int = H100_MULTIPROCESSORS, *, transformed: bool = False) -> int:
+    """Return how many parts to cut wgrad's reduction into: as many blocks as run at a time, none with too few steps."""
     gemm = _gemm("wgrad", shape)
     steps = _blocks(gemm.depth, config.block_k)
-    return max(1, min(2 * processors // wgrad_tiles(shape, config), steps // STEPS_PER_PART))
+    blocks = processors * resident("wgrad", config, transformed)
+    return max(1, min(blocks // wgrad_tiles(shape, config), steps // STEPS_PER_PART))
 
 
 def wgrad_tiles(shape: ConvShape, config: ConvTiles) -> int:
@@ -204,7 +218,7 @@ def _width(columns: int) -> int:
 def _fitted(config: ConvTiles, gemm: _Gemm, dtype: torch.dtype, transformed: bool) -> ConvTiles:
     """Return the config with the warps that its registers need and the stages that fit into shared memory."""
     # Channels that cannot be read in vectors need an address each.
-    many = config.block_m * config.block_n >= 128 * 64 or unit_of(gemm.period) * dtype.itemsize < 4
+    many = config.block_m * config.block_n >= 128 * 64 or unit_of(gemm.period) * dtype.itemsize < 4 or (transformed and dtype.itemsize == 4)
     stages = config.num_stages
     while stages > 1 and replace(config, num_stages=stages).shared(dtype.itemsize, transformed) > SHARED:
         stages -= 1

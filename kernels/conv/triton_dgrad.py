@@ -19,7 +19,7 @@ from torch import Tensor
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.affine import VECTORS
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.cases import SIZES, cases, joined_cases
+from der_fast.kernels.conv.cases import SIZES, Size, cases, joined_cases
 from der_fast.kernels.conv.join import Join
 from der_fast.kernels.conv.launch import ConvTiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
@@ -236,7 +236,11 @@ def compile_cases() -> list[CompileCase]:
     """Return the launches of every shape."""
     vectors = ("coefficients", "partials", "mean", "rstd", "scale", "shift")
     chain = dict.fromkeys(("g", "weight", "out", "y", "y_in"), "act") | dict.fromkeys(vectors, "fp32")
-    sizes = {"batch": lambda shape, _: shape.batch, "tiles": lambda shape, config: triton.cdiv(class_rows(shape), config.block_m), **SIZES}
+    sizes: dict[str, Size] = {
+        "batch": lambda shape, *_: shape.batch,
+        "tiles": lambda shape, config, _: int(triton.cdiv(class_rows(shape), config.block_m)),
+        **SIZES,
+    }
     found = cases(_conv_dgrad_kernel, "dgrad", chain, ("g", "weight", "out"), sizes)
     # The end of a block with a projection, which has most to load.
     joined = {name: kind for name, kind in chain.items() if name not in ("scale", "shift")}

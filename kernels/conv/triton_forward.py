@@ -139,4 +139,4 @@ def forward(
 def compile_cases() -> list[CompileCase]:
     """Return the launches of every shape."""
     chain = {"x": "act", "weight": "act", "out": "act"} | dict.fromkeys(("partials", "scale", "shift"), "fp32")
-    return cases(_conv_forward_kernel, "forward", chain, ("x", "weight", "out"), {"rows": lambda shape, _: shape.out_rows, **SIZES})
+    return cases(_conv_forward_kernel, "forward", chain, ("x", "weight", "out"), {"rows": lambda shape, *_: shape.out_rows, **SIZES})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from der_fast.kernels import triton_runtime
 from der_fast.kernels.compile_case import CompileCase
-from der_fast.kernels.conv.cases import SIZES, cases
+from der_fast.kernels.conv.cases import SIZES, Size, cases
 from der_fast.kernels.conv.launch import ConvTiles, default_split, wgrad_tiles
 from der_fast.kernels.conv.shape import ConvShape, unit_of
 from der_fast.kernels.conv.triton_tiles import (
@@ -154,9 +154,9 @@ def compile_cases() -> list[CompileCase]:
     """Return the launches of every shape."""
     chain = dict.fromkeys(("x", "g", "y"), "act") | dict.fromkeys(("parts", "scale", "shift", "coefficients"), "fp32")
 
-    def rows_per_part(shape: ConvShape, config: ConvTiles) -> int:
+    def rows_per_part(shape: ConvShape, config: ConvTiles, transformed: bool) -> int:
         steps = triton.cdiv(shape.out_rows, config.block_k)
-        return int(triton.cdiv(steps, default_split(shape, config))) * config.block_k
+        return int(triton.cdiv(steps, default_split(shape, config, transformed=transformed))) * config.block_k
 
-    sizes = {"rows": lambda shape, _: shape.out_rows, "rows_per_part": rows_per_part, **SIZES}
+    sizes: dict[str, Size] = {"rows": lambda shape, *_: shape.out_rows, "rows_per_part": rows_per_part, **SIZES}
     return cases(_conv_wgrad_kernel, "wgrad", chain, ("x", "g", "parts"), sizes)

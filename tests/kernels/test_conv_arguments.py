@@ -178,6 +178,11 @@ def test_default_tiles_fill_the_gpu_and_do_not_pad_much():
     assert default_config("forward", ConvShape(512, 18, 32, 32, 18, 3, 1)).block_n == 32
     assert default_config("forward", ConvShape(512, 18, 32, 32, 18, 3, 1)).flat
     assert not default_config("dgrad", wide).flat
+    # A product of warp groups has 64 rows, whatever the number of filters.
+    assert default_config("wgrad", ConvShape(512, 18, 32, 32, 18, 3, 1)).block_m == 64
+    # Nothing more fits beside 128 × 128 sums and an operand that is formed, so dgrad takes the whole depth.
+    large = ConvShape(512, 256, 8, 8, 256, 3, 1)
+    assert [default_config(direction, large, transformed=True).block_k for direction in ("forward", "dgrad", "wgrad")] == [32, 64, 32]
     with pytest.raises(ValueError, match="direction must be one of forward, dgrad, wgrad, not 'backward'"):
         default_config("backward", wide)
 
@@ -187,6 +192,10 @@ def test_wgrad_is_cut_until_the_gpu_is_full():
     config = default_config("wgrad", wide)
     assert 132 <= default_split(wide, config) * wgrad_tiles(wide, config) <= 264
     assert default_split(tiny, config) == 1
+    large = ConvShape(512, 256, 8, 8, 256, 3, 1)
+    for transformed, least, most in ((False, 132, 264), (True, 66, 132)):
+        config = default_config("wgrad", large, transformed=transformed)
+        assert least <= default_split(large, config, transformed=transformed) * wgrad_tiles(large, config) <= most
 
 
 def test_units():
