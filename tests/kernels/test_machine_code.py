@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "bench" / "results" / "machine-code.jsonl"
 # Every kernel once, and every generation's products.
 EVERY = ("conv.*.bf16.64x64.chain", "conv.wgrad.sum.*", "grouped_conv.3x3.bf16.residual", "masked_bn.*bf16.64", "masked_bn.*s.64")
-EVERY += ("masked_bn.finalize.64", "augment.*.bf16", "channel_masks.*.fp32")
+EVERY += ("masked_bn.finalize.64", "augment.*.bf16", "channel_masks.*.fp32", "conv.dgrad.bf16.64x64.join")
 # On one of them also what differs by width and by type.
 MORE = ("conv.*.bf16.3x64.chain", "conv.*.bf16.256x256", "conv.*.bf16.37x37.chain", "conv.*.bf16.40x40.chain", "conv.*.fp16.64x64.chain")
 MORE += ("grouped_conv.stem.bf16", "grouped_conv.3x3.bf16.pool", "grouped_conv.1x1.bf16.*", "grouped_conv.3x3.fp32.widen")
