@@ -89,7 +89,8 @@ class Task:
     def config(self, precision: str, backend: str) -> Any:
         """Return der_fast's configuration."""
         keys: dict[str, Any] = {"model.backbone": "resnet18", "masks.enabled": True, "masks.settle": 0.0}
-        keys |= {"masks.target_params": self.target}
+        # The frozen networks are part of what is measured.
+        keys |= {"masks.target_params": self.target, "later.views": 0}
         keys |= {"masks.s_max": LARGEST_SCALE, "masks.lr": MASK_LR, "masks.sparsity": SPARSITY, "masks.clamp": CLAMP}
         keys |= {"runtime.precision": precision, "runtime.backend": backend, "runtime.device": str(self.setting.device)}
         if not self.augment:

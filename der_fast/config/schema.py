@@ -214,7 +214,7 @@ class LaterConfig(ScheduleConfig):
     """SGD over the representation stage of the steps after the first."""
 
     views: int = _der(
-        0,
+        16,
         at_least(0),
         "each image's augmentations come from this many fixed views, one per epoch in turn: frozen extractors compute a view once and "
         "their features are kept; 0, or as many as epochs = fresh ones, as in the paper",
