@@ -316,7 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.table is None and args.processes > 1:
         command = [sys.executable, "-m", "bench", "pruning", *given, "--processes", "1"]
         workers = [subprocess.Popen(command) for _ in range(args.processes)]
-        return max(worker.wait() for worker in workers)
+        ended = max(worker.wait() for worker in workers)
+        Claims(args.out).clear()
+        return ended
     if args.table is None:
         Study(args).run()
     rows = rows_in(args.table or args.out)
