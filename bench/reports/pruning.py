@@ -10,12 +10,15 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from bench.reports.cpu_table import spread
 
 Row = dict[str, Any]
 _SETUP = ("data", "backbone", "width", "steps", "epochs", "held", "per_class", "precision")
 _IDENTITY = (*_SETUP, "variant", "budget", "seed", "changes", "trial")
+# Marks of the axis of kept parameters, in percent.
+_TICKS = (1, 2, 4, 8, 12, 24, 50, 100)
 HEAD = (
     "| network | steps | epochs | budget | variant | held out, % | test, % | kept, % | λ_s | rank correlation | seeds |\n"
     "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|"
@@ -128,6 +131,10 @@ def _panel(axes: Any, title: str, variants: Sequence[Sequence[Row]]) -> None:
         else:
             axes.errorbar(kept, means, errors, marker="o", markersize=4, linewidth=1.4, capsize=2, label=name)
     axes.set_xscale("log")
+    axes.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    every = [kept for line in points.values() for kept, _, _ in line if kept < 100] or [100.0]
+    axes.set_xlim(0.8 * min(every), 1.25 * max(every))
     axes.set_xlabel("kept parameters, %")
     axes.set_ylabel(f"accuracy on {'test' if tested else 'held-out training'} images, %")
     axes.set_title(title, loc="left", fontsize=7, wrap=True)

@@ -144,7 +144,23 @@ def test_a_row_that_another_process_measures_is_left_to_it(tmp_path):
     assert len(rows_in(out)) == 1
 
 
-def test_three_steps_and_an_experiment_of_one_s_own(tmp_path):
+def test_processes_get_the_same_options_and_the_worst_code_counts(tmp_path, monkeypatch):
+    started = []
+
+    class Worker:
+        def __init__(self, command):
+            started.append(command)
+
+        def wait(self):
+            return len(started) - 1
+
+    monkeypatch.setattr(pruning.subprocess, "Popen", Worker)
+    options = ["pruning", *QUICK, "--out", str(tmp_path / "rows.jsonl"), "--processes", "2"]
+    assert command(options) == 1 and len(started) == 2
+    assert all(pruning.parsed(each[4:]).processes == 1 and each[3 : 3 + len(options)] == options for each in started)
+
+
+def test_two_steps_and_an_experiment_of_one_s_own(tmp_path):
     options = ("--steps", "2", "--budgets", "0.24", "--variants", "default", "--set", "masks.settle=0.5", "--name", "settle 0.5")
     (row,) = study(tmp_path / "rows.jsonl", *options, "--set", "classifier.epochs=1")
     assert row["variant"] == "settle 0.5" and row["changes"] == {"masks.settle": 0.5}
