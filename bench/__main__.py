@@ -22,6 +22,7 @@ STUDIES = {
         "machine-code",
         "needed",
         "paper",
+        "pruning",
         "sanitize",
         "saving",
         "schedule",

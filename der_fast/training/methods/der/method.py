@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +35,14 @@ from der_fast.training.state import CLASSIFIER, REPRESENTATION
 
 
 class Der:
-    """See `der_fast.training.method.Method`."""
+    """See `der_fast.training.method.Method`.
+
+    Attributes:
+        stage: makes the representation stage; a method that chooses channels otherwise has another one.
+    """
 
     joint = False
+    stage: Callable[..., RepresentationStage] = RepresentationStage
     figures: Mapping[str, tuple[str, str]] = {
         "saved_seconds": (
             "seconds",
@@ -58,7 +63,7 @@ class Der:
         if state.stage != REPRESENTATION:
             return
         schedule = schedule_of(context, state.step)
-        RepresentationStage(context, state, model.network.bank, source, len(model.class_names), schedule).run()
+        self.stage(context, state, model.network.bank, source, len(model.class_names), schedule).run()
         state.drop_gradients()
         _end_representation(context, state, source)
 
