@@ -17,6 +17,7 @@ STUDIES = {
         "demo",
         "growth",
         "index",
+        "initialisation",
         "launches",
         "loading",
         "machine-code",

@@ -125,7 +125,7 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.ends = args, time.perf_counter() + args.seconds
-        there = strips.classes_in(args.data) if strips.has_strips(args.data) else None
+        there = strips.classes_in(args.data) if strips.places_of(args.data) else None
         self.classes = None if there is None or len(there) == strips.WHOLE.classes else there
         config = config_of(args, TRIAL_EPOCHS, self.classes)
         self.train, self.test = load_dataset(config.data)

@@ -147,16 +147,17 @@ def _files() -> dict[str, Any]:
     import der_fast
     from der_fast.data.load import archive_folder
     from der_fast.data.sets.cifar import ARCHIVES
+    from der_fast.data.sets.named import forms_in
     from der_fast.home import cache_folder
 
     cache = cache_folder()
-    archives = {}
+    sets = {}
     for name, archive in ARCHIVES.items():
         folder = archive_folder(None, archive.file)
-        there = folder is not None and (folder / archive.file).is_file()
-        where = archive.file if folder is None else str(folder / archive.file)
-        archives[f"{name} archive"] = {"works": there, "reason": f"{where}{'' if there else ' is not there; --download, or data.root'}"}
-    return {"package": str(Path(der_fast.__file__).parent), "cache": _usable(cache), **archives}
+        forms = [] if folder is None else forms_in(name, folder)
+        where = "a cache folder" if folder is None else folder
+        sets[name] = {"works": bool(forms), "reason": str(forms[0]) if forms else f"not in {where}; --download, or data.root"}
+    return {"package": str(Path(der_fast.__file__).parent), "cache": _usable(cache), **sets}
 
 
 def _usable(cache: Path | None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ TrainPerClass = Annotated[
 ]
 TestPerClass = Annotated[int | None, typer.Option(help="use at most this many test images per class", rich_help_panel=_LEARN)]
 DataRoot = Annotated[
-    str | None, typer.Option(help="folder that holds the official cifar archives, or strips of cifar100", rich_help_panel=_LEARN)
+    str | None, typer.Option(help="folder that holds cifar10 or cifar100: official archive, strips or images", rich_help_panel=_LEARN)
 ]
 Download = Annotated[bool, typer.Option("--download", help="download a missing official archive", rich_help_panel=_LEARN)]
 

@@ -59,7 +59,7 @@ class DataConfig:
     root: str | None = key(
         None,
         TEXT,
-        "folder that holds the official cifar archives, or strips of cifar100 (docs/data.md); default: the user's cache folder",
+        "folder that holds cifar10 or cifar100: official archive, strips or images (docs/data.md); default: the user's cache folder",
         Change.PLACE,
     )
     download: bool = key(False, SWITCH, "download a missing official archive", Change.RESUME)
@@ -70,7 +70,7 @@ class DataConfig:
         Change.NEVER,
     )
     test_list: str | None = key(None, TEXT, "text file of 'path class' with the test images, if `name` is such a file", Change.PLACE)
-    classes: tuple[str, ...] | None = key(None, CLASSES, "use only these classes of a folder, list or strips; default: all")
+    classes: tuple[str, ...] | None = key(None, CLASSES, "use only these classes of the data set; default: all")
     train_per_class: int | None = key(None, at_least(1), "use at most this many training images per class, the first by name")
     test_per_class: int | None = key(None, at_least(1), "use at most this many test images per class, the first by name")
     test_share: float = key(0.2, INSIDE, "share of each class held out for testing if a folder has no train/test split")

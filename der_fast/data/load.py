@@ -12,10 +12,10 @@ from der_fast.config.schema import DataConfig
 from der_fast.data.decode.convert import fit_batch
 from der_fast.data.io.threads import mapped
 from der_fast.data.memory_source import MemorySource
-from der_fast.data.sets.cifar import ARCHIVES, load_cifar
+from der_fast.data.sets.cifar import ARCHIVES
 from der_fast.data.sets.digits import load_digits
 from der_fast.data.sets.folder import load_folder
-from der_fast.data.sets.strips import NAME, has_strips, load_strips
+from der_fast.data.sets.named import load_named, of_classes
 from der_fast.data.sizes import refuse_too_much, stored_side
 from der_fast.data.source import ImageSource
 from der_fast.errors import DataError, Spelling
@@ -31,7 +31,7 @@ def load_dataset(
         config: `name` is a known name (it wins over a folder of the same name; write ./digits for the folder), a folder, or a text file
             of "path class", or a WebDataset tar.
         cache: the folder to save the index of a folder of images in; None saves nothing.
-        say: called with what is left out and, if images stay in their files, how they are read.
+        say: called with where a data set with a name was found, what is left out and, if images stay in their files, how they are read.
 
     Returns:
         Two sources with the same class names and image size. The size is `image_size`, or 256/224 of it with `random_resized_crop`.
@@ -40,18 +40,12 @@ def load_dataset(
         DataError: an unknown name, or anything wrong with the data; see `load_folder`.
     """
     if config.name == "digits":
-        return _limited(load_digits(config.test_share), config)
+        train, test = load_digits(config.test_share)
+        return _limited((of_classes(train, config), of_classes(test, config)), config)
     if config.name in ARCHIVES:
-        return _limited(_cifar(config), config)
+        folder, older = _archive_folder(config), older_cache_folder() if config.root is None else None
+        return _limited(load_named(config, folder, None if older == folder else older, say), config)
     return load_folder(found_place(config), config, cache=cache, say=say)
-
-
-def _cifar(config: DataConfig) -> tuple[MemorySource, MemorySource]:
-    """Load the official archive; where it is not there, strips."""
-    folder = _archive_folder(config)
-    if config.name == NAME and not (folder / ARCHIVES[NAME].file).is_file() and has_strips(folder):
-        return load_strips(folder, config.classes)
-    return load_cifar(config.name, folder, allow_download=config.download)
 
 
 def found_place(config: DataConfig) -> Path:

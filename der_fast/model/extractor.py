@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,31 @@ from der_fast.kernels.conv.strided import convolve
 from der_fast.kernels.masked_bn import masked_bn
 from der_fast.model.architecture import Architecture, Block, Conv, Groups
 from der_fast.model.layout import MaskLayout
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """How an extractor starts.
+
+    Args:
+        fan: whether the variance of a convolution's weights depends on its inputs or its outputs.
+        gain: the weights are drawn from N(0, gain / (channels on that side · kernel area)).
+        branches: γ of the batch-norm that ends a residual branch; 1 elsewhere. Of no effect in a network with pre-activation.
+    """
+
+    fan: Literal["in", "out"]
+    gain: float
+    branches: float = 1.0
+
+    def draw(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Return new values for a convolution's weight (outputs, inputs, k, k)."""
+        fan = (weight[:1] if self.fan == "in" else weight[:, :1]).numel()
+        return torch.randn(weight.shape, generator=generator) * math.sqrt(self.gain / max(fan, 1))
+
+
+# The variance of PyTorch's default. In front of a batch-norm, the scale of a weight does not change the function, only how fast it
+# changes: smaller weights learn faster.
+INITIALISATION = Initialisation("in", 1 / 3)
 
 
 class Convolution(nn.Module):
@@ -163,19 +190,16 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> Extractor:
-        """Draw convolution weights from N(0, 1 / (3 · fan_in)), the variance of PyTorch's default, and reset batch-norm; returns self.
-
-        In front of a batch-norm, the scale of a weight does not change the function, only how fast it changes: smaller weights learn
-        faster. Single short runs with N(0, 2 / fan_out) (He et al. 2015) differed by less than their spread.
-        """
+        """Draw convolution weights and reset batch-norm, as `INITIALISATION` says; returns self."""
         for module in self.modules():
             if isinstance(module, Convolution):
-                fan_in = module.weight[:1].numel()
-                draw = torch.randn(module.weight.shape, generator=generator) * math.sqrt(1 / (3 * max(fan_in, 1)))
-                module.weight.copy_(draw)
+                module.weight.copy_(INITIALISATION.draw(module.weight, generator))
             elif isinstance(module, MaskedBatchNorm):
                 module.weight.fill_(1)
                 module.bias.zero_()
                 module.running_mean.zero_()
                 module.running_var.fill_(1)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock) and not module.preactivation:
+                nn.init.constant_(module.norms[-1].get_parameter("weight"), INITIALISATION.branches)
         return self

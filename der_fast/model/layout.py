@@ -78,6 +78,10 @@ class MaskLayout:
         prices = torch.cat([torch.full((width,), cost[name] / users[name]) for name, width in architecture.groups.items()])
         return prices / prices.max()
 
+    def per_group(self, values: Tensor) -> Tensor:
+        """Return the value of every group, (G,) float64, of values (C,) that are equal within a group."""
+        return values[list(self.offsets[:-1])].double()
+
     def sparsity_terms(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The constants of the sparsity loss, as keyword arguments of `kernels.channel_masks.sparsity_loss`."""
         return self.structure(device).terms(dtype)

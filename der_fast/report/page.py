@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from der_fast.files import write_bytes
-from der_fast.report import accuracy, channels, cost, style, tables, training
+from der_fast.report import accuracy, channels, cost, reasons, style, tables, training
 from der_fast.report.paper import PaperCurve, curve_beside, paper_curve
 from der_fast.report.record import RunRecord, read_run
 from der_fast.report.trajectory import MaskTrajectory
@@ -37,8 +37,8 @@ def write_report(run: str | Path) -> Path:
     record = read_run(run)
     paper = curve_beside(record)
     pictures = draw_pictures(record, paper)
-    trajectories = draw_trajectories(_evenly(record.trajectories))
-    _write_figures(record.path / "figures", [*pictures.values(), *trajectories])
+    trajectories, why = draw_trajectories(_evenly(record.trajectories)), draw_reasons(_evenly(record.trajectories))
+    _write_figures(record.path / "figures", [*pictures.values(), *trajectories, *why])
     page = render(
         "report.html",
         run=record,
@@ -46,6 +46,8 @@ def write_report(run: str | Path) -> Path:
         pictures=pictures,
         trajectories=trajectories,
         trajectory_steps=len(record.trajectories),
+        reasons=why,
+        reason_table=reasons.table_of(record.trajectories),
         notes=(*record.notes, *_paper_note(record, paper)),
         tiles=tables.tiles(record),
         summary=tables.summary(record),
@@ -82,6 +84,12 @@ def draw_trajectories(trajectories: Iterable[MaskTrajectory]) -> list[style.Pict
         return [channels.mask_trajectories(masks) for masks in trajectories]
 
 
+def draw_reasons(trajectories: Iterable[MaskTrajectory]) -> list[style.Picture]:
+    """Draw one picture per step of why its channels stayed."""
+    with style.look():
+        return [reasons.picture_of(masks) for masks in trajectories]
+
+
 def render(template: str, **values: Any) -> bytes:
     """Fill one of this package's templates; every value is escaped for HTML except a picture's data."""
     environment = Environment(
@@ -112,7 +120,8 @@ def _write_figures(folder: Path, pictures: Sequence[style.Picture]) -> None:
     for picture in pictures:
         write_bytes(folder / f"{picture.stem}.png", picture.png)
     # Otherwise another choice of steps would leave pictures of an earlier report among the new ones.
-    for stale in set(folder.glob("masks_step_*.png")) - {folder / f"{picture.stem}.png" for picture in pictures}:
+    of_steps = {file for pattern in ("masks_step_*.png", "reasons_step_*.png") for file in folder.glob(pattern)}
+    for stale in of_steps - {folder / f"{picture.stem}.png" for picture in pictures}:
         stale.unlink(missing_ok=True)
 
 

@@ -275,6 +275,9 @@ def _name_missing_pictures(
         fields.missing.append("Kept channels: metrics.json does not list the kept channels.")
     if not trajectories:
         fields.missing.append("Mask trajectories: the run has no readable steps/*/mask_logits.safetensors.")
+    unknown = [str(masks.step) for masks in trajectories if masks.prices is None or masks.thresholds is None]
+    if unknown:
+        fields.missing.append(f"Prices and thresholds of the masks: the version that saved step {', '.join(unknown)} did not record them.")
 
 
 def _mean(values: Values) -> float | None:

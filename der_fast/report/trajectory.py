@@ -23,6 +23,8 @@ class MaskTrajectory:
         offsets: int64 (groups + 1,); group g owns the channels offsets[g]…offsets[g+1]−1.
         groups: the groups' names.
         settled_from: first epoch (1-based) with binary masks; None if there is none.
+        prices: float64 (groups,): parameters per convolution that a channel costs, the dearest 1; None if not recorded.
+        thresholds: float64 (groups,): what logits had to exceed in the cut to the budget, 0 without one; None if not recorded.
     """
 
     step: int
@@ -31,6 +33,8 @@ class MaskTrajectory:
     offsets: NDArray[np.int64]
     groups: tuple[str, ...]
     settled_from: int | None
+    prices: NDArray[np.float64] | None = None
+    thresholds: NDArray[np.float64] | None = None
 
     @property
     def epochs(self) -> float:
@@ -110,7 +114,8 @@ def read_trajectories(run: Path, settled: Mapping[int, int], missing: list[str])
 def _read(file: Path, step: int, settled_from: int | None) -> MaskTrajectory:
     with safe_open(file, framework="numpy") as tensors:
         logits, times, offsets = (tensors.get_tensor(name) for name in ("logits", "times", "offsets"))
-        metadata = tensors.metadata() or {}
+        metadata, there = tensors.metadata() or {}, set(tensors.keys())
+        prices, thresholds = (tensors.get_tensor(name) if name in there else None for name in ("prices", "thresholds"))
     groups = json.loads(metadata["groups"])
     if logits.ndim != 2 or not logits.size or not np.isfinite(logits).all():
         raise ValueError(f"logits of shape {logits.shape} must be (rows, channels) with every value finite")
@@ -120,6 +125,16 @@ def _read(file: Path, step: int, settled_from: int | None) -> MaskTrajectory:
         raise ValueError(f"{len(groups)} groups do not fit offsets of shape {offsets.shape}")
     if offsets[0] != 0 or offsets[-1] != logits.shape[1] or (np.diff(offsets) <= 0).any():
         raise ValueError(f"offsets do not rise from 0 to {logits.shape[1]} channels")
+    for name, values in (("prices", prices), ("thresholds", thresholds)):
+        if values is not None and (values.shape != (len(groups),) or not np.isfinite(values).all() or (values < 0).any()):
+            raise ValueError(f"{name} of shape {values.shape} must be a number of at least 0 for each of {len(groups)} groups")
     return MaskTrajectory(
-        step, logits.astype(np.float32), times.astype(np.float64), offsets.astype(np.int64), tuple(map(str, groups)), settled_from
+        step,
+        logits.astype(np.float32),
+        times.astype(np.float64),
+        offsets.astype(np.int64),
+        tuple(map(str, groups)),
+        settled_from,
+        prices,
+        thresholds,
     )

@@ -11,6 +11,7 @@ import torch
 from typer.testing import Result
 
 from der_fast.cli import doctor
+from der_fast.home import cache_folder
 from der_fast.kernels import choices
 
 Run = Callable[..., Result]
@@ -31,7 +32,7 @@ def test_json(run: Run) -> None:
 
 def test_table(run: Run) -> None:
     shown = run("doctor").stdout
-    for word in ("versions", "torch", "cores", "reference", "yes: eager PyTorch", "allocator tuning", "cifar10 archive"):
+    for word in ("versions", "torch", "cores", "reference", "yes: eager PyTorch", "allocator tuning", "cifar10"):
         assert word in shown
 
 
@@ -62,13 +63,15 @@ def test_cuda_without_a_device_says_why(monkeypatch: pytest.MonkeyPatch) -> None
     assert "built without CUDA" in doctor._cuda()["devices"]["reason"]
 
 
-def test_archives_are_found_where_they_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_sets_are_found_where_they_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     home = tmp_path
     monkeypatch.setattr(Path, "home", lambda: home)
     cache = home / ".cache" / "der_fast"
     cache.mkdir(parents=True)
     (cache / "cifar-10-python.tar.gz").write_bytes(b"")
     found = doctor._files()
-    assert found["cifar10 archive"]["works"] is True
-    assert found["cifar100 archive"]["works"] is False
-    assert "--download" in found["cifar100 archive"]["reason"]
+    assert found["cifar10"] == {"works": True, "reason": f"official archive {cache / 'cifar-10-python.tar.gz'}"}
+    assert found["cifar100"] == {"works": False, "reason": f"not in {cache_folder()}; --download, or data.root"}
+    own = cache_folder()
+    (own / "cifar100" / "train" / "apple").mkdir(parents=True)
+    assert doctor._files()["cifar100"] == {"works": True, "reason": f"images {own / 'cifar100'}"}

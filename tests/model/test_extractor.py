@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from der_fast.model.architecture import BACKBONES, build_architecture
-from der_fast.model.extractor import Convolution, Extractor, MaskedBatchNorm
+from der_fast.model.extractor import Convolution, Extractor, Initialisation, MaskedBatchNorm
 from der_fast.model.layout import MaskLayout
 
 STEMS = ("small", "imagenet")
@@ -177,15 +177,33 @@ def test_initial_weights_come_from_the_generator_alone(backbone):
     assert not torch.equal(other["stem.weight"], first["stem.weight"])
 
 
-def test_initial_weights_have_the_variance_of_pytorchs_default():
-    extractor = Extractor(build_architecture("resnet18", width=16)).initialise(seeded(0))
+def scaled(extractor, gain, fan_of):
+    """Check every convolution's weights: divided by the standard deviation that they should have, they are draws from N(0, 1)."""
     for module in extractor.modules():
         if isinstance(module, Convolution):
-            _, inputs, height, width = module.weight.shape
-            draws = module.weight.detach() * (3 * inputs * height * width) ** 0.5
+            draws = module.weight.detach() * (fan_of(*module.weight.shape) / gain) ** 0.5
             # The mean and the variance of n draws from N(0, 1) have spreads of 1/√n and √(2/n).
             assert abs(float(draws.mean())) < 5 / draws.numel() ** 0.5
             assert abs(float(draws.var()) - 1) < 5 * (2 / draws.numel()) ** 0.5
+
+
+def test_initial_weights_have_the_variance_of_pytorchs_default():
+    extractor = Extractor(build_architecture("resnet18", width=16)).initialise(seeded(0))
+    scaled(extractor, 1 / 3, lambda outputs, inputs, height, width: inputs * height * width)
+
+
+@pytest.mark.parametrize(("backbone", "ends"), [("resnet18", 8), ("preact_resnet18", 0)])
+def test_another_initialisation(backbone, ends, monkeypatch):
+    monkeypatch.setattr("der_fast.model.extractor.INITIALISATION", Initialisation("out", 2, branches=0))
+    extractor = Extractor(build_architecture(backbone, width=16)).initialise(seeded(0))
+    scaled(extractor, 2, lambda outputs, inputs, height, width: outputs * height * width)
+    torch.manual_seed(0)
+    theirs = torch.nn.init.kaiming_normal_(torch.empty(64, 16, 3, 3), mode="fan_out", nonlinearity="relu")
+    ours = Initialisation("out", 2).draw(theirs, seeded(0))
+    assert float(ours.std() / theirs.std()) == pytest.approx(1, abs=0.05)
+    gammas = [float(norm.weight.detach()[0]) for norm in extractor.modules() if isinstance(norm, MaskedBatchNorm)]
+    assert gammas.count(0) == ends and gammas.count(1) == len(gammas) - ends
+    assert all(bool((block.norms[-1].weight == 0).all()) for block in extractor.blocks) == bool(ends)
 
 
 def test_initialise_resets_batch_norm():

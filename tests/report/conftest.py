@@ -68,7 +68,9 @@ def _write_masks(folder: Path, step: int, groups: dict[str, int], epochs: int, r
     file = folder / "steps" / f"{step:02d}" / "mask_logits.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    tensors = {"logits": logits.astype(np.float32), "times": np.arange(epochs + 1, dtype=np.float64), "offsets": offsets}
+    count = len(sizes)
+    tensors = {"prices": np.linspace(0.2, 1, count), "thresholds": np.zeros(count)}
+    tensors |= {"logits": logits.astype(np.float32), "times": np.arange(epochs + 1, dtype=np.float64), "offsets": offsets}
     save_file(tensors, file, metadata={"groups": json.dumps(list(groups))})
     return logits
 

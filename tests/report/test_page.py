@@ -140,7 +140,7 @@ def test_links_within_the_page_lead_somewhere(full):
 def test_pictures_lie_beside_the_page_and_in_it(full):
     folder, _, page = full
     files = {file.stem: file.read_bytes() for file in (folder / "figures").glob("*.png")}
-    assert set(files) == PICTURES | {"masks_step_01", "masks_step_02", "masks_step_03"}
+    assert set(files) == PICTURES | {f"{kind}_step_0{step}" for kind in ("masks", "reasons") for step in (1, 2, 3)}
     inlined = [base64.b64decode(link.partition(",")[2]) for link in page.links if link.startswith("data:image/png")]
     assert sorted(inlined) == sorted(files.values())
     for stem, png in files.items():
@@ -258,11 +258,14 @@ def test_many_steps_show_a_choice_of_trajectories(tmp_path, make_run, read_page,
     make_run(tmp_path, [[f"c{step}"] for step in range(5)], backbone="resnet20", epochs=2)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "masks_step_02.png").write_bytes(b"of an earlier report")
+    (tmp_path / "figures" / "reasons_step_04.png").write_bytes(b"of an earlier report")
     (tmp_path / "figures" / "mine.png").write_bytes(b"the user's own")
     page = read_page(write_report(tmp_path))
     assert "3 of 5 steps are shown." in page.text
     stems = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert {stem for stem in stems if stem.startswith("masks")} == {"masks_step_01", "masks_step_03", "masks_step_05"}
+    assert {stem for stem in stems if stem.startswith("reasons")} == {"reasons_step_01", "reasons_step_03", "reasons_step_05"}
+    assert {row[0] for row in page.table("step", "group")} == {"1", "2", "3", "4", "5"}
     assert "mine" in stems
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from der_fast.report import accuracy, channels, cost, style, training
+from der_fast.report import accuracy, channels, cost, reasons, style, training
 from der_fast.report.paper import curve_beside
 from der_fast.report.record import read_run
 
@@ -60,6 +60,7 @@ def draw_all(run):
         channels.kept_channels(run)
         training.epochs_of_the_run(run)
         channels.mask_trajectories(run.trajectories[-1])
+        reasons.picture_of(run.trajectories[-1])
 
 
 def overlaps(texts, slack=1.0):

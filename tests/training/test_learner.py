@@ -173,13 +173,15 @@ def test_the_mask_trajectory_of_every_step(learned: tuple[Learner, Path]) -> Non
     for step in (1, 2, 3):
         with safe_open(learned[1] / "steps" / f"{step:02d}" / "mask_logits.safetensors", "pt") as file:
             logits, offsets, groups = file.get_tensor("logits"), file.get_tensor("offsets"), json.loads(file.metadata()["groups"])
-            times = file.get_tensor("times")
+            times, prices, thresholds = (file.get_tensor(name) for name in ("times", "prices", "thresholds"))
         assert logits.shape == (len(times), offsets[-1])
         # One learned epoch, the cut, and the end of the step.
         assert times[0] == 0 and times[-3:].tolist() == [1, 1, 2] and (times.diff() >= 0).all()
         kept = MaskLayout(learned[0].model.network.architecture).by_group(logits[-1] > 0)
         assert {name: int(part.sum()) for name, part in kept.items()} == {n: k for n, (k, _) in learned[0].results[step - 1].kept.items()}
-        assert len(groups) == len(offsets) - 1
+        assert len(groups) == len(offsets) - 1 == len(prices) == len(thresholds)
+        # No budget, and so no cut.
+        assert thresholds.max() == 0 and prices.max() == 1
         assert offsets.diff().tolist() == [learned[0].model.network.architecture.groups[name] for name in groups]
 
 

@@ -82,23 +82,20 @@ ARCHIVES: Mapping[str, Archive] = {
 DOWNLOAD = Spelling("--download", "data.download=True in settings")
 
 
-def load_cifar(name: str, root: Path, *, allow_download: bool) -> tuple[MemorySource, MemorySource]:
+def load_cifar(name: str, root: Path) -> tuple[MemorySource, MemorySource]:
     """Return (train, test) of ``"cifar10"`` or ``"cifar100"`` (fine labels): uint8, 32 × 32, in the archive's order.
 
     Args:
         name: a key of `ARCHIVES`.
-        root: the folder that holds the archive.
-        allow_download: fetch a missing archive from its official address.
+        root: the folder that holds the archive; a missing one is downloaded from its official address.
 
     Raises:
-        DataError: no archive and no permission to download it, a failed download, a wrong checksum, or unexpected content.
+        DataError: a failed download, a wrong checksum, or unexpected content.
         StorageError: the downloaded archive cannot be written.
     """
     archive = ARCHIVES[name]
     path = root / archive.file
     if not path.is_file():
-        if not allow_download:
-            raise DataError(*_missing(name, archive, path))
         download(archive.url, path, md5=archive.md5)
     data = path.read_bytes()
     # Exactly the bytes that were checked are unpickled.
@@ -117,16 +114,6 @@ def load_cifar(name: str, root: Path, *, allow_download: bool) -> tuple[MemorySo
         return train, _source(archive, path, members, (archive.test,), names)
     except (tarfile.TarError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path} has the right checksum but cannot be read: {error!r}; please report this") from error
-
-
-def _missing(name: str, archive: Archive, path: Path) -> tuple[str | Spelling, ...]:
-    unpacked = path.parent / archive.folder
-    note = f" (the unpacked folder {unpacked} is not used: it has no checksum)" if unpacked.is_dir() else ""
-    return (
-        f"{name} needs the official archive {archive.file}, which is not in {path.parent}{note}. Download {archive.url} into that folder, "
-        "name another folder with data.root, or use ",
-        DOWNLOAD,
-    )
 
 
 def _read_members(data: bytes, archive: Archive) -> dict[str, Any]:

@@ -48,9 +48,11 @@ class Form:
 WHOLE = Form()
 
 
-def has_strips(root: Path) -> bool:
-    """Whether `root` holds strips, in tars or unpacked."""
-    return any(root.glob(_TARS)) or _unpacked(root) is not None
+def places_of(root: Path) -> list[str]:
+    """Return where `root` holds strips, as text: in tars, which are read if both are there, and unpacked."""
+    unpacked = _unpacked(root)
+    tars = [str(root / _TARS)] if any(root.glob(_TARS)) else []
+    return tars + ([] if unpacked is None else [str(unpacked / "train" / "*.webp")])
 
 
 def classes_in(root: Path) -> list[str]:

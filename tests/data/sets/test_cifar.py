@@ -132,6 +132,18 @@ def test_cifar100_has_its_fine_labels(tmp_path, install):
     assert train.labels.tolist() == [99, 0, 1, 2, 3] and test.labels.tolist() == [5, 6]
 
 
+def test_classes_select_in_the_archives_order(tmp_path, install):
+    path = install("cifar10", cifar10_members())
+    said = []
+    train, test = load_dataset(config(tmp_path, classes=("class3", "class2")), say=said.append)
+    assert train.class_names == test.class_names == ("class2", "class3")
+    assert train.labels.tolist() == [0, 0, 1, 1] and test.labels.tolist() == [0, 1]
+    assert train.files == ("data_batch_2/2_0.png", "data_batch_2/2_3.png", "data_batch_3/3_0.png", "data_batch_3/3_3.png")
+    assert said == [f"cifar10 is read from the official archive {path}"] == list(train.notes)
+    with pytest.raises(DataError, match="data.classes names klass, but cifar10 has no such class"):
+        load_dataset(config(tmp_path, classes=("class2", "klass")))
+
+
 def test_limit_per_class_takes_the_first(tmp_path, install):
     install("cifar10", cifar10_members())
     train, _ = load_dataset(config(tmp_path, train_per_class=1, image_size=16))

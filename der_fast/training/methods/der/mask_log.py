@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,26 +21,34 @@ class MaskLog:
     Attributes:
         times: in epochs, in ascending order. Two rows with the same time are from before and after a cut.
         logits: one (C,) float32 tensor on the CPU per row.
+        thresholds: (G,) float64: what the logits of every group had to exceed in the cut; None before it.
     """
 
     times: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
+    thresholds: Tensor | None = None
 
-    def add(self, time: float, logits: Tensor) -> None:
-        """Record the logits (C,) at `time`."""
+    def add(self, time: float, logits: Tensor, thresholds: Tensor | None = None) -> None:
+        """Record the logits (C,) at `time`, and the thresholds (G,) of the first cut: later ones find the budget met."""
+        # A log from before there were thresholds may have a cut without them.
+        if self.thresholds is None and all(one != other for one, other in itertools.pairwise(self.times)):
+            self.thresholds = thresholds
         self.times.append(time)
         self.logits.append(logits.detach().cpu().clone())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The log as two tensors: ``times`` (rows,) float64 and ``logits`` (rows, C) float32; empty if nothing was recorded."""
+        """The log as tensors: ``times`` (rows,) float64, ``logits`` (rows, C) float32 and, once there was a cut, ``thresholds`` (G,)
+        float64; empty if nothing was recorded.
+        """
         if not self.times:
             return {}
-        return {"times": torch.tensor(self.times, dtype=torch.float64), "logits": torch.stack(self.logits)}
+        rows = {"times": torch.tensor(self.times, dtype=torch.float64), "logits": torch.stack(self.logits)}
+        return rows if self.thresholds is None else {**rows, "thresholds": self.thresholds}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> MaskLog:
         """The inverse of `tensors`."""
-        return cls(tensors["times"].tolist(), list(tensors["logits"])) if tensors else cls()
+        return cls(tensors["times"].tolist(), list(tensors["logits"]), tensors.get("thresholds")) if tensors else cls()
 
 
 def is_noted(batch: int, batches: int, learned_epochs: int) -> bool:

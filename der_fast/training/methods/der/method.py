@@ -24,7 +24,7 @@ from der_fast.training.classifier_stage import classifier_readout, has_classifie
 from der_fast.training.context import Context
 from der_fast.training.method import Split, placed
 from der_fast.training.methods.der.batch_norm import reestimate_batch_norm
-from der_fast.training.methods.der.pruning import binarise, final_keep
+from der_fast.training.methods.der.pruning import binarise, final_keep, thresholds
 from der_fast.training.methods.der.representation import RepresentationStage
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.model import Model
@@ -148,8 +148,9 @@ def _end_representation(context: Context, state: DerState, source: ImageSource) 
     started = time.perf_counter()
     state.expand()
     config = context.config.masks
+    needed = thresholds(state.masks, config)
     binary = binarise(state.masks, config).float().to(context.device)
-    state.mask_log.add(state.epoch, state.masks.logits)
+    state.mask_log.add(state.epoch, state.masks.logits, needed)
     reestimate_batch_norm(context, state.extractor, binary, source, generator(context.seed, "batch-norm", state.step))
     state.elapsed += time.perf_counter() - started
 

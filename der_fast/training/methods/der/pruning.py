@@ -35,16 +35,27 @@ def final_keep(masks: ChannelMasks, config: MasksConfig) -> Tensor:
     return keep
 
 
+def _cut(masks: ChannelMasks, config: MasksConfig) -> tuple[float, Tensor]:
+    """Return the threshold τ ≥ 0 that meets the budget, 0 without a target or if it is met, and the weights w (C,) of τ."""
+    weights = masks.layout.prices().pow(config.price_power)
+    if config.target_params is None:
+        return 0.0, weights
+    return max(budget_threshold(masks.layout, masks.logits.detach().cpu(), config), 0.0), weights
+
+
+def thresholds(masks: ChannelMasks, config: MasksConfig) -> Tensor:
+    """Return what the logits of every group must exceed to stay when the budget is met, τ·w, (G,) float64 on the CPU."""
+    threshold, weights = _cut(masks, config)
+    return threshold * masks.layout.per_group(weights)
+
+
 @torch.no_grad()
 def meet_budget(masks: ChannelMasks, config: MasksConfig) -> None:
     """Lower the logits so that keeping e_c > 0 leaves at most the target share; does nothing without a target or if it is met."""
-    if config.target_params is None:
-        return
-    logits = masks.logits.detach().cpu()
-    threshold = budget_threshold(masks.layout, logits, config)
+    threshold, weights = _cut(masks, config)
     if threshold <= 0:
         return
-    weights = masks.layout.prices().pow(config.price_power)
+    logits = masks.logits.detach().cpu()
     keep = logits / weights > threshold
     lowered = logits - threshold * weights
     # Rounding must not move a channel across zero: the budget was counted with the quotient.

@@ -15,7 +15,7 @@ from der_fast.training.context import Context
 from der_fast.training.kept import KeptFeatures, saves
 from der_fast.training.methods.der.loss import DerLoss
 from der_fast.training.methods.der.mask_log import is_noted
-from der_fast.training.methods.der.pruning import binarise, final_keep, kept_share
+from der_fast.training.methods.der.pruning import binarise, final_keep, kept_share, thresholds
 from der_fast.training.methods.der.sparsity import SparsityController, interval
 from der_fast.training.methods.der.state import DerState
 from der_fast.training.schedule import mask_scale, settled_from
@@ -84,8 +84,9 @@ class RepresentationStage(Stage):
         if masks is None:
             return
         started = time.perf_counter()
+        needed = thresholds(masks, config)
         keep = binarise(masks, config)
-        self.state.mask_log.add(self.state.epoch, masks.logits)
+        self.state.mask_log.add(self.state.epoch, masks.logits, needed)
         if self.state.compact(keep):
             self.optimizer, self.step, self.der_loss = self.new_optimizer(), None, None
         self.state.elapsed += time.perf_counter() - started

@@ -101,11 +101,11 @@ class DerState(StepState):
             self.parts[name].load_state_dict(wide[name].state_dict())
 
     def files(self) -> dict[str, StepFile]:
-        """The mask trajectory, if there are masks."""
+        """The mask trajectory, if there are masks, with the prices of the groups' channels."""
         if self.masks is None:
             return {}
         layout = self.masks.layout
-        tensors = {**self.mask_log.tensors(), "offsets": torch.tensor(layout.offsets)}
+        tensors = {**self.mask_log.tensors(), "offsets": torch.tensor(layout.offsets), "prices": layout.per_group(layout.prices())}
         return {FILE: (tensors, {"groups": json.dumps(list(layout.names))})}
 
     def tensors(self) -> dict[str, Tensor]:

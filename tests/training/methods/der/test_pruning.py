@@ -15,7 +15,7 @@ from der_fast.kernels.channel_masks import sparsity_loss
 from der_fast.model.architecture import BACKBONES, build_architecture
 from der_fast.model.layout import MaskLayout
 from der_fast.model.masks import ChannelMasks
-from der_fast.training.methods.der.pruning import final_keep, kept_share, meet_budget
+from der_fast.training.methods.der.pruning import final_keep, kept_share, meet_budget, thresholds
 from der_fast.training.methods.der.sparsity import Budget, SparsityController, budget_threshold, interval
 
 LAYOUT = MaskLayout(build_architecture("resnet20", width=2))
@@ -96,6 +96,19 @@ def test_the_budget_is_met_and_the_floor_is_kept(seed: int, low: float, target: 
     assert (masks.logits <= before).all()
     if power == 0:
         assert (masks.logits.detach()[before.argsort()].diff() >= 0).all()
+
+
+@given(seed=seeds, target=shares, power=powers)
+def test_what_exceeds_its_groups_threshold_stays(seed: int, target: float, power: float) -> None:
+    masks, config = masks_of(seed), config_of(target, power=power)
+    before, needed = masks.logits.detach().double(), thresholds(masks, config)
+    assert needed.shape == (len(LAYOUT.names),) and (needed >= 0).all()
+    meet_budget(masks, config)
+    spread = needed.repeat_interleave(torch.tensor([LAYOUT.architecture.groups[name] for name in LAYOUT.names]))
+    # One channel stands exactly at the threshold, up to rounding, and goes.
+    assert (before[masks.keep()] > spread[masks.keep()] - 1e-6).all()
+    assert (before[~masks.keep()] < spread[~masks.keep()] + 1e-6).all()
+    assert torch.equal(thresholds(masks_of(seed), config_of(None)), torch.zeros_like(needed))
 
 
 @given(seed=seeds, floor=floors)

@@ -16,6 +16,7 @@ from der_fast.model.classifier import auxiliary_targets, initialise_classifier
 from der_fast.model.extractor import Extractor
 from der_fast.seeds import generator
 from der_fast.training.context import Context
+from der_fast.training.methods.der.mask_log import FILE, MaskLog
 from der_fast.training.methods.der.method import begin_step
 from der_fast.training.methods.der.pruning import final_keep, kept_share
 from der_fast.training.methods.der.representation import RepresentationStage
@@ -146,6 +147,7 @@ def test_settled_epochs_leave_the_masks_alone(tiny: Tiny, synthetic: Images, con
     rows = state.mask_log.logits
     assert all(not torch.equal(one, other) for one, other in pairwise(rows[:-1]))
     assert torch.equal(rows[-2], rows[-1]) and torch.equal(rows[-1], state.masks.logits)
+    assert state.mask_log.thresholds is not None and not state.mask_log.thresholds.any()
 
 
 def test_a_target_is_met_before_the_masks_are_settled(tiny: Tiny, synthetic: Images, context_for: Contexts) -> None:
@@ -156,6 +158,24 @@ def test_a_target_is_met_before_the_masks_are_settled(tiny: Tiny, synthetic: Ima
     share = kept_share(state.masks.layout, final_keep(state.masks, context.config.masks))
     assert state.records[-1].settled
     assert state.records[-1].kept_share == share <= 0.3
+    log, layout = state.mask_log, state.masks.layout
+    assert log.thresholds is not None and log.thresholds.max() > 0
+    before, after = (layout.by_group(row) for row in log.logits[-2:])
+    assert log.thresholds.tolist() == [
+        pytest.approx(float((before[name] - after[name])[after[name] > 1e-6].mean()), abs=1e-5)
+        if (after[name] > 1e-6).any()
+        else pytest.approx(threshold)
+        for name, threshold in zip(layout.names, log.thresholds.tolist(), strict=True)
+    ]
+    # A later cut finds the budget met; the log keeps what the first one asked for, also in a checkpoint.
+    log = MaskLog.of(log.tensors())
+    first = log.thresholds
+    log.add(2.0, state.masks.logits, torch.zeros_like(first))
+    assert torch.equal(log.thresholds, first) and set(state.files()[FILE][0]) == {"times", "logits", "offsets", "prices", "thresholds"}
+    # The log of an earlier version has a cut without thresholds.
+    old = MaskLog([0.0, 1.0, 1.0], [state.masks.logits.detach()] * 3)
+    old.add(2.0, state.masks.logits, torch.zeros_like(first))
+    assert old.thresholds is None
     kept = final_keep(state.masks, context.config.masks)
     assert state.records[-1].kept_channels == int(kept.sum()) / len(kept)
 
