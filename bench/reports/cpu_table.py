@@ -144,6 +144,15 @@ def _growth(found: Mapping[str, Any]) -> list[str]:
             ),
         )
     )
+    whole = {name: value for name, value in ratios.items() if name.startswith("whole step at")}
+    if whole:
+        kept, fresh = ([f"× {value:.2f}" for name, value in whole.items() if f": {kind}," in name] for kind in ("views", "fresh"))
+        counts = " and ".join(name.split(" over ")[0].removeprefix("whole step at ") for name in whole if ": views," in name)
+        how = (
+            f"{' and '.join(kept)} the time at t = 1 where features of 16 views are kept, {' and '.join(fresh)} with fresh crops: the same "
+            "command with `--modes schedule`, on an AMD EPYC"
+        )
+        rows.append(row(f"the same: all 170 epochs of a step at {counts}, masks learned in 17", how=how))
     return rows
 
 

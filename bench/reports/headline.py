@@ -67,5 +67,8 @@ def _growth(found: Mapping[str, Any]) -> str:
         f"training step 10 takes {ratios['training at t = 10 over t = 1: ours, time']:.2f} × the time of step 1 "
         f"(eager, unpruned: {ratios['training at t = 10 over t = 1: eager_unpruned, time']:.1f} ×)"
     )
+    whole = ratios.get("whole step at t = 10 over t = 1: views, time")
+    if whole is not None:
+        result += f"; all 170 epochs of it {whole:.2f} ×, because features of earlier extractors are kept"
     how = f"`python -m bench growth`: CPU, medians of {found['rounds']} rounds, [table](bench/results/growth.md)"
     return f"| ten steps of ResNet-18 on a CPU, 1/12 of the parameters each | {result} | {how} |"
