@@ -69,6 +69,7 @@ def _growth(found: Mapping[str, Any]) -> str:
     )
     whole = ratios.get("whole step at t = 10 over t = 1: views, time")
     if whole is not None:
-        result += f"; all 170 epochs of it {whole:.2f} ×, because features of earlier extractors are kept"
+        fresh = ratios["whole step at t = 10 over t = 1: fresh, time"]
+        result += f"; all 170 epochs of it {whole:.2f} × with kept features of earlier extractors, {fresh:.2f} × with fresh crops"
     how = f"`python -m bench growth`: CPU, medians of {found['rounds']} rounds, [table](bench/results/growth.md)"
     return f"| ten steps of ResNet-18 on a CPU, 1/12 of the parameters each | {result} | {how} |"

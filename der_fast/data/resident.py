@@ -78,7 +78,7 @@ def on_device(
         pixels = source.images.to(device)
     except torch.OutOfMemoryError:
         say(
-            f"{len(source):,} images ({size / 2**30:.3g} GiB) go to the GPU batch by batch: only {free / 2**30:.3g} GiB of its memory are "
+            f"{len(source):,} images ({size / 2**30:.3g} GiB) go to the GPU batch by batch: only {free / 2**30:.3g} GiB of its memory is "
             f"free, and training needs most of that"
         )
         return None

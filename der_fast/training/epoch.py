@@ -62,11 +62,6 @@ class EpochMeter:
                 return
             yield batch
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count one batch: its mean loss, and hits of `logits` (N, classes) against `labels` (N,)."""
-        tally(self.totals, loss, logits, labels)
-        self.advance(len(labels))
-
     def advance(self, images: int) -> None:
         """Count one batch of `images` images, whose loss and hits are already in the totals."""
         self.images += images

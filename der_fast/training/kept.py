@@ -99,7 +99,7 @@ class KeptFeatures:
             self._said = True
             self.context.observer.message(
                 f"features of earlier extractors: {len(self._views)} of {len(self.keys)} views fit in "
-                f"runtime.features_gib = {self.context.config.runtime.features_gib:g}; the others are computed again in every epoch"
+                f"runtime.features_gib = {self.context.config.runtime.features_gib:g}; the others are computed again each time"
             )
 
     def complete(self, batch: Batch) -> Tensor:

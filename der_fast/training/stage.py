@@ -65,7 +65,7 @@ class Stage:
         graphed: bool = False,
     ) -> None:
         self.context, self.state, self.source, self.schedule = context, state, source, schedule
-        self.loss, self.constrain, self.parts, self.chosen, self.graphed = loss, constrain, parts, chosen, graphed
+        self.loss, self.constrain, self.parts, self.graphed = loss, constrain, parts, graphed
         self.name = name or state.stage
         self.batches = count_batches(len(source) if chosen is None else len(chosen), schedule.batch_size)
         self.feed = feed or feed_for(context, source, chosen, schedule.batch_size, kept)

@@ -38,7 +38,7 @@ def test_a_gpu_with_too_little_memory_gets_them_batch_by_batch_and_one_line_says
     monkeypatch.setattr(resident, "free_bytes", lambda device: 6 * 8 * 8 * 3 * 4 - 4)
     assert on_device(source_of(), transform(), CPU, torch.float32, said.append, channels_last=True) is None
     assert said == [
-        "6 images (1.07e-06 GiB) go to the GPU batch by batch: only 4.29e-06 GiB of its memory are free, and training needs most of that"
+        "6 images (1.07e-06 GiB) go to the GPU batch by batch: only 4.29e-06 GiB of its memory is free, and training needs most of that"
     ]
 
 
